@@ -1,0 +1,1 @@
+"""MiniGPT's helpers: everything that the model file and the training loop lean on."""

@@ -1,0 +1,288 @@
+"""Which options are there? Each is described once, here, for YAML files and the command line alike.
+
+A YAML file is turned into argv and put in front of the real command line, so types, choices and unknown keys
+are checked by one parser, and what is typed last wins.
+"""
+
+import difflib
+import math
+import sys
+from argparse import ArgumentDefaultsHelpFormatter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, Literal, NoReturn
+
+import yaml
+from transformers.hf_argparser import HfArgumentParser
+
+
+TEXT_SOURCES = ("data", "train_file", "dataset_name", "corpus")
+
+
+def option(help: str, default: Any = None) -> Any:
+    """A dataclass field that is also a command-line option. Lists are copied for every instance."""
+    if isinstance(default, list):
+        return field(default_factory=lambda: list(default), metadata={"help": help})
+    return field(default=default, metadata={"help": help})
+
+
+class Checked:
+    """A dataclass whose parts each name what is wrong with them; all problems are raised together."""
+
+    def __post_init__(self) -> None:
+        owners = [cls for cls in reversed(type(self).__mro__) if "problems" in vars(cls)]
+        problems = [problem for cls in owners for problem in vars(cls)["problems"](self)]
+        if problems:
+            raise ValueError("; ".join(problems))
+
+
+def _below(arguments: Any, minimum: float, *names: str) -> Iterator[str]:
+    """A sentence for every named value that is set and less than `minimum`."""
+    for name in names:
+        value = getattr(arguments, name)
+        if value is not None and not minimum <= value < math.inf:
+            yield f"{name}={value} must be a number of at least {minimum}"
+
+
+@dataclass(frozen=True)
+class ModelArguments(Checked):
+    """What is trained: a model from scratch, or one that exists."""
+
+    _argument_group_name = "model"
+
+    model_name_or_path: str | None = option("Start from this MiniGPT or GPT-2 folder or Hub name; else from scratch")
+    hidden_size: int | None = option("Width of the model (default 768)")
+    num_hidden_layers: int | None = option("Number of layers (default 12)")
+    num_attention_heads: int | None = option("Attention heads a layer (default 12)")
+    intermediate_size: int | None = option("Width of the MLP (default 4 x hidden_size)")
+    max_position_embeddings: int | None = option("Longest context (default block_size)")
+    vocab_size: int | None = option("Rows of the embedding (default: the tokenizer's size)")
+    tie_word_embeddings: bool | None = option("Share input and output embedding (default true)")
+    qkv_bias: bool | None = option("Bias on the query, key and value projections (default true)")
+    dropout: float | None = option("Dropout on embeddings, attention and residuals (default 0, or the model's own)")
+    attn_implementation: Literal["sdpa", "eager", "flash_attention_2", "flex_attention"] = option(
+        "Attention kernel", "sdpa"
+    )
+
+    @property
+    def shape(self) -> dict[str, Any]:
+        """The options that only a model from scratch can take, those that were given, as config fields."""
+        names = (
+            "hidden_size num_hidden_layers num_attention_heads intermediate_size max_position_embeddings vocab_size "
+            "tie_word_embeddings qkv_bias"
+        ).split()
+        return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+
+    def problems(self) -> Iterator[str]:
+        if self.model_name_or_path is not None and self.shape:
+            given = ", ".join(f"{name}={value}" for name, value in self.shape.items())
+            yield f"{given}: the shape is fixed by model_name_or_path={self.model_name_or_path}; leave one of them out"
+        if self.dropout is not None and not 0 <= self.dropout < 1:
+            yield f"dropout={self.dropout} must be at least 0 and below 1"
+        yield from _below(self, 1, "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
+        yield from _below(self, 1, "max_position_embeddings", "vocab_size")
+
+
+@dataclass(frozen=True)
+class DataArguments(Checked):
+    """Where the text comes from, and how it becomes tokens."""
+
+    _argument_group_name = "data"
+
+    data: str | None = option("Folder of prepared token shards, or of nanoGPT's train.bin and val.bin")
+    train_file: list[str] | None = option("Text or JSONL files, or folders of them")
+    validation_file: list[str] | None = option("Files to validate on (default: a split of the training text)")
+    dataset_name: str | None = option("Hugging Face data set: a local folder or a Hub name")
+    dataset_config_name: str | None = option("Configuration of the data set")
+    corpus: Literal["python-docs"] | None = option("A corpus that needs no download")
+    text_column: str = option("Field of JSONL lines and data sets that holds the text", "text")
+    validation_split_percentage: float = option("Share of the text held out when there is no validation split", 10.0)
+    tokenizer: str | None = option("'bpe' or 'char' to train one, or a tokenizer folder or Hub name (default: bpe)")
+    tokenizer_vocab_size: int = option("Vocabulary size of a trained 'bpe' tokenizer", 8192)
+    preprocessing_num_workers: int | None = option("Processes that tokenize (default: one a core)")
+    cache_dir: str | None = option("Where the trainer keeps shards that it prepares (default ~/.cache/minigpt)")
+    overwrite_cache: bool = option("Prepare again even when the cache has the shards", False)
+
+    def problems(self) -> Iterator[str]:
+        given = [name for name in TEXT_SOURCES if getattr(self, name)]
+        if len(given) > 1:
+            yield f"{' and '.join(given)} are both given: choose one source of text"
+        if not given:
+            yield f"no text to train on: give one of {', '.join('--' + name for name in TEXT_SOURCES)}"
+        if self.validation_file and not self.train_file:
+            yield "validation_file goes with train_file"
+        if not 0 < self.validation_split_percentage < 100:
+            yield f"validation_split_percentage={self.validation_split_percentage} must be between 0 and 100"
+        yield from _below(self, 257, "tokenizer_vocab_size")  # 256 bytes and the end-of-text token
+        yield from _below(self, 1, "preprocessing_num_workers")
+
+
+@dataclass(frozen=True)
+class BatchArguments(Checked):
+    """How tokens become batches, and for how long."""
+
+    _argument_group_name = "batches"
+
+    block_size: int = option("Tokens a sample", 1024)
+    stride: int | None = option("Distance between the starts of two samples; less than block_size overlaps them")
+    per_device_train_batch_size: int = option("Samples in one micro-batch of one process", 8)
+    gradient_accumulation_steps: int = option("Micro-batches of one process in one step", 1)
+    per_device_eval_batch_size: int | None = option("Samples in one evaluation batch (default: as in training)")
+    max_steps: int | None = option("Number of steps (optimizer updates); goes before num_train_epochs")
+    num_train_epochs: float = option("Passes over the training tokens, when max_steps is not given", 1.0)
+    dataloader_num_workers: int = option("Processes that load batches beside each training process", 0)
+    seed: int = option("Decides initial weights, data order and dropout", 1337)
+
+    def problems(self) -> Iterator[str]:
+        yield from _below(self, 1, "block_size", "stride", "per_device_train_batch_size", "max_steps")
+        yield from _below(self, 1, "gradient_accumulation_steps", "per_device_eval_batch_size")
+        yield from _below(self, 0, "dataloader_num_workers", "seed")
+        if not self.num_train_epochs > 0:
+            yield f"num_train_epochs={self.num_train_epochs} must be greater than 0"
+        if self.stride is not None and self.stride > self.block_size:
+            yield f"stride={self.stride} is greater than block_size={self.block_size} and would skip tokens"
+
+
+@dataclass(frozen=True)
+class OptimizerArguments(Checked):
+    """How a gradient becomes an update."""
+
+    _argument_group_name = "optimizer"
+
+    optimizer: Literal["adamw", "muon"] = option("muon: Muon for the layers' matrices, AdamW for the rest", "adamw")
+    learning_rate: float = option("Peak learning rate of AdamW", 6e-4)
+    muon_learning_rate: float = option("Peak learning rate of Muon, on the same schedule", 0.02)
+    min_learning_rate: float = option("Learning rate at the end of the decay", 0.0)
+    lr_scheduler_type: Literal["cosine", "linear", "constant"] = option("Shape of the decay", "cosine")
+    warmup_steps: int = option("Steps of linear warm-up", 0)
+    scale_learning_rate: bool = option("Multiply the learning rates by the number of processes", False)
+    weight_decay: float = option("Decay of matrices; biases and norms have none", 0.1)
+    adam_beta1: float = option("First moment's decay", 0.9)
+    adam_beta2: float = option("Second moment's decay", 0.95)
+    adam_epsilon: float = option("Added to the denominator of AdamW", 1e-8)
+    max_grad_norm: float = option("Clip the gradient to this norm; 0 leaves it alone", 1.0)
+
+    def problems(self) -> Iterator[str]:
+        yield from _below(self, 0, "learning_rate", "muon_learning_rate", "min_learning_rate", "warmup_steps")
+        yield from _below(self, 0, "weight_decay", "adam_epsilon", "max_grad_norm")
+        if self.min_learning_rate > self.learning_rate:
+            yield f"min_learning_rate={self.min_learning_rate} is above learning_rate={self.learning_rate}"
+        for name in ("adam_beta1", "adam_beta2"):
+            if not 0 <= getattr(self, name) < 1:
+                yield f"{name}={getattr(self, name)} must be at least 0 and below 1"
+
+
+@dataclass(frozen=True)
+class RunArguments(Checked):
+    """Where the run lives, and what it tells."""
+
+    _argument_group_name = "run"
+
+    output_dir: str = option("Folder of the run", "runs/minigpt")
+    overwrite_output_dir: bool = option("Delete what an earlier run left in output_dir", False)
+    resume_from_checkpoint: str | None = option("A checkpoint folder, or 'latest' for the newest of output_dir")
+    mixed_precision: Literal["no", "bf16", "fp16"] | None = option("Compute dtype (default: the launch profile's)")
+    tf32: bool = option("Let float32 matrix products use TF32 where the GPU has it", True)
+    gradient_checkpointing: bool = option("Recompute activations in the backward pass to save memory", False)
+    logging_steps: int = option("Steps between log lines", 10)
+    eval_steps: int = option("Steps between full validation losses; 0: only at the end", 500)
+    save_steps: int = option("Steps between checkpoints; 0: only at the end", 1000)
+    save_total_limit: int | None = option("Keep this many checkpoints, and the best one", 2)
+    load_best_model_at_end: bool = option("The final model is the one with the lowest validation loss", False)
+    sample_steps: int = option("Steps between sample texts; 0: only at the end", 0)
+    sample_prompts: list[str] = option("Prompts of the sample texts", ["\n"])
+    sample_max_new_tokens: int = option("Length of a sample text, tokens", 100)
+    report_to: list[str] = option("Trackers: tensorboard, wandb, trackio, all or none", ["tensorboard"])
+    run_name: str | None = option("Name of the run in the trackers (default: the last part of output_dir)")
+
+    def problems(self) -> Iterator[str]:
+        yield from _below(self, 1, "logging_steps", "save_total_limit", "sample_max_new_tokens")
+        yield from _below(self, 0, "eval_steps", "save_steps", "sample_steps")
+        known = {"tensorboard", "wandb", "trackio", "all", "none"}
+        for tracker in self.report_to:
+            if tracker not in known:
+                yield f"report_to={tracker} is none of {', '.join(sorted(known))}"
+        if self.overwrite_output_dir and self.resume_from_checkpoint:
+            yield "overwrite_output_dir would delete what resume_from_checkpoint needs; leave one of them out"
+
+
+@dataclass(frozen=True)
+class Arguments(ModelArguments, DataArguments, BatchArguments, OptimizerArguments, RunArguments):
+    """All options of a training run."""
+
+    GROUPS = (ModelArguments, DataArguments, BatchArguments, OptimizerArguments, RunArguments)
+
+    @property
+    def run_dir(self) -> Path:
+        return Path(self.output_dir)
+
+    def save(self, path: Path) -> None:
+        """Write every option that differs from its default as YAML that `parse` reads back."""
+        defaults = {f.name: f.default_factory() if callable(f.default_factory) else f.default for f in fields(self)}  # type: ignore[misc]
+        changed = {name: value for name, value in vars(self).items() if value != defaults[name]}
+        path.write_text(yaml.safe_dump(changed, sort_keys=False, allow_unicode=True), encoding="utf-8")
+
+
+class OneLineErrorParser(HfArgumentParser):
+    """A parser that says what is wrong in one line, names the nearest option, and exits with 2."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, allow_abbrev=False, formatter_class=ArgumentDefaultsHelpFormatter, **kwargs)
+
+    def error(self, message: str) -> NoReturn:
+        print(f"{Path(self.prog).name}: {message}", file=sys.stderr)
+        sys.exit(2)
+
+    def parse_strictly(self, argv: Sequence[str]) -> dict[str, Any]:
+        """Option values by name; an unknown option ends the program and names its nearest neighbour."""
+        namespace, unknown = self.parse_known_args(list(argv))
+        if unknown:
+            self.error(_unknown_option(unknown[0], [text for text in self._option_string_actions if "_" in text]))
+        return vars(namespace)
+
+
+def _unknown_option(name: str, known: list[str]) -> str:
+    if not name.startswith("--"):
+        return f"{name}: expected an option that starts with --"
+    name = name.split("=")[0]
+    nearest = difflib.get_close_matches(name.replace("-", "_").replace("__", "--", 1), known, n=1)
+    return f"unknown option {name}" + (f"; did you mean {nearest[0]}?" if nearest else "; see --help")
+
+
+def read_config(path: str | Path) -> dict[str, Any]:
+    """The options of a YAML file. Keys set to null are left out: they keep their default."""
+    try:
+        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path}: not YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"{path}: expected a mapping of options to values")
+    for key, value in values.items():
+        if isinstance(value, dict):
+            raise ValueError(f"{path}: {key} is a mapping; options are flat")
+    return {key: value for key, value in values.items() if value is not None}
+
+
+def to_argv(values: dict[str, Any]) -> list[str]:
+    """Options as command-line words."""
+    argv: list[str] = []
+    for key, value in values.items():
+        argv += [f"--{key}", *(str(word) for word in (value if isinstance(value, list) else [value]))]
+    return argv
+
+
+def parse_arguments(argv: Sequence[str], default_config: str | Path) -> Arguments:
+    """Read `[CONFIG.yaml ...] [--option value ...]`; with no words at all, `default_config`.
+
+    A source of text on the command line takes the place of the one in the YAML files.
+    Raises ValueError that names the value, the rule and the way out; exits with 2 on an unknown option.
+    """
+    words = list(argv) or [str(default_config)]
+    values: dict[str, Any] = {}
+    while words and not words[0].startswith("-"):
+        values |= read_config(words.pop(0))
+    if any(word.split("=")[0].replace("-", "_") == f"__{source}" for word in words for source in TEXT_SOURCES):
+        values = {key: value for key, value in values.items() if key not in (*TEXT_SOURCES, "validation_file")}
+    parser = OneLineErrorParser(Arguments.GROUPS, usage="%(prog)s [CONFIG.yaml ...] [--option value ...]")
+    return Arguments(**parser.parse_strictly([*to_argv(values), *words]))
