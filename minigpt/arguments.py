@@ -9,14 +9,24 @@ import math
 import sys
 from argparse import ArgumentDefaultsHelpFormatter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import MISSING, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
 import yaml
 from transformers.hf_argparser import HfArgumentParser
+from typing_extensions import Self
 
-
+SHAPE_OPTIONS = (
+    "hidden_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "intermediate_size",
+    "max_position_embeddings",
+    "vocab_size",
+    "tie_word_embeddings",
+    "qkv_bias",
+)
 TEXT_SOURCES = ("data", "train_file", "dataset_name", "corpus")
 
 
@@ -35,6 +45,10 @@ class Checked:
         problems = [problem for cls in owners for problem in vars(cls)["problems"](self)]
         if problems:
             raise ValueError("; ".join(problems))
+
+    def with_values(self, **values: Any) -> Self:
+        """A copy with other values, checked again."""
+        return replace(self, **values)  # type: ignore[type-var]
 
 
 def _below(arguments: Any, minimum: float, *names: str) -> Iterator[str]:
@@ -68,11 +82,8 @@ class ModelArguments(Checked):
     @property
     def shape(self) -> dict[str, Any]:
         """The options that only a model from scratch can take, those that were given, as config fields."""
-        names = (
-            "hidden_size num_hidden_layers num_attention_heads intermediate_size max_position_embeddings vocab_size "
-            "tie_word_embeddings qkv_bias"
-        ).split()
-        return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+        given = {name: getattr(self, name) for name in SHAPE_OPTIONS}
+        return {name: value for name, value in given.items() if value is not None}
 
     def problems(self) -> Iterator[str]:
         if self.model_name_or_path is not None and self.shape:
@@ -217,11 +228,11 @@ class Arguments(ModelArguments, DataArguments, BatchArguments, OptimizerArgument
     def run_dir(self) -> Path:
         return Path(self.output_dir)
 
-    def save(self, path: Path) -> None:
-        """Write every option that differs from its default as YAML that `parse` reads back."""
-        defaults = {f.name: f.default_factory() if callable(f.default_factory) else f.default for f in fields(self)}  # type: ignore[misc]
-        changed = {name: value for name, value in vars(self).items() if value != defaults[name]}
-        path.write_text(yaml.safe_dump(changed, sort_keys=False, allow_unicode=True), encoding="utf-8")
+    def as_yaml(self) -> str:
+        """Every option that differs from its default, in a form that `read_config` reads back."""
+        unset = {f.name: f.default if f.default_factory is MISSING else f.default_factory() for f in fields(self)}
+        changed = {name: value for name, value in vars(self).items() if value != unset[name]}
+        return yaml.safe_dump(changed, sort_keys=False, allow_unicode=True)
 
 
 class OneLineErrorParser(HfArgumentParser):

@@ -1,0 +1,5 @@
+"""`python -m minigpt` is the console command without installing it."""
+
+from minigpt.cli import main
+
+main()

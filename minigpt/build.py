@@ -1,0 +1,107 @@
+"""What does the run start from? Data, tokenizer and model as the options name them, checked against each other."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from configuration_minigpt import MiniGPTConfig
+from minigpt.arguments import Arguments
+from minigpt.checkpoint import ARGUMENTS_FILE, find_checkpoints
+from minigpt.prepare import prepared_folder
+from minigpt.shards import TokenShards, open_shards
+from minigpt.tokenization import load_tokenizer, tokenizer_hash
+from minigpt.tracking import METRICS_FILE
+from modeling_minigpt import MiniGPTForCausalLM
+
+
+def check_output_dir(args: Arguments) -> None:
+    """Raises ValueError when output_dir holds something that this run would mix with."""
+    folder = args.run_dir
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"output_dir={folder} is a file; give a folder")
+    if not folder.exists() or not any(folder.iterdir()) or args.resume_from_checkpoint:
+        return
+    is_run = (folder / ARGUMENTS_FILE).is_file() or (folder / METRICS_FILE).is_file() or find_checkpoints(folder)
+    if not is_run:
+        raise ValueError(f"output_dir={folder} is in use and holds no run of MiniGPT; give another folder")
+    if not args.overwrite_output_dir:
+        raise ValueError(
+            f"output_dir={folder} holds a run already; go on with --resume_from_checkpoint latest, "
+            "delete it with --overwrite_output_dir, or give another folder"
+        )
+
+
+def clear_output_dir(args: Arguments) -> None:
+    """Make output_dir ready: empty when `overwrite_output_dir` says so, and with this run's options in it."""
+    if args.overwrite_output_dir:
+        shutil.rmtree(args.run_dir, ignore_errors=True)
+    args.run_dir.mkdir(parents=True, exist_ok=True)
+    (args.run_dir / ARGUMENTS_FILE).write_text(args.as_yaml(), encoding="utf-8")
+
+
+def load_data(args: Arguments) -> tuple[TokenShards, Any]:
+    """The prepared shards and their tokenizer; raw text is prepared first, with the model's tokenizer if it has one.
+
+    Raises ValueError when the shards were made with another tokenizer than the one asked for.
+    """
+    if args.data is None and args.tokenizer is None and args.model_name_or_path is not None:
+        args = args.with_values(tokenizer=args.model_name_or_path)
+    shards = open_shards(prepared_folder(args))
+    wanted = args.tokenizer if args.data is not None and args.tokenizer not in ("bpe", "char") else None
+    source = wanted or shards.tokenizer_dir or args.model_name_or_path
+    if source is None:
+        raise ValueError(f"data={args.data} has no tokenizer beside it; name the one that made it with --tokenizer")
+    tokenizer = load_tokenizer(source)
+    if shards.tokenizer_hash is not None and tokenizer_hash(tokenizer) != shards.tokenizer_hash:
+        raise ValueError(f"data={args.data} was made with another tokenizer than {source}; prepare it again")
+    return shards, tokenizer
+
+
+def build_model(args: Arguments, tokenizer: Any, resume_from: Path | None) -> MiniGPTForCausalLM:
+    """The model of a checkpoint, of `model_name_or_path`, or a new one of the asked shape; float32, on the CPU.
+
+    Raises ValueError where shape, tokenizer and block_size do not go together.
+    """
+    options: dict[str, Any] = {"attn_implementation": args.attn_implementation}
+    if args.dropout is not None:
+        options |= dict.fromkeys(("embd_pdrop", "attn_pdrop", "resid_pdrop"), args.dropout)
+    source = resume_from or args.model_name_or_path
+    if source is None:
+        config = new_config(args, tokenizer, **options)
+        model = MiniGPTForCausalLM(config)
+    else:
+        model = MiniGPTForCausalLM.from_pretrained(source, dtype=torch.float32, **options)
+        config = model.config
+    if resume_from is not None:
+        _check_shape(args, config, resume_from)
+    name = str(source or "the new model")
+    if args.block_size > config.max_position_embeddings:
+        raise ValueError(
+            f"block_size={args.block_size} is longer than the position table of {name}; "
+            f"try its max_position_embeddings, block_size={config.max_position_embeddings}"
+        )
+    if len(tokenizer) > config.vocab_size:
+        raise ValueError(
+            f"the tokenizer has {len(tokenizer)} ids but {name} has vocab_size={config.vocab_size}; "
+            "use the model's own tokenizer or a larger vocab_size"
+        )
+    model.generation_config.pad_token_id = tokenizer.pad_token_id or tokenizer.eos_token_id
+    return model
+
+
+def new_config(args: Arguments, tokenizer: Any, **options: Any) -> MiniGPTConfig:
+    """The configuration of a model from scratch."""
+    shape = {"vocab_size": len(tokenizer), "max_position_embeddings": args.block_size} | args.shape
+    no_dropout = dict.fromkeys(("embd_pdrop", "attn_pdrop", "resid_pdrop"), 0.0)
+    ids = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
+    return MiniGPTConfig(**(no_dropout | shape | ids | options))
+
+
+def _check_shape(args: Arguments, config: MiniGPTConfig, folder: Path) -> None:
+    for name, value in args.shape.items():
+        if getattr(config, name) != value:
+            raise ValueError(
+                f"resume_from_checkpoint={folder} is another model: its {name} is {getattr(config, name)}, not {value}"
+            )

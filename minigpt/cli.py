@@ -1,0 +1,45 @@
+"""`minigpt VERB …`: one console command whose verbs are imported only when they are called."""
+
+import argparse
+import importlib
+import sys
+
+from minigpt.errors import one_line_errors
+
+# verb: (module, what it does). A module has `main(argv)`, or `add_arguments(parser)` and `main(args)`.
+VERBS = {
+    "prepare": ("minigpt.prepare", "turn text into token shards"),
+    "generate": ("minigpt.generate", "continue prompts, or talk with a model"),
+    "export-gpt2": ("minigpt.gpt2_export", "write a stock GPT-2 folder"),
+    "plot": ("minigpt.plot", "draw the curves of runs"),
+}
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Run one verb; bad input prints one line and exits with 2."""
+    argv = sys.argv[1:] if argv is None else argv
+    if not argv or argv[0] in ("-h", "--help"):
+        print(_overview())
+        sys.exit(0 if argv else 2)
+    verb, *rest = argv
+    if verb not in VERBS:
+        print(f"minigpt: unknown verb {verb}; choose one of {', '.join(VERBS)}", file=sys.stderr)
+        sys.exit(2)
+    with one_line_errors(f"minigpt {verb}"):
+        module = importlib.import_module(VERBS[verb][0])
+        if not hasattr(module, "add_arguments"):
+            module.main(rest)
+            return
+        parser = argparse.ArgumentParser(f"minigpt {verb}", description=module.__doc__)
+        module.add_arguments(parser)
+        module.main(parser.parse_args(rest))
+
+
+def _overview() -> str:
+    width = max(map(len, VERBS))
+    lines = [f"  {verb:<{width}}  {what}" for verb, (_, what) in VERBS.items()]
+    return "\n".join(["usage: minigpt VERB [options]     (minigpt VERB --help tells a verb's options)", "", *lines])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,25 @@
+"""How does a user learn what went wrong? One line, exit code 2; MINIGPT_DEBUG=1 adds the traceback."""
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+@contextmanager
+def one_line_errors(program: str) -> Iterator[None]:
+    """Turn a ValueError or OSError into one line on stderr, said once a host, and exit code 2."""
+    try:
+        yield
+    except (ValueError, OSError) as error:
+        if os.environ.get("MINIGPT_DEBUG"):
+            raise
+        if os.environ.get("LOCAL_RANK", "0") == "0":
+            print(f"{program}: {_sentence(error)}", file=sys.stderr, flush=True)
+        sys.exit(2)
+
+
+def _sentence(error: ValueError | OSError) -> str:
+    if isinstance(error, OSError) and error.filename is not None and error.strerror:
+        return f"{error.filename}: {error.strerror}"
+    return " ".join(str(error).split())

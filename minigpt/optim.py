@@ -1,0 +1,108 @@
+"""How does a gradient become an update? AdamW as GPT-3 used it, or Muon for the layers' matrices."""
+
+from collections import defaultdict
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import nn
+
+from minigpt.arguments import OptimizerArguments
+
+
+def build_optimizer(model: nn.Module, args: OptimizerArguments, device: torch.device) -> torch.optim.Optimizer:
+    """AdamW, or Muon with AdamW for all that is no matrix of a layer. Matrices decay; biases and norms do not.
+
+    Every group's rate is the schedule's times its `lr_ratio`.
+    """
+    matrices, vectors, hidden_matrices = [], [], []
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        if parameter.ndim < 2:
+            vectors.append(parameter)
+        elif args.optimizer == "muon" and ".layers." in name:
+            hidden_matrices.append(parameter)
+        else:
+            matrices.append(parameter)
+    groups: list[dict[str, Any]] = [
+        {"params": matrices, "weight_decay": args.weight_decay},
+        {"params": vectors, "weight_decay": 0.0},
+    ]
+    if args.optimizer == "muon":
+        ratio = args.muon_learning_rate / args.learning_rate
+        groups.append({"params": hidden_matrices, "weight_decay": args.weight_decay, "muon": True, "lr_ratio": ratio})
+    kind = Muon if args.optimizer == "muon" else torch.optim.AdamW
+    return kind(
+        groups,
+        lr=args.learning_rate,
+        betas=(args.adam_beta1, args.adam_beta2),
+        eps=args.adam_epsilon,
+        fused=device.type in ("cpu", "cuda", "mps"),
+    )
+
+
+class Muon(torch.optim.AdamW):
+    """AdamW whose groups marked `muon` take a step of equal size in every direction of a matrix instead.
+
+    The momentum of a matrix is replaced by the nearest semi-orthogonal matrix before it is applied. Matrices of one
+    shape are orthogonalised together. Source: Jordan et al. 2024, https://kellerjordan.github.io/posts/muon.
+    """
+
+    MOMENTUM = 0.95
+    param_groups: list[dict[str, Any]]
+
+    def __init__(self, params: Iterable[dict[str, Any]], **defaults: Any) -> None:
+        super().__init__(params, **defaults)
+        for group in self.param_groups:
+            group.setdefault("muon", False)
+        # AdamW's fused kernel can undo fp16's loss scale by itself; the matrices cannot, so the scaler has to do it
+        self._step_supports_amp_scaling = False
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> Any:
+        groups = self.param_groups
+        try:
+            self.param_groups = [group for group in groups if not group["muon"]]
+            loss = super().step(closure)
+        finally:
+            self.param_groups = groups
+        for group in groups:
+            if group["muon"]:
+                self._muon_step(group)
+        return loss
+
+    def _muon_step(self, group: dict[str, Any]) -> None:
+        same_shape: dict[torch.Size, list[nn.Parameter]] = defaultdict(list)
+        for parameter in group["params"]:
+            if parameter.grad is not None:
+                same_shape[parameter.shape].append(parameter)
+        for (rows, columns), parameters in same_shape.items():
+            momenta = [
+                self.state[parameter].setdefault("momentum", torch.zeros_like(parameter)) for parameter in parameters
+            ]
+            gradients = [parameter.grad for parameter in parameters]
+            torch._foreach_lerp_(momenta, gradients, 1 - self.MOMENTUM)
+            nesterov = torch._foreach_lerp(gradients, momenta, self.MOMENTUM)
+            directions = orthogonalize(torch.stack(nesterov))
+            torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
+            scale = max(1.0, rows / columns) ** 0.5  # the same root-mean-square update for every shape
+            torch._foreach_add_(parameters, list(directions.unbind()), alpha=-group["lr"] * scale)
+
+
+def orthogonalize(matrices: torch.Tensor, steps: int = 5) -> torch.Tensor:
+    """Semi-orthogonal matrices near `matrices` [N, rows, columns]: singular values of about 0.7 to 1.2.
+
+    Newton–Schulz iteration with the coefficients of Jordan et al. 2024; in bfloat16 on a GPU, where it is stable.
+    """
+    a, b, c = 3.4445, -4.7750, 2.0315
+    x = matrices.bfloat16() if matrices.is_cuda else matrices.float()
+    wide = x.shape[-2] <= x.shape[-1]
+    if not wide:
+        x = x.mT
+    x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
+    for _ in range(steps):
+        gram = x @ x.mT
+        polynomial = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
+        x = torch.baddbmm(x, polynomial, x, beta=a)
+    return (x if wide else x.mT).to(matrices.dtype)

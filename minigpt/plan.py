@@ -1,0 +1,41 @@
+"""What is about to happen? The arithmetic of a run, said before its first step."""
+
+from accelerate import Accelerator
+
+from configuration_minigpt import MiniGPTConfig
+from minigpt.arguments import Arguments
+from minigpt.data import TokenBlocks, samples_per_step
+from minigpt.shards import TokenShards
+
+
+def describe(
+    args: Arguments,
+    accelerator: Accelerator,
+    config: MiniGPTConfig,
+    parameters: int,
+    shards: TokenShards,
+    blocks: TokenBlocks,
+    max_steps: int,
+) -> str:
+    """The plan of a run, a line for each thing that decides its cost or its result."""
+    processes, per_step = accelerator.num_processes, samples_per_step(args, accelerator.num_processes)
+    steps_per_epoch = len(blocks) / per_step
+    validation = f"{len(shards.validation):,} for validation" if shards.validation else "none for validation"
+    compiled = "" if accelerator.state.dynamo_plugin.backend == "NO" else ", compiled"
+    lines = {
+        "model": f"{parameters / 1e6:.2f}M parameters: {config.num_hidden_layers} layers, {config.hidden_size} wide, "
+        f"{config.num_attention_heads} heads, {config.vocab_size:,} ids",
+        "data": f"{len(shards.train):,} tokens to train on in {len(blocks):,} samples, {validation}",
+        "step": f"{per_step * args.block_size:,} tokens = {args.per_device_train_batch_size} samples x "
+        f"{args.gradient_accumulation_steps} micro-batches x {processes} processes x {args.block_size} tokens",
+        "length": f"{max_steps:,} steps of {steps_per_epoch:,.1f} an epoch = {max_steps / steps_per_epoch:.2f} epochs",
+        "device": f"{processes} x {accelerator.device.type}, {_dtype(accelerator)}{compiled}",
+        "output": str(args.run_dir),
+    }
+    return "\n".join(f"  {name:<7} {text}" for name, text in lines.items())
+
+
+def _dtype(accelerator: Accelerator) -> str:
+    return {"no": "float32", "bf16": "bfloat16 (mixed)", "fp16": "float16 (mixed)"}.get(
+        accelerator.mixed_precision, accelerator.mixed_precision
+    )

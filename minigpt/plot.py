@@ -1,0 +1,109 @@
+"""What did the run look like? Loss, learning rate and throughput over tokens, as loss.png and loss.pdf."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from minigpt.tracking import METRICS_FILE, read_metrics
+
+# Okabe and Ito's palette: told apart by readers who see colours differently, and in grey print.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
+
+
+def plot_runs(run_dirs: list[Path], output_dir: Path | None = None) -> list[Path]:
+    """Draw the runs into one figure, in `output_dir` or the first run's folder. Returns the files written.
+
+    Raises ValueError for a folder without metrics.
+    """
+    import matplotlib
+
+    matplotlib.use("agg")
+    from matplotlib import pyplot
+
+    runs = {_label(folder, run_dirs): _series(folder) for folder in run_dirs}
+    with pyplot.rc_context({"font.size": 9, "axes.grid": True, "grid.alpha": 0.25, "axes.spines.top": False}):
+        figure, (loss, rate, speed) = pyplot.subplots(
+            3, 1, figsize=(7, 7.5), sharex=True, height_ratios=(4, 1, 1), layout="constrained"
+        )
+        for colour, (label, series) in zip(_cycle(COLOURS), runs.items(), strict=False):
+            _draw_run(loss, rate, speed, label if len(runs) > 1 else "", series, colour)
+        loss.set_ylabel("loss (nats per token)")
+        loss.legend(frameon=False)
+        rate.set_ylabel("learning\nrate")
+        rate.ticklabel_format(axis="y", style="sci", scilimits=(0, 0))
+        speed.set_ylabel("tokens/s")
+        speed.set_ylim(bottom=0)
+        speed.set_xlabel("step (optimizer updates)")
+        loss.set_title(next(iter(runs)) if len(runs) == 1 else "", loc="left")
+        folder = output_dir or run_dirs[0]
+        files = [folder / "loss.png", folder / "loss.pdf"]
+        for file in files:
+            figure.savefig(file, dpi=150)
+        pyplot.close(figure)
+    return files
+
+
+def _draw_run(loss: Any, rate: Any, speed: Any, label: str, series: dict[str, np.ndarray], colour: str) -> None:
+    prefix = f"{label}: " if label else ""
+    steps, values = series["train/loss"]
+    loss.plot(steps, values, color=colour, alpha=0.25, linewidth=0.8)
+    loss.plot(steps, smoothed(values), color=colour, linewidth=1.6, label=f"{prefix}training (smoothed)")
+    steps, values = series["val/loss"]
+    if len(steps):
+        best = f", lowest {values.min():.3f}"
+        loss.plot(
+            steps, values, "o--", color="black" if not label else colour, markersize=4, linewidth=1,
+            label=f"{prefix}validation{best}",
+        )  # fmt: skip
+    rate.plot(*series["train/lr"], color=colour, linewidth=1.2)
+    speed.plot(*series["train/tokens_per_sec"], color=colour, linewidth=1.2)
+
+
+def smoothed(values: np.ndarray, weight: float = 0.9) -> np.ndarray:
+    """Exponential moving average without the start's bias (weights renormalised, as in Adam)."""
+    average, total, out = 0.0, 0.0, np.empty(len(values))
+    for place, value in enumerate(values):
+        average = weight * average + (1 - weight) * value
+        total = weight * total + (1 - weight)
+        out[place] = average / total
+    return out
+
+
+def _series(run_dir: Path) -> dict[str, np.ndarray]:
+    """Metric name → [2, N]: steps and finite values."""
+    path = run_dir / METRICS_FILE
+    if not path.is_file():
+        raise ValueError(f"{run_dir}: no {METRICS_FILE}; give the folder of a run")
+    lines = read_metrics(path)
+    series = {}
+    for name in ("train/loss", "val/loss", "train/lr", "train/tokens_per_sec"):
+        points = [(line["step"], line[name]) for line in lines if name in line]
+        array = np.array(points, dtype=np.float64).reshape(-1, 2).T
+        series[name] = array[:, np.isfinite(array[1])]
+    if not series["train/loss"].size:
+        raise ValueError(f"{path}: no training loss in it yet")
+    return series
+
+
+def _label(folder: Path, folders: list[Path]) -> str:
+    name = folder.resolve().name
+    return name if sum(other.resolve().name == name for other in folders) == 1 else str(folder)
+
+
+def _cycle(colours: tuple[str, ...]) -> Any:
+    import itertools
+
+    return itertools.cycle(colours)
+
+
+def main(argv: list[str]) -> None:
+    """`minigpt plot RUN_DIR…`"""
+    import argparse
+
+    parser = argparse.ArgumentParser("minigpt plot", description="Draw the curves of one or several runs.")
+    parser.add_argument("run_dirs", nargs="+", type=Path, metavar="RUN_DIR")
+    parser.add_argument("--output_dir", type=Path, help="where the pictures go (default: the first run's folder)")
+    args = parser.parse_args(argv)
+    for file in plot_runs(args.run_dirs, args.output_dir):
+        print(file)

@@ -1,0 +1,49 @@
+"""What is the learning rate of a step? A pure function: nothing to save, nothing that depends on processes."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Linear warm-up, then a decay from `learning_rate` to `min_learning_rate` that ends at `max_steps`."""
+
+    learning_rate: float
+    min_learning_rate: float
+    warmup_steps: int
+    max_steps: int
+    lr_scheduler_type: str
+
+    def __post_init__(self) -> None:
+        if self.warmup_steps > self.max_steps:
+            raise ValueError(
+                f"warmup_steps={self.warmup_steps} is more than the {self.max_steps} steps of the run; "
+                f"try {self.max_steps // 10}"
+            )
+
+
+def learning_rate_at(step: int, schedule: Schedule) -> float:
+    """Learning rate for update `step` (0-based).
+
+    Linear warm-up to `schedule.learning_rate`; then half a cosine, a line or nothing down to
+    `schedule.min_learning_rate`. Raises ValueError if `step` is negative.
+    Source: Brown et al. 2020 (arXiv:2005.14165), appendix B.
+    """
+    if step < 0:
+        raise ValueError(f"step={step} is negative")
+    peak, floor, warmup = schedule.learning_rate, schedule.min_learning_rate, schedule.warmup_steps
+    if step < warmup:
+        return peak * (step + 1) / (warmup + 1)
+    if schedule.lr_scheduler_type == "constant":
+        return peak
+    progress = min(1.0, (step - warmup) / max(1, schedule.max_steps - warmup))
+    remaining = 0.5 * (1 + math.cos(math.pi * progress)) if schedule.lr_scheduler_type == "cosine" else 1 - progress
+    return floor + (peak - floor) * remaining
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float) -> None:
+    """Give every parameter group `learning_rate` times its own `lr_ratio` (1 where it has none)."""
+    for group in optimizer.param_groups:
+        group["lr"] = learning_rate * group.get("lr_ratio", 1.0)
