@@ -177,6 +177,8 @@ class OptimizerArguments(Checked):
     def problems(self) -> Iterator[str]:
         yield from _below(self, 0, "learning_rate", "muon_learning_rate", "min_learning_rate", "warmup_steps")
         yield from _below(self, 0, "weight_decay", "adam_epsilon", "max_grad_norm")
+        if self.learning_rate == 0:
+            yield "learning_rate=0.0 must be above 0"
         if self.min_learning_rate > self.learning_rate:
             yield f"min_learning_rate={self.min_learning_rate} is above learning_rate={self.learning_rate}"
         for name in ("adam_beta1", "adam_beta2"):

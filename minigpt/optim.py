@@ -30,8 +30,8 @@ def build_optimizer(model: nn.Module, args: OptimizerArguments, device: torch.de
         {"params": vectors, "weight_decay": 0.0},
     ]
     if args.optimizer == "muon":
-        ratio = args.muon_learning_rate / args.learning_rate
-        groups.append({"params": hidden_matrices, "weight_decay": args.weight_decay, "muon": True, "lr_ratio": ratio})
+        muon = {"muon": True, "lr": args.muon_learning_rate, "lr_ratio": args.muon_learning_rate / args.learning_rate}
+        groups.append({"params": hidden_matrices, "weight_decay": args.weight_decay, **muon})
     kind = Muon if args.optimizer == "muon" else torch.optim.AdamW
     return kind(
         groups,

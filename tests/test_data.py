@@ -1,0 +1,102 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from minigpt.arguments import BatchArguments
+from minigpt.data import (
+    IGNORED,
+    EvaluationBatches,
+    SampleOrder,
+    TokenBlocks,
+    TrainBatches,
+    loader,
+    samples_per_step,
+    steps_of_run,
+)
+from minigpt.shards import Shard, Tokens
+
+
+@pytest.fixture
+def tokens(tmp_path: Path) -> Tokens:
+    """Ids 0 … 999 over two shards, so that an id is its position."""
+    np.arange(0, 333, dtype="<u2").tofile(tmp_path / "a.bin")
+    np.arange(333, 1000, dtype="<u2").tofile(tmp_path / "b.bin")
+    return Tokens([Shard(tmp_path / "a.bin", 333), Shard(tmp_path / "b.bin", 667)], np.dtype("<u2"))
+
+
+@pytest.mark.parametrize("stride", [None, 5, 1])
+def test_a_sample_is_a_window_and_its_targets_are_one_token_further(tokens: Tokens, stride: int | None) -> None:
+    blocks = TokenBlocks(tokens, 16, stride)
+    batch = blocks.__getitems__(list(range(len(blocks))))
+    starts = torch.arange(len(blocks)) * (stride or 16)
+    assert torch.equal(batch["input_ids"], starts[:, None] + torch.arange(16))
+    assert torch.equal(batch["shift_labels"], batch["input_ids"] + 1)
+    assert starts[-1] + 16 + (stride or 16) > 999 - 1  # one more sample would not fit
+
+
+@pytest.mark.parametrize("block_size", [16, 37, 999, 5000])
+def test_partial_samples_score_every_token_but_the_first_exactly_once(tokens: Tokens, block_size: int) -> None:
+    blocks = TokenBlocks(tokens, block_size, partial=True)
+    batch = blocks.__getitems__(list(range(len(blocks))))
+    scored = batch["shift_labels"][batch["shift_labels"] != IGNORED]
+    assert scored.tolist() == list(range(1, 1000))
+    assert batch["input_ids"].min() >= 0
+
+
+def test_every_epoch_visits_every_sample_once_in_an_order_of_its_own() -> None:
+    order = SampleOrder(50, seed=3)
+    epochs = [[order[epoch * 50 + place] for place in range(50)] for epoch in range(3)]
+    assert all(sorted(epoch) == list(range(50)) for epoch in epochs)
+    assert len({tuple(epoch) for epoch in epochs}) == 3
+    assert epochs[1] == [SampleOrder(50, seed=3)[50 + place] for place in range(50)]  # whatever was asked before
+    assert epochs[0] != [SampleOrder(50, seed=4)[place] for place in range(50)]
+
+
+def step_samples(processes: int, micro_batch: int, accumulation: int, start: int, steps: int) -> list[set[int]]:
+    """The samples of each step of the whole run, gathered from every process."""
+    seen: list[list[int]] = [[] for _ in range(steps)]
+    for rank in range(processes):
+        batches = iter(TrainBatches(SampleOrder(50, 1), start, micro_batch, rank, processes))
+        for step in range(steps):
+            for _ in range(accumulation):
+                seen[step] += next(batches)
+    return [set(samples) for samples in seen]
+
+
+def test_a_step_has_the_same_samples_however_it_is_split_and_wherever_it_is_resumed() -> None:
+    whole = step_samples(1, 8, 1, start=0, steps=12)  # crosses an epoch's end in step 7
+    for processes, micro_batch, accumulation in [(1, 1, 8), (2, 4, 1), (2, 2, 2), (4, 2, 1), (8, 1, 1)]:
+        assert step_samples(processes, micro_batch, accumulation, 0, 12) == whole
+        assert step_samples(processes, micro_batch, accumulation, 5 * 8, 7) == whole[5:]
+
+
+@pytest.mark.parametrize("processes", [1, 2, 3])
+def test_evaluation_batches_are_the_same_for_any_number_of_processes(processes: int) -> None:
+    shared = [EvaluationBatches(23, 4, rank, processes) for rank in range(processes)]
+    batches = sorted(batch for part in shared for batch in part)
+    assert batches == [list(range(first, min(first + 4, 23))) for first in range(0, 23, 4)]
+    assert sum(len(part) for part in shared) == 6
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_worker_processes_change_nothing(tokens: Tokens, workers: int) -> None:
+    blocks = TokenBlocks(tokens, 16)
+    batches = iter(loader(blocks, TrainBatches(SampleOrder(len(blocks), 0), 0, 4, 0, 1), workers))
+    for place in range(20):
+        samples = [SampleOrder(len(blocks), 0)[position] for position in range(place * 4, place * 4 + 4)]
+        assert torch.equal(next(batches)["input_ids"], blocks.__getitems__(samples)["input_ids"])
+
+
+def test_text_shorter_than_a_block_is_refused_with_a_size_that_works(tokens: Tokens) -> None:
+    with pytest.raises(ValueError, match=r"1000 tokens.*block_size=1000.*try block_size=999"):
+        TokenBlocks(tokens, 1000)
+    assert len(TokenBlocks(tokens, 999)) == 1
+
+
+def test_epochs_and_steps_agree() -> None:
+    args = BatchArguments(per_device_train_batch_size=4, gradient_accumulation_steps=2, num_train_epochs=3.0)
+    assert samples_per_step(args, processes=2) == 16
+    assert steps_of_run(args, samples=160, processes=2) == 30
+    assert steps_of_run(args.with_values(max_steps=7), samples=160, processes=2) == 7

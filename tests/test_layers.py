@@ -1,0 +1,47 @@
+"""A module imports only from a lower layer, so each can be read knowing only what lies beneath it."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+LAYERS = [
+    ["configuration_minigpt", "modeling_minigpt"],
+    ["arguments", "errors", "metrics", "schedule", "shards", "state", "stopping"],
+    ["checkpoint", "corpora", "data", "evaluation", "gpt2_export", "optim", "plot", "tokenization", "tracking"],
+    ["build", "generate", "plan", "prepare", "benchmark_generate", "benchmark_tokenize", "data_inspect"],
+    ["train_accelerate", "hub_upload", "cli", "__main__"],
+]
+LAYER_OF = {module: number for number, modules in enumerate(LAYERS) for module in modules}
+# within a layer: (the module, what it may import beside the layers beneath it)
+NEIGHBOURS = {
+    ("modeling_minigpt", "configuration_minigpt"),
+    ("evaluation", "data"),
+    ("plot", "tracking"),
+    ("build", "prepare"),
+    ("__main__", "cli"),
+}
+SOURCES = sorted([*ROOT.glob("*.py"), *(ROOT / "minigpt").glob("*.py")])
+
+
+def imported_modules(path: Path) -> set[str]:
+    """The names of this project's modules that a file imports, wherever in the file."""
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module == "minigpt":
+            names |= {f"minigpt.{alias.name}" for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names.add(node.module)
+    return {name.removeprefix("minigpt.") for name in names} & LAYER_OF.keys()
+
+
+@pytest.mark.parametrize("path", [path for path in SOURCES if path.stem != "__init__"], ids=lambda path: path.stem)
+def test_a_module_imports_only_from_lower_layers(path: Path) -> None:
+    assert path.stem in LAYER_OF, f"{path.stem} has no place in the table of layers"
+    for name in imported_modules(path):
+        lower = LAYER_OF[name] < LAYER_OF[path.stem]
+        assert lower or (path.stem, name) in NEIGHBOURS, f"{path.stem} must not import {name}"
