@@ -13,7 +13,7 @@ import os
 import shutil
 from bisect import bisect_right
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from itertools import accumulate
@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-
 
 FORMAT = "minigpt-token-shards"
 FORMAT_VERSION = 1
@@ -264,23 +263,30 @@ def write_manifest(
 
 
 @contextmanager
-def appearing_folder(final: Path) -> Iterator[Path]:
+def appearing_folder(final: Path, replace: bool = False) -> Iterator[Path]:
     """A temporary folder beside `final` that takes its name when the block ends well, and vanishes when it does not.
 
-    An empty `final` is replaced; when a non-empty one has appeared meanwhile, theirs stays and ours vanishes.
+    With `replace`, what was in `final` is kept until then and deleted afterwards.
     """
+    missing = [folder for folder in final.parents if not folder.exists()]
     final.parent.mkdir(parents=True, exist_ok=True)
     temporary = final.parent / f".{final.name}.{os.getpid()}.tmp"
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir()
     try:
         yield temporary
-        try:
-            if final.is_dir():
-                final.rmdir()
+        if final.is_dir() and not any(final.iterdir()):
+            final.rmdir()
+        elif final.is_dir() and replace:
+            old = temporary.with_suffix(".old")
+            final.rename(old)
             temporary.rename(final)
-        except OSError:
-            if not (final / MANIFEST).is_file():
-                raise
-    finally:
+            shutil.rmtree(old, ignore_errors=True)
+            return
+        temporary.rename(final)
+    except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
+        for folder in missing:  # made for nothing: take them away again, innermost first
+            with suppress(OSError):
+                folder.rmdir()
+        raise
