@@ -251,8 +251,10 @@ def _file_source(names: list[str], column: str) -> tuple[Source, str, list[str]]
     ]
     digest = hashlib.sha256(column.encode())
     for path in paths:
+        digest.update(path.suffix.encode())
         with path.open("rb") as file:
-            digest.update(f"{path.suffix}:{hashlib.file_digest(file, 'sha256').hexdigest()}".encode())
+            while block := file.read(READ_BYTES):
+                digest.update(block)
     return (sources[0] if len(sources) == 1 else Chain(sources)), digest.hexdigest(), [str(path) for path in paths]
 
 

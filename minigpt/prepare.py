@@ -51,8 +51,11 @@ def prepare(args: DataArguments, output_dir: str | Path) -> Path:
         raise ValueError(f"output_dir={output_dir} is not empty; give another folder, or --overwrite_cache")
     if args.data:
         raise ValueError(f"data={args.data} is prepared already; give --train_file, --dataset_name or --corpus")
+    return _prepare(args, open_corpus(args), output_dir)
+
+
+def _prepare(args: DataArguments, corpus: Corpus, output_dir: Path) -> Path:
     started = time.perf_counter()
-    corpus = open_corpus(args)
     tokenizer = make_tokenizer(args, corpus)
     vocab_size = vocabulary_size(tokenizer)
     dtype = smallest_dtype(vocab_size)
@@ -95,7 +98,7 @@ def prepared_folder(args: DataArguments) -> Path:
     with FileLock(f"{folder}.lock"):
         if (folder / MANIFEST).is_file() and not args.overwrite_cache:
             return folder
-        return prepare(args, folder)
+        return _prepare(args, corpus, folder)
 
 
 def make_tokenizer(args: DataArguments, corpus: Corpus) -> "PreTrainedTokenizerFast":
@@ -170,8 +173,8 @@ def _default_cache() -> Path:
 def _summarize(folder: Path, splits: dict[str, SplitRecord], vocab_size: int, elapsed_s: float) -> None:
     for split, record in splits.items():
         print(
-            f"{split:>10}: {record.documents:,} documents, {record.tokens:,} tokens, {record.text_bytes:,} bytes of text, "
-            f"{record.text_bytes / record.tokens:.2f} bytes a token",
+            f"{split:>10}: {record.documents:,} documents, {record.tokens:,} tokens, "
+            f"{record.text_bytes:,} bytes of text, {record.text_bytes / record.tokens:.2f} bytes a token",
             file=sys.stderr,
         )
     print(f"{vocab_size:,} token ids; prepared in {elapsed_s:.1f} s; in {folder}", file=sys.stderr)

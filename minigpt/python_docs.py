@@ -6,6 +6,7 @@ import os
 import random
 import sysconfig
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 RECIPE = 1  # raise when the documents below change: it is part of the cache's key
@@ -21,11 +22,10 @@ def documents() -> list[str]:
     same kind as the rest. Raises ValueError on an installation that was stripped of them.
     """
     texts = {text for path in _modules() for text in _docstrings(path)}
-    try:
+    with suppress(ImportError):  # some distributions leave it out
         from pydoc_data.topics import topics
-    except ImportError:  # some distributions leave it out
-        topics = {}
-    texts.update(text.strip() + "\n" for text in topics.values())
+
+        texts.update(text.strip() + "\n" for text in topics.values())
     if not texts:
         raise ValueError(
             "corpus=python-docs: this Python was installed without its library's source; give --train_file"

@@ -3,9 +3,10 @@
 Every tokenizer is a `transformers.PreTrainedTokenizerFast`, so whatever is saved here reloads through `AutoTokenizer`
 with no code of ours. Two rules hold wherever documents are encoded:
 
-* nothing is inserted: no beginning-of-text, no padding; the writer of the shards puts one end-of-text id after a document;
+* nothing is inserted, neither beginning-of-text nor padding; who writes the shards puts one end-of-text id after a
+  document;
 * nothing in a document is special: the characters `<|endoftext|>` in somebody's text are encoded as ordinary text, so
-  that no document can pretend to end. (A prompt given to `minigpt generate` may use special tokens; a document may not.)
+  that no document can pretend to end. (A prompt for `minigpt generate` may use special tokens; a document may not.)
 """
 
 import hashlib
@@ -160,8 +161,8 @@ class Encoder:
                 for character in text:
                     if character not in self._vocabulary:
                         return (
-                            f"the character {character!r} (U+{ord(character):04X}) is not in the tokenizer's vocabulary; "
-                            "train the tokenizer on this text too, or use 'bpe', which knows every character"
+                            f"the character {character!r} (U+{ord(character):04X}) is not in the tokenizer's "
+                            "vocabulary; train it on this text too, or use 'bpe', which knows every character"
                         )
         return f"the tokenizer failed: {error}"
 
@@ -169,8 +170,8 @@ class Encoder:
 def parts(texts: Iterable[tuple[str, bool]], whole: bool, limit: int = 1 << 20) -> Iterator[tuple[str, bool]]:
     """Regroup (text, ends a document) so that the parts of a document may be encoded one by one.
 
-    With `whole`, a document becomes one part. Else it is cut before a space or newline that follows a
-    letter, a digit or _, near every `limit` characters. Where the cuts fall does not depend on how the input was divided.
+    With `whole`, a document becomes one part. Else it is cut before a space or newline that follows a letter, a digit
+    or _, near every `limit` characters. Where the cuts fall does not depend on how the input was divided.
     """
     buffer = ""
     for text, ends in texts:
