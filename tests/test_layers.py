@@ -9,7 +9,7 @@ ROOT = Path(__file__).parent.parent
 
 LAYERS = [
     ["configuration_minigpt", "modeling_minigpt"],
-    ["arguments", "errors", "metrics", "schedule", "shards", "state", "stopping"],
+    ["arguments", "errors", "metrics", "python_docs", "schedule", "shards", "state", "stopping"],
     ["checkpoint", "corpora", "data", "evaluation", "gpt2_export", "optim", "plot", "tokenization", "tracking"],
     ["build", "generate", "plan", "prepare", "benchmark_generate", "benchmark_tokenize", "data_inspect"],
     ["train_accelerate", "hub_upload", "cli", "__main__"],
