@@ -39,9 +39,11 @@ def test_shards_are_the_tokenizers_ids_of_each_document_and_its_end(
 ) -> None:
     shards = open_shards(prepare(DataArguments(train_file=[jsonl], tokenizer=folder_of_tokenizer), tmp_path / "out"))
     tokenizer = load_tokenizer(shards.tokenizer_dir)
-    expected = [
-        tokenizer(text, split_special_tokens=True)["input_ids"] + [tokenizer.eos_token_id] for text in DOCUMENTS
-    ]
+
+    def ids(texts: list[str]) -> list[int]:
+        encoded = tokenizer(texts, split_special_tokens=True)["input_ids"]
+        return [token for document in encoded for token in [*document, tokenizer.eos_token_id]]
+
     assert shards.train.read(0, len(shards.train)).tolist() == ids(DOCUMENTS[:27])
     assert shards.validation.read(0, len(shards.validation)).tolist() == ids(DOCUMENTS[27:])
     assert (shards.train.documents, shards.validation.documents) == (27, 3)
