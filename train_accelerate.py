@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import transformers
 from accelerate import Accelerator
 from accelerate.utils import ProjectConfiguration, send_to_device, set_seed
 
@@ -154,6 +155,7 @@ def train(args: Arguments) -> int:
 def start_accelerator(args: Arguments) -> Accelerator:
     """Accelerate with the launch profile's processes, device, precision and compilation."""
     accelerator = Accelerator(
+        cpu=args.use_cpu or not torch.accelerator.is_available(),  # said aloud, or several CPU processes stay apart
         mixed_precision=args.mixed_precision,
         log_with=requested_trackers(args.report_to) or None,
         project_config=ProjectConfiguration(
@@ -208,6 +210,7 @@ def sample_texts(args: Arguments, model: torch.nn.Module, tokenizer: Any, accele
 
 
 def main() -> None:
+    transformers.utils.logging.disable_progress_bar()  # of writing weights, in the middle of the progress lines
     with one_line_errors("train_accelerate.py"):
         sys.exit(train(parse_arguments(sys.argv[1:], Path(__file__).parent / "configs" / "quickstart.yaml")))
 

@@ -195,6 +195,7 @@ class RunArguments(Checked):
     output_dir: str = option("Folder of the run", "runs/minigpt")
     overwrite_output_dir: bool = option("Delete what an earlier run left in output_dir", False)
     resume_from_checkpoint: str | None = option("A checkpoint folder, or 'latest' for the newest of output_dir")
+    use_cpu: bool = option("Train on the CPU even where there is a GPU", False)
     mixed_precision: Literal["no", "bf16", "fp16"] | None = option("Compute dtype (default: the launch profile's)")
     tf32: bool = option("Let float32 matrix products use TF32 where the GPU has it", True)
     gradient_checkpointing: bool = option("Recompute activations in the backward pass to save memory", False)

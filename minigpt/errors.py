@@ -2,20 +2,24 @@
 
 import os
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 
 @contextmanager
 def one_line_errors(program: str) -> Iterator[None]:
-    """Turn a ValueError or OSError into one line on stderr, said once a host, and exit code 2."""
+    """Turn a ValueError or OSError into one line on stderr, once a host, and exit code 2."""
     try:
         yield
     except (ValueError, OSError) as error:
         if os.environ.get("MINIGPT_DEBUG"):
             raise
-        if os.environ.get("LOCAL_RANK", "0") == "0":
-            print(f"{program}: {_sentence(error)}", file=sys.stderr, flush=True)
+        rank = os.environ.get("LOCAL_RANK", "0")
+        if rank != "0":
+            time.sleep(5)  # when all fail alike, the launcher ends this process before it repeats what rank 0 said
+            program = f"{program} (local rank {rank})"
+        print(f"{program}: {_sentence(error)}", file=sys.stderr, flush=True)
         sys.exit(2)
 
 

@@ -27,7 +27,7 @@ def describe(
         f"{config.num_attention_heads} heads, {config.vocab_size:,} ids",
         "data": f"{len(shards.train):,} tokens to train on in {len(blocks):,} samples, {validation}",
         "step": f"{per_step * args.block_size:,} tokens = {args.per_device_train_batch_size} samples x "
-        f"{args.gradient_accumulation_steps} micro-batches x {processes} processes x {args.block_size} tokens",
+        f"{args.gradient_accumulation_steps} micro-batches x {processes} process(es) x {args.block_size} tokens",
         "length": f"{max_steps:,} steps of {steps_per_epoch:,.1f} an epoch = {max_steps / steps_per_epoch:.2f} epochs",
         "device": f"{processes} x {accelerator.device.type}, {_dtype(accelerator)}{compiled}",
         "output": str(args.run_dir),

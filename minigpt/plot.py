@@ -22,7 +22,9 @@ def plot_runs(run_dirs: list[Path], output_dir: Path | None = None) -> list[Path
     from matplotlib import pyplot
 
     runs = {_label(folder, run_dirs): _series(folder) for folder in run_dirs}
-    with pyplot.rc_context({"font.size": 9, "axes.grid": True, "grid.alpha": 0.25, "axes.spines.top": False}):
+    with pyplot.rc_context(
+        {"font.size": 9, "axes.grid": True, "grid.alpha": 0.25, "axes.spines.top": False, "axes.spines.right": False}
+    ):
         figure, (loss, rate, speed) = pyplot.subplots(
             3, 1, figsize=(7, 7.5), sharex=True, height_ratios=(4, 1, 1), layout="constrained"
         )
@@ -60,8 +62,9 @@ def _draw_run(loss: Any, rate: Any, speed: Any, label: str, series: dict[str, np
     speed.plot(*series["train/tokens_per_sec"], color=colour, linewidth=1.2)
 
 
-def smoothed(values: np.ndarray, weight: float = 0.9) -> np.ndarray:
-    """Exponential moving average without the start's bias (weights renormalised, as in Adam)."""
+def smoothed(values: np.ndarray) -> np.ndarray:
+    """Exponential moving average over about a fiftieth of the curve, without the start's bias (as Adam's moments)."""
+    weight = 1 - 1 / max(1.0, len(values) / 50)
     average, total, out = 0.0, 0.0, np.empty(len(values))
     for place, value in enumerate(values):
         average = weight * average + (1 - weight) * value
