@@ -101,16 +101,24 @@ class DataArguments(Checked):
 
     _argument_group_name = "data"
 
-    data: str | None = option("Folder of prepared token shards, or of nanoGPT's train.bin and val.bin")
-    train_file: list[str] | None = option("Text or JSONL files, or folders of them")
+    data: str | None = option("Folder of token shards: ours, nanoGPT's .bin, build-nanogpt's .npy or llm.c's .bin")
+    train_file: list[str] | None = option("Text, JSONL (.gz, .zst too), Parquet or Arrow files, or folders of them")
     validation_file: list[str] | None = option("Files to validate on (default: a split of the training text)")
     dataset_name: str | None = option("Hugging Face data set: a local folder or a Hub name")
     dataset_config_name: str | None = option("Configuration of the data set")
-    corpus: Literal["python-docs"] | None = option("A corpus that needs no download")
+    dataset_split: str = option("Split of the data set to train on", "train")
+    dataset_revision: str | None = option("Branch, tag or commit of the data set on the Hub")
+    streaming: bool = option("Read the data set while it downloads, without a copy on the disk", False)
+    corpus: Literal["python-docs", "openwebtext", "fineweb-edu"] | None = option(
+        "python-docs needs no download; openwebtext: 38 GB of text; fineweb-edu: its sample of 10 B tokens, 46 GB"
+    )
     text_column: str = option("Field of JSONL lines and data sets that holds the text", "text")
     validation_split_percentage: float = option("Share of the text held out when there is no validation split", 10.0)
     tokenizer: str | None = option("'bpe' or 'char' to train one, or a tokenizer folder or Hub name (default: bpe)")
     tokenizer_vocab_size: int = option("Vocabulary size of a trained 'bpe' tokenizer", 8192)
+    tokenizer_special_tokens: list[str] = option("Special tokens of a trained 'bpe', besides <|endoftext|>", [])
+    tokenizer_training_megabytes: int = option("A 'bpe' learns from this much text, spread over the corpus", 100)
+    shard_tokens: int = option("Tokens a shard; what an interrupted preparation has to repeat at most", 100_000_000)
     preprocessing_num_workers: int | None = option("Processes that tokenize (default: one a core)")
     cache_dir: str | None = option("Where the trainer keeps shards that it prepares (default ~/.cache/minigpt)")
     overwrite_cache: bool = option("Prepare again even when the cache has the shards", False)
@@ -126,7 +134,11 @@ class DataArguments(Checked):
         if not 0 < self.validation_split_percentage < 100:
             yield f"validation_split_percentage={self.validation_split_percentage} must be between 0 and 100"
         yield from _below(self, 257, "tokenizer_vocab_size")  # 256 bytes and the end-of-text token
-        yield from _below(self, 1, "preprocessing_num_workers")
+        yield from _below(self, 1, "preprocessing_num_workers", "tokenizer_training_megabytes", "shard_tokens")
+        if self.streaming and not self.dataset_name and self.corpus not in ("openwebtext", "fineweb-edu"):
+            yield "streaming goes with dataset_name, or with corpus openwebtext or fineweb-edu"
+        if self.dataset_revision and not self.dataset_name and self.corpus not in ("openwebtext", "fineweb-edu"):
+            yield "dataset_revision goes with dataset_name, or with corpus openwebtext or fineweb-edu"
 
 
 @dataclass(frozen=True)
