@@ -59,6 +59,9 @@ class Muon(torch.optim.AdamW):
         # AdamW's fused kernel can undo fp16's loss scale by itself; the matrices cannot, so the scaler has to do it
         self._step_supports_amp_scaling = False
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        torch.optim.Optimizer.__setstate__(self, state)  # AdamW's own wants a step count in the state of a matrix too
+
     @torch.no_grad()
     def step(self, closure: Any = None) -> Any:
         groups = self.param_groups

@@ -1,0 +1,88 @@
+"""What several test modules need: a little text, a tiny run, and processes that behave like a user's."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test needs the network; a slip fails at once instead of waiting
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+
+@pytest.fixture(scope="session")
+def text_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """About 16 kB of sentences."""
+    words = random.Random(0)
+    nouns, verbs = ["cat", "dog", "bird", "fish", "tree"], ["sees", "hears", "follows", "likes"]
+    lines = [f"The {words.choice(nouns)} {words.choice(verbs)} the {words.choice(nouns)}." for _ in range(700)]
+    path = tmp_path_factory.mktemp("text") / "text.txt"
+    path.write_text("\n".join(lines), encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="session")
+def cache_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture
+def tiny_run(text_file: Path, cache_dir: Path, tmp_path: Path) -> list[str]:
+    """The options of a run of twelve steps that takes a second, with dropout, into tmp_path/run."""
+    return (
+        f"--train_file {text_file} --tokenizer char --cache_dir {cache_dir} --output_dir {tmp_path / 'run'} "
+        "--hidden_size 16 --num_hidden_layers 2 --num_attention_heads 2 --block_size 16 --dropout 0.1 "
+        "--per_device_train_batch_size 4 --per_device_eval_batch_size 32 --max_steps 12 --warmup_steps 2 "
+        "--learning_rate 1e-2 --logging_steps 1 --eval_steps 6 --save_steps 5 --save_total_limit 10 "
+        "--sample_max_new_tokens 5 --report_to none --use_cpu"
+    ).split()
+
+
+@pytest.fixture
+def train_here() -> Iterator[Callable[[list[str]], int]]:
+    """Train in this process: takes options, returns the exit code."""
+    from accelerate.state import AcceleratorState, GradientState
+
+    from minigpt.arguments import parse_arguments
+    from train_accelerate import train
+
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def run(words: list[str]) -> int:
+        AcceleratorState._reset_state(reset_partial_state=True)
+        GradientState._reset_state()
+        return train(parse_arguments(words, ROOT / "configs" / "quickstart.yaml"))
+
+    yield run
+    AcceleratorState._reset_state(reset_partial_state=True)
+    GradientState._reset_state()
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+
+
+def command(*words: str | Path, processes: int = 1) -> list[str]:
+    """The command line that trains as a user would: alone, or by `accelerate launch` with gloo processes."""
+    script = [str(ROOT / "train_accelerate.py"), *map(str, words)]
+    if processes == 1:
+        return [sys.executable, *script]
+    profile = ROOT / "accelerate_configs" / "cpu_ddp.yaml"
+    launch = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", "--config_file", str(profile)]
+    return [*launch, "--num_processes", str(processes), *script]
+
+
+def finish(words: list[str], **options: object) -> subprocess.CompletedProcess[str]:
+    """Run a command to its end on one thread a process, so that tests side by side do not wait for each other."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.run(words, capture_output=True, text=True, env=environment, timeout=240, **options)  # type: ignore[call-overload]
+
+
+def metrics(run_dir: Path, name: str) -> dict[int, float]:
+    """Step → value of one metric of a run."""
+    lines = map(json.loads, (run_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines())
+    return {line["step"]: line[name] for line in lines if name in line}
