@@ -21,7 +21,7 @@ from accelerate import Accelerator
 from accelerate.utils import ProjectConfiguration, send_to_device, set_seed
 
 from minigpt.arguments import Arguments, parse_arguments
-from minigpt.build import build_model, check_output_dir, clear_output_dir, load_data
+from minigpt.build import build_model, check_ids, check_output_dir, clear_output_dir, load_data
 from minigpt.checkpoint import (
     Checkpoints,
     checkpoint_to_resume,
@@ -58,6 +58,7 @@ def train(args: Arguments) -> int:
     set_seed(args.seed)
     model = build_model(args, tokenizer, resume_from)
     config, parameters = model.config, model.num_parameters()
+    check_ids(shards, config.vocab_size)
     if args.gradient_checkpointing:
         model.gradient_checkpointing_enable()
     optimizer = build_optimizer(model, args, accelerator.device)

@@ -99,6 +99,22 @@ def new_config(args: Arguments, tokenizer: Any, **options: Any) -> MiniGPTConfig
     return MiniGPTConfig(**(no_dropout | shape | ids | options))
 
 
+def check_ids(shards: TokenShards, vocab_size: int) -> None:
+    """Raises ValueError when the shards hold an id that the model has no embedding for.
+
+    Shards without a manifest (nanoGPT's) do not say how many ids there are: the first 16 million tokens are looked at.
+    """
+    highest = (shards.vocab_size or 0) - 1
+    if shards.vocab_size is None:
+        splits = [split for split in (shards.train, shards.validation) if split]
+        highest = max(int(split.read(0, min(len(split), 1 << 24)).max()) for split in splits)
+    if highest >= vocab_size:
+        raise ValueError(
+            f"{shards.folder} holds token id {highest} but the model has vocab_size={vocab_size}; "
+            "give the tokenizer that the shards were made with, or a larger vocab_size"
+        )
+
+
 def _check_shape(args: Arguments, config: MiniGPTConfig, folder: Path) -> None:
     for name, value in args.shape.items():
         if getattr(config, name) != value:
