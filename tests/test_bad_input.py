@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from conftest import command, finish
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from configuration_minigpt import MiniGPTConfig
+from minigpt.prepare import main as prepare_main
 from minigpt.tokenization import train_characters
 from modeling_minigpt import MiniGPTForCausalLM
 
@@ -76,10 +78,7 @@ def tokenizer_unlike_the_models(tmp: Path) -> Case:
 
 def tokenizer_unlike_the_shards(tmp: Path) -> Case:
     shards = str(tmp / "shards")
-    prepared = finish(
-        ["minigpt", "prepare", "--train_file", text_of(tmp), "--tokenizer", "char", "--output_dir", shards]
-    )
-    assert prepared.returncode == 0, prepared.stderr
+    prepare_main(["--train_file", text_of(tmp), "--tokenizer", "char", "--output_dir", shards])
     train_characters(["another alphabet, 0123456789"]).save_pretrained(tmp / "other")
     return [*TINY, "--data", shards, "--tokenizer", str(tmp / "other")], r"made with another tokenizer than .*other"
 
@@ -215,7 +214,7 @@ def test_a_prompt_longer_than_the_context_is_one_line(tmp_path: Path) -> None:
     )
     MiniGPTForCausalLM(config).save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
-    run = finish(["minigpt", "generate", "--model", str(tmp_path), "--prompt", "abcabcabc"])
+    run = finish([sys.executable, "-m", "minigpt", "generate", "--model", str(tmp_path), "--prompt", "abcabcabc"])
     assert run.returncode == 2
     assert "9" in run.stderr.splitlines()[-1]
     assert "8" in run.stderr.splitlines()[-1]
