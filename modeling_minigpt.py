@@ -1,8 +1,7 @@
 """MiniGPT: GPT-2's function, written to be read in one sitting and treated by transformers as one of its own.
 
 Read downward: attention, MLP, layer, the stack of layers, the language model, three task heads, and the table that
-maps a GPT-2 checkpoint to these names. This file travels with every saved model: beside torch and transformers it
-needs configuration_minigpt.py alone.
+reads GPT-2 checkpoints. This file travels with every saved model and needs configuration_minigpt.py alone.
 
 Shapes: B batch, T tokens of this call, S tokens attended to (cached ones included), C hidden size, H heads,
 D = C / H head size, V vocabulary.
@@ -10,13 +9,12 @@ D = C / H head size, V vocabulary.
 # ruff: noqa: RUF012 - transformers reads these class attributes, and nobody changes them
 
 import math
-import os
 import shutil
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import initialization as init
 from transformers.activations import ACT2FN
 from transformers.cache_utils import Cache, DynamicCache
@@ -45,25 +43,18 @@ except ImportError:
 
 
 def eager_attention(
-    module: nn.Module,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    attention_mask: torch.Tensor | None,
-    scaling: float,
-    dropout: float = 0.0,
-    **kwargs: Any,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Attention in plain operations, for reading and for its weights; every other kernel computes the same.
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
+) -> tuple[Tensor, Tensor]:
+    """Attention in plain operations, to read and to record its weights; every other kernel computes the same.
 
-    query [B, H, T, D], key and value [B, H, S, D], attention_mask additive [B, 1, T, S] or None.
-    Returns the mix of values [B, T, H, D] and the attention weights [B, H, T, S].
+    query [B, H, T, D], key and value [B, H, S, D], attention_mask additive [B, 1, T, S] or None; kwargs has scaling
+    and dropout. Returns the mix of values [B, T, H, D] and the attention weights [B, H, T, S].
     """
-    scores = query @ key.transpose(-1, -2) * scaling  # [B, H, T, S]
+    scores = query @ key.transpose(-1, -2) * kwargs["scaling"]  # [B, H, T, S]
     if attention_mask is not None:
         scores = scores + attention_mask
     weights = nn.functional.softmax(scores, dim=-1, dtype=torch.float32).to(query.dtype)
-    weights = nn.functional.dropout(weights, p=dropout, training=module.training)
+    weights = nn.functional.dropout(weights, p=kwargs.get("dropout", 0.0), training=module.training)
     return (weights @ value).transpose(1, 2).contiguous(), weights
 
 
@@ -78,20 +69,17 @@ class MiniGPTAttention(nn.Module):
         self.layer_idx = layer_idx
         self.head_dim = config.hidden_size // config.num_attention_heads
         self.scaling = self.head_dim**-0.5
-        self.q_proj = nn.Linear(config.hidden_size, config.hidden_size, bias=config.qkv_bias)
-        self.k_proj = nn.Linear(config.hidden_size, config.hidden_size, bias=config.qkv_bias)
-        self.v_proj = nn.Linear(config.hidden_size, config.hidden_size, bias=config.qkv_bias)
-        self.o_proj = nn.Linear(config.hidden_size, config.hidden_size)
+        width = config.hidden_size
+        self.q_proj = nn.Linear(width, width, bias=config.qkv_bias)
+        self.k_proj = nn.Linear(width, width, bias=config.qkv_bias)
+        self.v_proj = nn.Linear(width, width, bias=config.qkv_bias)
+        self.o_proj = nn.Linear(width, width)
         self.o_proj.feeds_residual = True
         self.resid_dropout = nn.Dropout(config.resid_pdrop)
 
     def forward(
-        self,
-        hidden_states: torch.Tensor,
-        attention_mask: torch.Tensor | None = None,
-        past_key_values: Cache | None = None,
-        **kwargs: Any,
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        self, hidden_states: Tensor, attention_mask: Tensor | None, past_key_values: Cache | None, **kwargs: Any
+    ) -> tuple[Tensor, Tensor | None]:
         """[B, T, C] to [B, T, C], and the attention weights [B, H, T, S] where the kernel has them (eager)."""
         per_head = (*hidden_states.shape[:-1], -1, self.head_dim)
         query = self.q_proj(hidden_states).view(per_head).transpose(1, 2)  # [B, H, T, D]
@@ -101,10 +89,8 @@ class MiniGPTAttention(nn.Module):
             key, value = past_key_values.update(key, value, self.layer_idx)  # [B, H, S, D]
 
         attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention)
-        dropout = self.config.attn_pdrop if self.training else 0.0
-        mixed, weights = attend(
-            self, query, key, value, attention_mask, dropout=dropout, scaling=self.scaling, **kwargs
-        )
+        kwargs |= {"scaling": self.scaling, "dropout": self.config.attn_pdrop if self.training else 0.0}
+        mixed, weights = attend(self, query, key, value, attention_mask, **kwargs)
         mixed = mixed.reshape(*hidden_states.shape[:-1], -1)  # [B, T, H, D] -> [B, T, C]
         return self.resid_dropout(self.o_proj(mixed)), weights
 
@@ -121,7 +107,7 @@ class MiniGPTMLP(nn.Module):
         self.down_proj.feeds_residual = True
         self.resid_dropout = nn.Dropout(config.resid_pdrop)
 
-    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+    def forward(self, hidden_states: Tensor) -> Tensor:
         return self.resid_dropout(self.down_proj(self.act_fn(self.up_proj(hidden_states))))
 
 
@@ -135,16 +121,8 @@ class MiniGPTLayer(GradientCheckpointingLayer):
         self.post_attention_layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_epsilon)
         self.mlp = MiniGPTMLP(config)
 
-    def forward(
-        self,
-        hidden_states: torch.Tensor,
-        attention_mask: torch.Tensor | None = None,
-        past_key_values: Cache | None = None,
-        **kwargs: Any,
-    ) -> torch.Tensor:
-        attended, _ = self.self_attn(
-            self.input_layernorm(hidden_states), attention_mask, past_key_values=past_key_values, **kwargs
-        )
+    def forward(self, hidden_states: Tensor, **kwargs: Any) -> Tensor:
+        attended, _ = self.self_attn(self.input_layernorm(hidden_states), **kwargs)
         hidden_states = hidden_states + attended
         return hidden_states + self.mlp(self.post_attention_layernorm(hidden_states))
 
@@ -153,7 +131,6 @@ class MiniGPTPreTrainedModel(PreTrainedModel):
     """What every MiniGPT class shares: initialisation, saving, and what the model tells transformers it can do."""
 
     config_class = MiniGPTConfig
-    config: MiniGPTConfig
     base_model_prefix = "transformer"
     supports_gradient_checkpointing = True
     _no_split_modules = ["MiniGPTLayer"]
@@ -173,14 +150,12 @@ class MiniGPTPreTrainedModel(PreTrainedModel):
 
         The mark is on the Linear itself: transformers never calls this for a module that has no parameter of its own.
         """
+        super()._init_weights(module)
         if getattr(module, "feeds_residual", False):
             std = self.config.initializer_range / math.sqrt(2 * self.config.num_hidden_layers)
             init.normal_(module.weight, mean=0.0, std=std)
-            init.zeros_(module.bias)
-        else:
-            super()._init_weights(module)
 
-    def save_pretrained(self, save_directory: str | os.PathLike, is_main_process: bool = True, **kwargs: Any) -> None:
+    def save_pretrained(self, save_directory: str | Path, is_main_process: bool = True, **kwargs: Any) -> None:
         """Save weights in MiniGPT's own layout, with the code that loads them anywhere (`trust_remote_code=True`).
 
         Takes the arguments of `PreTrainedModel.save_pretrained`. A model that came from a GPT-2 checkpoint is saved as
@@ -214,11 +189,11 @@ class MiniGPTModel(MiniGPTPreTrainedModel):
     @capture_outputs
     def forward(
         self,
-        input_ids: torch.LongTensor | None = None,
-        attention_mask: torch.Tensor | None = None,
-        position_ids: torch.LongTensor | None = None,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
         past_key_values: Cache | None = None,
-        inputs_embeds: torch.Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
         use_cache: bool | None = None,
         **kwargs: Any,
     ) -> BaseModelOutputWithPast:
@@ -237,43 +212,28 @@ class MiniGPTModel(MiniGPTPreTrainedModel):
             past_key_values = DynamicCache(config=self.config)
 
         # position_ids as the caller gave them: with none, no mask need be built and sdpa's causal kernel is used
-        causal_mask = create_causal_mask(
-            config=self.config,
-            inputs_embeds=inputs_embeds,
-            attention_mask=attention_mask,
-            past_key_values=past_key_values,
-            position_ids=position_ids,
+        mask = create_causal_mask(
+            self.config, inputs_embeds, attention_mask, past_key_values=past_key_values, position_ids=position_ids
         )
         positions = self.default_positions(inputs_embeds, past_key_values) if position_ids is None else position_ids
         position_embeds = look_up(self.embed_positions, positions, "position", "max_position_embeddings")
         hidden_states = self.dropout(inputs_embeds + position_embeds.to(inputs_embeds.device))
+        kwargs |= {"attention_mask": mask, "past_key_values": past_key_values, "position_ids": position_ids}
         for layer in self.layers:
-            hidden_states = layer(
-                hidden_states,
-                attention_mask=causal_mask,
-                past_key_values=past_key_values,
-                position_ids=position_ids,
-                use_cache=use_cache,
-                **kwargs,
-            )
-        return BaseModelOutputWithPast(
-            last_hidden_state=self.norm(hidden_states), past_key_values=past_key_values if use_cache else None
-        )
+            hidden_states = layer(hidden_states, **kwargs)
+        return BaseModelOutputWithPast(last_hidden_state=self.norm(hidden_states), past_key_values=past_key_values)
 
-    def default_positions(self, inputs_embeds: torch.Tensor, past_key_values: Cache | None) -> torch.Tensor:
+    def default_positions(self, inputs_embeds: Tensor, past_key_values: Cache | None) -> Tensor:
         """[1, T]: the positions that follow the cached tokens. Raises ValueError when they leave the table."""
         past_tokens = past_key_values.get_seq_length() if past_key_values is not None else 0
         new_tokens, limit = inputs_embeds.shape[1], self.config.max_position_embeddings
         # a static cache counts on the device, where a look would wait for it; `generate` checks by itself
         if isinstance(past_tokens, int) and not torch.compiler.is_compiling() and past_tokens + new_tokens > limit:
-            raise ValueError(
-                f"{past_tokens} cached + {new_tokens} new = {past_tokens + new_tokens} tokens are more than "
-                f"max_position_embeddings={limit}"
-            )
+            raise ValueError(f"{past_tokens} cached + {new_tokens} new tokens exceed max_position_embeddings={limit}")
         return (torch.arange(new_tokens, device=inputs_embeds.device) + past_tokens).unsqueeze(0)
 
 
-def look_up(table: nn.Embedding, ids: torch.Tensor, what: str, limit_name: str) -> torch.Tensor:
+def look_up(table: nn.Embedding, ids: Tensor, what: str, limit_name: str) -> Tensor:
     """Rows of `table` for `ids`; on a CPU, an id outside it is a ValueError that says which (at no cost else)."""
     try:
         return table(ids)
@@ -281,7 +241,7 @@ def look_up(table: nn.Embedding, ids: torch.Tensor, what: str, limit_name: str) 
         raise out_of_range(what, ids, limit_name, table.num_embeddings) from error
 
 
-def out_of_range(what: str, ids: torch.Tensor, limit_name: str, limit: int) -> ValueError:
+def out_of_range(what: str, ids: Tensor, limit_name: str, limit: int) -> ValueError:
     """The error for ids outside 0 .. limit - 1, with the worst of them in it."""
     lowest, highest = int(ids.min()), int(ids.max())
     return ValueError(f"{what} {lowest if lowest < 0 else highest} is outside 0 .. {limit - 1} ({limit_name}={limit})")
@@ -303,15 +263,15 @@ class MiniGPTForCausalLM(MiniGPTPreTrainedModel, GenerationMixin):
     @can_return_tuple
     def forward(
         self,
-        input_ids: torch.LongTensor | None = None,
-        attention_mask: torch.Tensor | None = None,
-        position_ids: torch.LongTensor | None = None,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
         past_key_values: Cache | None = None,
-        inputs_embeds: torch.Tensor | None = None,
-        labels: torch.LongTensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
         use_cache: bool | None = None,
-        logits_to_keep: int | torch.Tensor = 0,
-        shift_labels: torch.LongTensor | None = None,
+        logits_to_keep: int | Tensor = 0,
+        shift_labels: Tensor | None = None,
         skip_logits: bool = False,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast:
@@ -324,24 +284,17 @@ class MiniGPTForCausalLM(MiniGPTPreTrainedModel, GenerationMixin):
         handed on (mixed precision would copy it).
         """
         outputs = self.transformer(
-            input_ids=input_ids,
-            attention_mask=attention_mask,
-            position_ids=position_ids,
-            past_key_values=past_key_values,
-            inputs_embeds=inputs_embeds,
-            use_cache=use_cache,
-            **kwargs,
+            input_ids, attention_mask, position_ids, past_key_values, inputs_embeds, use_cache=use_cache, **kwargs
         )
-        has_targets = labels is not None or shift_labels is not None
-        if skip_logits and not has_targets:
-            raise ValueError("skip_logits=True leaves nothing to return without labels or shift_labels")
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
         logits = self.lm_head(outputs.last_hidden_state[:, kept, :])
         loss = None
-        if has_targets:
+        if labels is not None or shift_labels is not None:
             loss = self.loss_function(
                 logits=logits, labels=labels, shift_labels=shift_labels, vocab_size=self.config.vocab_size, **kwargs
             )
+        elif skip_logits:
+            raise ValueError("skip_logits=True leaves nothing to return without labels or shift_labels")
         return CausalLMOutputWithPast(
             loss=loss,
             logits=None if skip_logits else logits,
@@ -350,7 +303,7 @@ class MiniGPTForCausalLM(MiniGPTPreTrainedModel, GenerationMixin):
             attentions=outputs.attentions,
         )
 
-    def generate(self, inputs: torch.Tensor | None = None, *args: Any, **kwargs: Any) -> Any:
+    def generate(self, inputs: Tensor | None = None, *args: Any, **kwargs: Any) -> Any:
         """`GenerationMixin.generate` after a look at the prompt: on a GPU a wrong id would end the process."""
         prompt = inputs if inputs is not None else kwargs.get("input_ids")
         vocab_size = self.config.vocab_size
@@ -358,16 +311,13 @@ class MiniGPTForCausalLM(MiniGPTPreTrainedModel, GenerationMixin):
             raise out_of_range("token id", prompt, "vocab_size", vocab_size)
         return super().generate(inputs, *args, **kwargs)
 
-    def prepare_inputs_for_generation(self, input_ids: torch.LongTensor, *args: Any, **kwargs: Any) -> dict[str, Any]:
+    def prepare_inputs_for_generation(self, input_ids: Tensor, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """The library's inputs for one decoding step. Raises ValueError where it would leave the position table."""
         model_inputs = super().prepare_inputs_for_generation(input_ids, *args, **kwargs)
         limit, positions = self.config.max_position_embeddings, model_inputs.get("position_ids")
         # left padding takes no position: only a sequence longer than the table is worth a look at the device
         if input_ids.shape[1] > limit and positions is not None and int(positions.max()) >= limit:
-            raise ValueError(
-                f"position {int(positions.max())} is beyond max_position_embeddings={limit}: "
-                f"prompt and new tokens together must fit into {limit}"
-            )
+            raise out_of_range("position", positions, "max_position_embeddings", limit)
         return model_inputs
 
 
@@ -412,27 +362,20 @@ class MiniGPTForQuestionAnswering(GenericForQuestionAnswering, MiniGPTPreTrained
 
 
 # GPT-2's names on the left, ours on the right. Its Conv1D weights are [in, out] where Linear's are [out, in], and
-# its c_attn is q, k and v in one. `from_pretrained` applies the table to whatever matches; our own names never do.
+# its c_attn is q, k and v in one. `from_pretrained` applies whatever matches; our own names never do.
+QKV = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
 GPT2_WEIGHT_TABLE = [
-    WeightRenaming(r"wte.weight", "embed_tokens.weight"),
-    WeightRenaming(r"wpe.weight", "embed_positions.weight"),
+    WeightRenaming("wte.weight", "embed_tokens.weight"),
+    WeightRenaming("wpe.weight", "embed_positions.weight"),
     WeightRenaming(r"(?<![A-Za-z])h\.(\d+)\.", r"layers.\1."),
-    WeightRenaming(r"ln_1", "input_layernorm"),
-    WeightRenaming(r"ln_2", "post_attention_layernorm"),
-    WeightRenaming(r"ln_f", "norm"),
-    WeightRenaming(r"attn.c_proj.bias", "self_attn.o_proj.bias"),
-    WeightRenaming(r"mlp.c_fc.bias", "mlp.up_proj.bias"),
-    WeightRenaming(r"mlp.c_proj.bias", "mlp.down_proj.bias"),
-    WeightConverter(
-        "attn.c_attn.weight",
-        ["self_attn.q_proj.weight", "self_attn.k_proj.weight", "self_attn.v_proj.weight"],
-        operations=[Transpose(0, 1), Chunk(dim=0)],
-    ),
-    WeightConverter(
-        "attn.c_attn.bias",
-        ["self_attn.q_proj.bias", "self_attn.k_proj.bias", "self_attn.v_proj.bias"],
-        operations=[Chunk(dim=0)],
-    ),
+    WeightRenaming("ln_1", "input_layernorm"),
+    WeightRenaming("ln_2", "post_attention_layernorm"),
+    WeightRenaming("ln_f", r"(?<![A-Za-z])norm"),  # read backwards, "norm" must not match in "layernorm"
+    WeightRenaming("attn.c_proj.bias", "self_attn.o_proj.bias"),
+    WeightRenaming("mlp.c_fc.bias", "mlp.up_proj.bias"),
+    WeightRenaming("mlp.c_proj.bias", "mlp.down_proj.bias"),
+    WeightConverter("attn.c_attn.bias", [f"{name}.bias" for name in QKV], operations=[Chunk(0)]),
+    WeightConverter("attn.c_attn.weight", [f"{name}.weight" for name in QKV], operations=[Transpose(0, 1), Chunk(0)]),
     WeightConverter("attn.c_proj.weight", "self_attn.o_proj.weight", operations=[Transpose(0, 1)]),
     WeightConverter("mlp.c_fc.weight", "mlp.up_proj.weight", operations=[Transpose(0, 1)]),
     WeightConverter("mlp.c_proj.weight", "mlp.down_proj.weight", operations=[Transpose(0, 1)]),
