@@ -1,82 +1,74 @@
 """How does text become token shards? Documents are read, encoded in batches and written, a few megabytes at a time."""
 
+import errno
 import hashlib
 import json
 import os
+import shutil
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from itertools import chain
+from contextlib import contextmanager, suppress
+from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from minigpt.arguments import DataArguments, OneLineErrorParser
-from minigpt.corpora import Corpus, Pieces, open_corpus
-from minigpt.shards import (
-    FORMAT_VERSION,
-    MANIFEST,
-    SplitRecord,
+from minigpt.corpora import Corpus, Documents, open_corpus
+from minigpt.encoding import (
+    BATCH_CHARACTERS,
+    PART_CHARACTERS,
+    Encoded,
+    Encoding,
+    Interrupted,
+    batches,
+    encode_all,
+    parts,
+)
+from minigpt.shard_writer import (
+    JOURNAL,
+    Journal,
+    Progress,
     SplitWriter,
-    appearing_folder,
-    smallest_dtype,
+    forget_journal,
+    is_finished,
+    new_parents,
+    publish,
     write_manifest,
 )
-from minigpt.tokenization import (
-    Encoder,
-    load_tokenizer,
-    parts,
-    tokenizer_hash,
-    train_bpe,
-    train_characters,
-    vocabulary_size,
-)
+from minigpt.shards import FORMAT_VERSION, MANIFEST, smallest_dtype
+from minigpt.tokenization import load_tokenizer, tokenizer_hash, train_bpe, train_characters, vocabulary_size
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-BATCH_CHARACTERS = 4_000_000
+LARGE = 20_000_000  # bytes of text from which on it pays to start processes and to check faster encoders
+DISK_IS_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 def prepare(args: DataArguments, output_dir: str | Path) -> Path:
     """Write the shards, manifest and tokenizer of the text that `args` names into `output_dir`, which appears whole.
 
-    A non-empty `output_dir` is refused unless `args.overwrite_cache`. On bad input (ValueError) nothing is left.
+    What an interrupted preparation left is gone on with. A non-empty `output_dir` is refused unless
+    `args.overwrite_cache`. Raises ValueError on bad input, of which nothing is left on the disk.
     """
     output_dir = Path(output_dir)
-    if output_dir.exists() and not output_dir.is_dir():
-        raise ValueError(f"output_dir={output_dir} is a file; give a folder")
-    if output_dir.is_dir() and any(output_dir.iterdir()) and not args.overwrite_cache:
-        raise ValueError(f"output_dir={output_dir} is not empty; give another folder, or --overwrite_cache")
     if args.data:
         raise ValueError(f"data={args.data} is prepared already; give --train_file, --dataset_name or --corpus")
-    return _prepare(args, open_corpus(args), output_dir)
-
-
-def _prepare(args: DataArguments, corpus: Corpus, output_dir: Path) -> Path:
-    started = time.perf_counter()
-    tokenizer = make_tokenizer(args, corpus)
-    vocab_size = vocabulary_size(tokenizer)
-    dtype = smallest_dtype(vocab_size)
-    with appearing_folder(output_dir, replace=args.overwrite_cache) as folder:
-        splits = {
-            "train": _write_split(folder, "train", dtype, corpus.train(), tokenizer),
-            "validation": _write_split(folder, "validation", dtype, corpus.validation(), tokenizer),
-        }
-        tokenizer.save_pretrained(folder / "tokenizer")
-        write_manifest(
-            folder,
-            dtype,
-            vocab_size,
-            splits,
-            eos_token_id=tokenizer.eos_token_id,
-            tokenizer_hash=tokenizer_hash(tokenizer),
-            source=corpus.origin,
-            options=_options(args),
-        )
-    _summarize(output_dir, splits, vocab_size, time.perf_counter() - started)
-    return output_dir
+    if output_dir.exists() and not output_dir.is_dir():
+        raise ValueError(f"output_dir={output_dir} is a file; give a folder")
+    in_use = output_dir.is_dir() and any(output_dir.iterdir()) and not args.overwrite_cache
+    if in_use and not (output_dir / JOURNAL).exists():
+        raise ValueError(f"output_dir={output_dir} is not empty; give another folder, or --overwrite_cache")
+    corpus = open_corpus(args)
+    key = _key(args, corpus)
+    if in_use and not is_finished(output_dir, key):
+        raise ValueError(f"output_dir={output_dir} is not empty; give another folder, or --overwrite_cache")
+    if in_use:
+        forget_journal(output_dir)
+        return output_dir
+    with new_parents(output_dir), _locked(output_dir):
+        return _prepare(args, corpus, key, output_dir)
 
 
 def prepared_folder(args: DataArguments) -> Path:
@@ -87,18 +79,60 @@ def prepared_folder(args: DataArguments) -> Path:
     """
     if args.data:
         return Path(args.data).expanduser()
-    from filelock import FileLock
-
     cache = Path(args.cache_dir).expanduser() if args.cache_dir else _default_cache()
     corpus = open_corpus(args)
-    folder = cache / _cache_key(args, corpus)
+    key = _key(args, corpus)
+    folder = cache / key
     if (folder / MANIFEST).is_file() and not args.overwrite_cache:
         return folder
-    cache.mkdir(parents=True, exist_ok=True)
-    with FileLock(f"{folder}.lock"):
+    with new_parents(folder), _locked(folder):
         if (folder / MANIFEST).is_file() and not args.overwrite_cache:
             return folder
-        return _prepare(args, corpus, folder)
+        return _prepare(args, corpus, key, folder)
+
+
+def _prepare(args: DataArguments, corpus: Corpus, key: str, output_dir: Path) -> Path:
+    started = time.perf_counter()
+    folder = output_dir.parent / f".{output_dir.name}.partial"
+    try:
+        journal = Journal(folder, key)
+        if journal.shards:
+            print(f"going on after {journal.shards} shards that are whole", file=sys.stderr)
+        tokenizer = _kept_tokenizer(args, corpus, journal)
+        vocab_size = vocabulary_size(tokenizer)
+        dtype = smallest_dtype(vocab_size)
+        large = corpus.text_bytes is None or corpus.text_bytes > LARGE
+        encoding = Encoding.of(tokenizer, dtype, large)
+        workers = args.preprocessing_num_workers or (_cores() if large else 1)
+        splits = {}
+        for split, documents in (("train", corpus.train), ("validation", corpus.validation)):
+            writer = SplitWriter(journal, split, dtype, args.shard_tokens)
+            splits[split] = _write_split(writer, documents, encoding, workers, corpus.text_bytes)
+        write_manifest(
+            folder,
+            dtype,
+            vocab_size,
+            splits,
+            eos_token_id=tokenizer.eos_token_id,
+            tokenizer_hash=tokenizer_hash(tokenizer),
+            source=corpus.origin,
+            options=_options(args),
+        )
+        publish(folder, output_dir)
+    except Interrupted:
+        raise
+    except ValueError:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+    except OSError as error:
+        if error.errno not in DISK_IS_FULL:
+            raise
+        raise Interrupted(
+            f"{output_dir}: the disk is full; make space and run the same command again: it goes on after the "
+            f"{journal.shards} shards that are whole"
+        ) from error
+    _summarize(output_dir, splits, vocab_size, encoding.library, time.perf_counter() - started)
+    return output_dir
 
 
 def make_tokenizer(args: DataArguments, corpus: Corpus) -> "PreTrainedTokenizerFast":
@@ -109,60 +143,108 @@ def make_tokenizer(args: DataArguments, corpus: Corpus) -> "PreTrainedTokenizerF
     """
     kind = args.tokenizer or "bpe"
     if kind == "bpe":
-        return train_bpe((text for text, _ in parts(corpus.train(), whole=False)), args.tokenizer_vocab_size)
+        return train_bpe(_training_texts(args, corpus), args.tokenizer_vocab_size, args.tokenizer_special_tokens)
     if kind == "char":
-        return train_characters(text for text, _ in chain(corpus.train(), corpus.validation()))
+        return train_characters(text for text, _ in chain(corpus.train.pieces(), corpus.validation.pieces()))
     return load_tokenizer(kind)
 
 
+def _training_texts(args: DataArguments, corpus: Corpus) -> Iterator[str]:
+    """About `tokenizer_training_megabytes` of the training documents: every n-th part of them, evenly spread."""
+    limit = args.tokenizer_training_megabytes * 1_000_000
+    every = -(-corpus.text_bytes // limit) if corpus.text_bytes else 1
+    taken = 0
+    for text, _ in islice(parts(corpus.train.pieces(), whole=False), 0, None, every):
+        yield text
+        taken += len(text)
+        if taken >= limit:  # the corpus is larger than it said, or did not say
+            return
+
+
+def _kept_tokenizer(args: DataArguments, corpus: Corpus, journal: Journal) -> "PreTrainedTokenizerFast":
+    """The tokenizer in the journal's folder; made and put there the first time."""
+    folder = journal.folder / "tokenizer"
+    if not folder.is_dir():
+        made = journal.folder / "tokenizer.partial"
+        make_tokenizer(args, corpus).save_pretrained(made)
+        made.rename(folder)
+        journal.save()
+    return load_tokenizer(folder)
+
+
 def _write_split(
-    folder: Path, split: str, dtype: np.dtype, pieces: Pieces, tokenizer: "PreTrainedTokenizerFast"
-) -> SplitRecord:
-    """Encode and write one split; every document ends with one end-of-text id."""
+    writer: SplitWriter, documents: Documents, encoding: Encoding, workers: int, text_bytes: int | None
+) -> Progress:
+    """Encode and write what the journal says is missing of one split."""
     from tqdm import tqdm
 
-    encoder = Encoder(tokenizer)
-    end_of_text = np.array([tokenizer.eos_token_id])
-    writer = SplitWriter(folder, split, dtype)
-    with tqdm(desc=split, unit="token", unit_scale=True, disable=None, leave=False) as progress:
-        for batch in _batches(parts(pieces, whole=not encoder.encodes_parts)):
-            for ids, (text, ends) in zip(encoder.encode([text for text, _ in batch]), batch, strict=True):
-                ids = np.concatenate([ids, end_of_text]) if ends else ids
-                writer.write(ids, documents=int(ends), text_bytes=len(text.encode()))
-                progress.update(len(ids))
+    at = writer.progress
+    if at.done:
+        return at
+    texts = parts(documents.pieces(at.document), whole=not encoding.encodes_parts)
+    work = batches(islice(texts, at.part, None), at.document, at.part)
+    # a bar of the text that is read; the total counts both splits, so the end of the first comes a little early
+    progress = tqdm(
+        desc=writer.split,
+        total=text_bytes,
+        initial=at.text_bytes,
+        unit="B",
+        unit_scale=True,
+        mininterval=0.1 if sys.stderr.isatty() else 30,
+        delay=2,  # seconds: short work is not worth a bar
+        leave=False,
+    )
+    try:
+        with progress:
+            before, started = at.tokens, time.perf_counter()
+            tokens = before
+            for encoded in encode_all(work, encoding, workers):
+                if progress.n == progress.initial:
+                    _check_space(writer, encoded, text_bytes)
+                writer.write(encoded)
+                tokens += len(encoded.ids)
+                rate = (tokens - before) / (time.perf_counter() - started)
+                progress.set_postfix_str(f"{tokens / 1e6:.1f} M tokens, {rate / 1e6:.2f} M/s", refresh=False)
+                progress.update(encoded.text_bytes)
+    except BaseException:
+        writer.abandon()
+        raise
     record = writer.close()
     if record.text_bytes == 0:
-        raise ValueError(f"the {split} split holds no text: give more text, or another validation_split_percentage")
+        raise ValueError(f"the {writer.split} split holds no text: give more, or another validation_split_percentage")
     return record
 
 
-def _batches(texts: Pieces) -> Iterator[list[tuple[str, bool]]]:
-    batch: list[tuple[str, bool]] = []
-    characters = 0
-    for text, ends in texts:
-        batch.append((text, ends))
-        characters += len(text)
-        if characters >= BATCH_CHARACTERS:
-            yield batch
-            batch, characters = [], 0
-    if batch:
-        yield batch
+def _check_space(writer: SplitWriter, first: Encoded, text_bytes: int | None) -> None:
+    """Raises ValueError if the disk has no room for what the whole corpus will need, judged by its first batch."""
+    if text_bytes is None or first.text_bytes == 0:
+        return
+    left = max(0, text_bytes - writer.progress.text_bytes)
+    needed = left * len(first.ids) / first.text_bytes * writer.dtype.itemsize
+    free = shutil.disk_usage(writer.journal.folder).free
+    if needed > free:
+        raise (Interrupted if writer.journal.shards else ValueError)(
+            f"{writer.journal.folder.parent}: about {needed / 1e9:.2f} GB of tokens are to be written but "
+            f"{free / 1e9:.2f} GB are free; make space or choose another disk"
+        )
 
 
 def _options(args: DataArguments) -> dict[str, Any]:
-    """The options that decide which tokens come out, besides the text itself."""
+    """The options that decide which bytes come out, besides the text itself."""
     kind = args.tokenizer or "bpe"
-    options: dict[str, Any] = {"tokenizer": kind, "text_column": args.text_column}
+    options: dict[str, Any] = {"tokenizer": kind, "text_column": args.text_column, "shard_tokens": args.shard_tokens}
     if kind == "bpe":
-        options["tokenizer_vocab_size"] = args.tokenizer_vocab_size
+        names = ("tokenizer_vocab_size", "tokenizer_special_tokens", "tokenizer_training_megabytes")
+        options |= {name: getattr(args, name) for name in names}
     return options
 
 
-def _cache_key(args: DataArguments, corpus: Corpus) -> str:
+def _key(args: DataArguments, corpus: Corpus) -> str:
+    """A hash of everything that decides the result."""
     options = _options(args)
     if options["tokenizer"] not in ("bpe", "char"):
         options["tokenizer"] = tokenizer_hash(load_tokenizer(options["tokenizer"]))
-    key = json.dumps([FORMAT_VERSION, corpus.key, options], sort_keys=True)
+    key = json.dumps([FORMAT_VERSION, BATCH_CHARACTERS, PART_CHARACTERS, corpus.key, options], sort_keys=True)
     return hashlib.sha256(key.encode()).hexdigest()[:32]
 
 
@@ -170,14 +252,32 @@ def _default_cache() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "minigpt"
 
 
-def _summarize(folder: Path, splits: dict[str, SplitRecord], vocab_size: int, elapsed_s: float) -> None:
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Let one process at a time prepare `folder`."""
+    from filelock import FileLock
+
+    path = folder.parent / f".{folder.name}.lock"
+    with FileLock(path):
+        try:
+            yield
+        finally:
+            with suppress(OSError):  # where open files cannot be deleted, an empty one stays
+                path.unlink()
+
+
+def _summarize(folder: Path, splits: dict[str, Progress], vocab_size: int, library: str, elapsed_s: float) -> None:
     for split, record in splits.items():
         print(
             f"{split:>10}: {record.documents:,} documents, {record.tokens:,} tokens, "
             f"{record.text_bytes:,} bytes of text, {record.text_bytes / record.tokens:.2f} bytes a token",
             file=sys.stderr,
         )
-    print(f"{vocab_size:,} token ids; prepared in {elapsed_s:.1f} s; in {folder}", file=sys.stderr)
+    print(f"{vocab_size:,} token ids; prepared in {elapsed_s:.1f} s by {library}; in {folder}", file=sys.stderr)
 
 
 def main(argv: Sequence[str]) -> None:

@@ -4,17 +4,14 @@
     manifest.json                              counts, hashes, tokenizer and source of the above
     tokenizer/                                 what `AutoTokenizer.from_pretrained` reads
 
-nanoGPT's lone `train.bin` and `val.bin` are read as they are.
+Other programs' shards are read as they are: nanoGPT's `train.bin` and `val.bin`, build-nanogpt's `…train….npy` and
+`…val….npy`, llm.c's `…train….bin` and `…val….bin` with a header. They have no manifest, so less is known of them.
 """
 
 import hashlib
 import json
-import os
-import shutil
 from bisect import bisect_right
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
 from pathlib import Path
@@ -25,8 +22,8 @@ import numpy as np
 FORMAT = "minigpt-token-shards"
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
-SHARD_TOKENS = 100_000_000
-NANOGPT_FILES = {"train": "train.bin", "validation": "val.bin"}
+LLMC_HEADER_BYTES = 1024
+LLMC_DTYPES = {(20240520, 1): "<u2", (20240801, 7): "<u4"}  # by magic number and version: GPT-2's and Llama 3's ids
 
 
 def smallest_dtype(vocab_size: int) -> np.dtype:
@@ -117,9 +114,7 @@ def open_shards(folder: str | Path) -> TokenShards:
         raise ValueError(f"{folder}: no such folder of token shards; make one with `minigpt prepare`")
     if (folder / MANIFEST).is_file():
         return _open_manifest(folder)
-    if (folder / NANOGPT_FILES["train"]).is_file():
-        return _open_nanogpt(folder)
-    raise ValueError(f"{folder}: neither {MANIFEST} nor train.bin is there; make them with `minigpt prepare`")
+    return _open_foreign(folder)
 
 
 def _open_manifest(folder: Path) -> TokenShards:
@@ -157,136 +152,57 @@ def _check_size(path: Path, expected: int) -> None:
         raise ValueError(f"{path.name} has {path.stat().st_size} bytes where the manifest says {expected}")
 
 
-def _open_nanogpt(folder: Path) -> TokenShards:
-    """nanoGPT's uint16 files: no manifest, so the fingerprint is their sizes and a sample of their content."""
-    dtype = np.dtype("<u2")
-    digest = hashlib.sha256(dtype.str.encode())
+def _open_foreign(folder: Path) -> TokenShards:
+    """Shards of another program: without a manifest, the fingerprint is their sizes and a sample of their content."""
+    files = [path for path in sorted(folder.iterdir()) if path.suffix in (".bin", ".npy")]
+    found = {
+        "train": [_foreign_shard(path) for path in files if "train" in path.stem],
+        "validation": [_foreign_shard(path) for path in files if "val" in path.stem],
+    }
+    if not found["train"]:
+        raise ValueError(
+            f"{folder}: neither {MANIFEST} nor train.bin is there, nor other shards that are known "
+            "(…train….npy, …train….bin); make them with `minigpt prepare`"
+        )
+    dtypes = sorted({dtype.str for shards in found.values() for _, dtype in shards})
+    if len(dtypes) > 1:
+        raise ValueError(f"{folder}: shards of different types of ids ({', '.join(dtypes)}); keep them in two folders")
+    digest = hashlib.sha256(dtypes[0].encode())
     splits = {}
-    for name, file in NANOGPT_FILES.items():
-        path = folder / file
-        if not path.is_file():
-            continue
-        size = path.stat().st_size
-        if size == 0 or size % dtype.itemsize:
-            raise ValueError(f"{path}: {size} bytes are not a whole number of uint16 token ids; write the file again")
-        splits[name] = Tokens([Shard(path, size // dtype.itemsize)], dtype)
-        digest.update(f"{name}:{size}:".encode())
-        length = len(splits[name])
-        for start in np.linspace(0, max(0, length - 4096), 16, dtype=np.int64):
-            digest.update(splits[name].read(int(start), min(length, int(start) + 4096)).tobytes())
+    for name, shards in found.items():
+        if shards:
+            splits[name] = Tokens([shard for shard, _ in shards], np.dtype(dtypes[0]))
+            digest.update(f"{name}:{[shard.tokens for shard, _ in shards]}:".encode())
+            length = len(splits[name])
+            for start in np.linspace(0, max(0, length - 4096), 16, dtype=np.int64):
+                digest.update(splits[name].read(int(start), min(length, int(start) + 4096)).tobytes())
     return TokenShards(folder, {}, splits["train"], splits.get("validation"), digest.hexdigest())
 
 
-@dataclass
-class SplitRecord:
-    """What the manifest says about one split."""
-
-    tokens: int = 0
-    documents: int = 0
-    text_bytes: int = 0
-    shards: list[dict[str, Any]] = field(default_factory=list)
-
-    def as_dict(self) -> dict[str, Any]:
-        return asdict(self)
-
-
-class SplitWriter:
-    """Writes one split as shards of at most `shard_tokens` ids into an existing folder, a few ids in memory at a time.
-
-    A shard file is complete, and on the disk, before the next one begins.
-    """
-
-    def __init__(self, folder: Path, split: str, dtype: np.dtype, shard_tokens: int = SHARD_TOKENS) -> None:
-        self.folder, self.split, self.dtype, self.shard_tokens = folder, split, dtype, shard_tokens
-        self.record = SplitRecord()
-        self._room = 0
-        self._file: Any = None
-        self._digest = hashlib.sha256()
-
-    def write(self, ids: np.ndarray, documents: int, text_bytes: int) -> None:
-        """Append token ids, which hold the ends of `documents` documents and `text_bytes` of their text."""
-        if len(ids) and int(ids.max()) > np.iinfo(self.dtype).max:
-            raise ValueError(f"token id {int(ids.max())} does not fit {self.dtype.name}")
-        ids = ids.astype(self.dtype, copy=False)
-        self.record.tokens += len(ids)
-        self.record.documents += documents
-        self.record.text_bytes += text_bytes
-        while len(ids):
-            if not self._room:
-                self._start_shard()
-            part, ids = ids[: self._room], ids[self._room :]
-            self._file.write(part.tobytes())
-            self._digest.update(part.tobytes())
-            self._room -= len(part)
-            self.record.shards[-1]["tokens"] += len(part)
-            if not self._room:
-                self._end_shard()
-
-    def close(self) -> SplitRecord:
-        """Finish the last shard and say what was written."""
-        self._end_shard()
-        return self.record
-
-    def _start_shard(self) -> None:
-        name = f"{self.split}-{len(self.record.shards):05d}.bin"
-        self.record.shards.append({"file": name, "tokens": 0})
-        self._file = (self.folder / name).open("wb")
-        self._digest = hashlib.sha256()
-        self._room = self.shard_tokens
-
-    def _end_shard(self) -> None:
-        if self._file is not None:
-            self._file.flush()
-            os.fsync(self._file.fileno())
-            self._file.close()
-            self._file, self._room = None, 0
-            self.record.shards[-1]["sha256"] = self._digest.hexdigest()
+def _foreign_shard(path: Path) -> tuple[Shard, np.dtype]:
+    """Where the ids of a .npy file, a .bin file with llm.c's header or a bare .bin file are, and of which type."""
+    size = path.stat().st_size
+    if path.suffix == ".npy":
+        shard, dtype = _npy_shard(path)
+    else:
+        header = np.fromfile(path, "<i4", count=3)
+        llmc = LLMC_DTYPES.get((int(header[0]), int(header[1]))) if len(header) == 3 else None
+        dtype = np.dtype(llmc or "<u2")
+        offset = LLMC_HEADER_BYTES if llmc else 0
+        shard = Shard(path, int(header[2]) if llmc else size // dtype.itemsize, offset)
+    if shard.tokens <= 0 or size != shard.offset + shard.tokens * dtype.itemsize:
+        raise ValueError(
+            f"{path}: {size} bytes are not a whole number of {dtype.name} token ids, or not as many as its header "
+            "says; write the file again"
+        )
+    return shard, dtype
 
 
-def write_manifest(
-    folder: Path, dtype: np.dtype, vocab_size: int, splits: dict[str, SplitRecord], **about: Any
-) -> dict[str, Any]:
-    """Write `manifest.json` beside the shards; `about` says where the tokens come from (tokenizer_hash, source, …)."""
-    manifest = {
-        "format": FORMAT,
-        "version": FORMAT_VERSION,
-        "dtype": dtype.name,
-        "vocab_size": vocab_size,
-        **about,
-        "splits": {name: record.as_dict() for name, record in splits.items()},
-    }
-    with (folder / MANIFEST).open("w", encoding="utf-8") as file:
-        json.dump(manifest, file, indent=2, ensure_ascii=False)
-        file.flush()
-        os.fsync(file.fileno())
-    return manifest
-
-
-@contextmanager
-def appearing_folder(final: Path, replace: bool = False) -> Iterator[Path]:
-    """A temporary folder beside `final` that takes its name when the block ends well, and vanishes when it does not.
-
-    With `replace`, what was in `final` is kept until then and deleted afterwards.
-    """
-    missing = [folder for folder in final.parents if not folder.exists()]
-    final.parent.mkdir(parents=True, exist_ok=True)
-    temporary = final.parent / f".{final.name}.{os.getpid()}.tmp"
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir()
+def _npy_shard(path: Path) -> tuple[Shard, np.dtype]:
     try:
-        yield temporary
-        if final.is_dir() and not any(final.iterdir()):
-            final.rmdir()
-        elif final.is_dir() and replace:
-            old = temporary.with_suffix(".old")
-            final.rename(old)
-            temporary.rename(final)
-            shutil.rmtree(old, ignore_errors=True)
-            return
-        temporary.rename(final)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        for folder in missing:  # made for nothing: take them away again, innermost first
-            with suppress(OSError):
-                folder.rmdir()
-        raise
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (ValueError, EOFError, OSError) as error:
+        raise ValueError(f"{path}: not a .npy file of token ids: {error}") from error
+    if array.ndim != 1 or array.dtype not in (np.dtype("<u2"), np.dtype("<u4"), np.dtype("<i4")):
+        raise ValueError(f"{path}: an array of {array.dtype} of shape {array.shape}, not a list of 16 or 32-bit ids")
+    return Shard(path, len(array), array.offset), array.dtype

@@ -1,22 +1,15 @@
-"""Which ids stand for a text? Loading, training, comparing and applying tokenizers.
+"""Which ids stand for a text? Loading, training and comparing tokenizers.
 
 Every tokenizer is a `transformers.PreTrainedTokenizerFast`, so whatever is saved here reloads through `AutoTokenizer`
-with no code of ours. Two rules hold wherever documents are encoded:
-
-* nothing is inserted, neither beginning-of-text nor padding; who writes the shards puts one end-of-text id after a
-  document;
-* nothing in a document is special: the characters `<|endoftext|>` in somebody's text are encoded as ordinary text, so
-  that no document can pretend to end. (A prompt for `minigpt generate` may use special tokens; a document may not.)
+with no code of ours.
 """
 
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-import numpy as np
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -46,25 +39,31 @@ def load_tokenizer(name_or_folder: str | Path) -> "PreTrainedTokenizerFast":
     return tokenizer
 
 
-def train_bpe(texts: Iterable[str], vocab_size: int) -> "PreTrainedTokenizerFast":
+def train_bpe(texts: Iterable[str], vocab_size: int, special_tokens: Sequence[str] = ()) -> "PreTrainedTokenizerFast":
     """A byte-level BPE like GPT-2's: `vocab_size` ids at most, the last of them `<|endoftext|>` (bos, eos and unk).
 
-    Few texts may give fewer ids. Raises ValueError if `vocab_size` cannot hold the 256 bytes and the end of text.
+    Before that come the `special_tokens`. Few texts may give fewer ids. Raises ValueError if `vocab_size` cannot hold
+    the 256 bytes and the special tokens.
     """
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-    if vocab_size < 257:
-        raise ValueError(f"tokenizer_vocab_size={vocab_size} is below 257: 256 bytes and {END_OF_TEXT}")
+    special = [token for token in dict.fromkeys(special_tokens) if token != END_OF_TEXT]
+    if vocab_size < 257 + len(special):
+        raise ValueError(
+            f"tokenizer_vocab_size={vocab_size} is below {257 + len(special)}: 256 bytes, {END_OF_TEXT} "
+            f"and {len(special)} special tokens"
+        )
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size - 1,
+        vocab_size=vocab_size - 1 - len(special),
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
     tokenizer.train_from_iterator(texts, trainer)
-    return _finished(tokenizer, unk_token=END_OF_TEXT)
+    tokenizer.add_special_tokens(special)
+    return _finished(tokenizer, unk_token=END_OF_TEXT, additional_special_tokens=special)
 
 
 def train_characters(texts: Iterable[str]) -> "PreTrainedTokenizerFast":
@@ -86,7 +85,7 @@ def train_characters(texts: Iterable[str]) -> "PreTrainedTokenizerFast":
     return _finished(tokenizer)
 
 
-def _finished(tokenizer: Any, **special: str) -> "PreTrainedTokenizerFast":
+def _finished(tokenizer: Any, **special: Any) -> "PreTrainedTokenizerFast":
     from transformers import PreTrainedTokenizerFast
 
     return PreTrainedTokenizerFast(
@@ -112,81 +111,3 @@ def tokenizer_hash(tokenizer: "PreTrainedTokenizerFast") -> str:
     added = sorted((token["id"], token["content"], token["special"]) for token in state["added_tokens"])
     decisive = [model, state["normalizer"], pre_tokenizer, added, tokenizer.eos_token_id]
     return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
-
-
-class Encoder:
-    """Turns texts into arrays of ids by the two rules above; the batch is spread over threads by `tokenizers`."""
-
-    def __init__(self, tokenizer: "PreTrainedTokenizerFast") -> None:
-        from tokenizers import Tokenizer
-
-        self.backend = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
-        self.backend.encode_special_tokens = True
-        self.backend.no_truncation()
-        self.backend.no_padding()
-        self._vocabulary = self.backend.get_vocab()
-        self._has_unknown = getattr(self.backend.model, "unk_token", None) is not None
-        self._is_word_level = type(self.backend.model).__name__ == "WordLevel"
-
-    @property
-    def encodes_parts(self) -> bool:
-        """Whether a text may be encoded in parts that end where a space or newline follows a letter.
-
-        True for characters and for GPT-2's pattern, in which white space never joins what stands before it.
-        """
-        if self.backend.normalizer is not None:
-            return False
-        state = json.loads(self.backend.to_str())
-        if len([token for token in state["added_tokens"] if not token["special"]]):
-            return False
-        pre_tokenizer = state["pre_tokenizer"] or {}
-        if pre_tokenizer.get("type") == "ByteLevel":
-            return bool(pre_tokenizer["use_regex"]) and not pre_tokenizer["add_prefix_space"]
-        return self._is_word_level and pre_tokenizer.get("pattern") == {"Regex": r"[\s\S]"}
-
-    def encode(self, texts: Sequence[str]) -> list[np.ndarray]:
-        """The ids of every text, int64. Raises ValueError for a character the vocabulary cannot express."""
-        try:
-            encodings = self.backend.encode_batch_fast(list(texts), add_special_tokens=False)
-        except Exception as error:  # a bare Exception from Rust, and TypeError for a lone surrogate
-            raise ValueError(self._explain(texts, error)) from error
-        return [np.array(encoding.ids, dtype=np.int64) for encoding in encodings]
-
-    def _explain(self, texts: Sequence[str], error: Exception) -> str:
-        for text in texts:
-            surrogate = re.search(r"[\ud800-\udfff]", text)
-            if surrogate:
-                return f"the text holds half a surrogate pair (U+{ord(surrogate[0]):04X}), which is not a character"
-            if self._is_word_level and not self._has_unknown:
-                for character in text:
-                    if character not in self._vocabulary:
-                        return (
-                            f"the character {character!r} (U+{ord(character):04X}) is not in the tokenizer's "
-                            "vocabulary; train it on this text too, or use 'bpe', which knows every character"
-                        )
-        return f"the tokenizer failed: {error}"
-
-
-def parts(texts: Iterable[tuple[str, bool]], whole: bool, limit: int = 1 << 20) -> Iterator[tuple[str, bool]]:
-    """Regroup (text, ends a document) so that the parts of a document may be encoded one by one.
-
-    With `whole`, a document becomes one part. Else it is cut before a space or newline that follows a letter, a digit
-    or _, near every `limit` characters. Where the cuts fall does not depend on how the input was divided.
-    """
-    buffer = ""
-    for text, ends in texts:
-        buffer += text
-        while not whole and len(buffer) > limit:
-            cut = _SAFE_CUT.search(buffer, limit - 1)
-            if cut is None:
-                break
-            yield buffer[: cut.end()], False
-            buffer = buffer[cut.end() :]
-        if ends:
-            yield buffer, True
-            buffer = ""
-    if buffer:
-        yield buffer, True
-
-
-_SAFE_CUT = re.compile(r"\w(?=[ \n])")

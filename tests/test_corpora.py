@@ -1,15 +1,21 @@
 """Laws of corpora: every document arrives once and whole, on one side of the split; bad input is named and located."""
 
+import dataclasses
+import gzip
+import hashlib
 import json
+import random
 import subprocess
 import sys
 from collections.abc import Iterable
 from pathlib import Path
 
 import datasets
+import pyarrow
+import pyarrow.parquet
 import pytest
 
-from minigpt import corpora
+from minigpt import hub_datasets, sources
 from minigpt.arguments import DataArguments
 from minigpt.corpora import Corpus, open_corpus
 
@@ -28,7 +34,7 @@ def whole(pieces: Iterable[tuple[str, bool]]) -> list[str]:
 
 
 def splits(corpus: Corpus) -> tuple[list[str], list[str]]:
-    return whole(corpus.train()), whole(corpus.validation())
+    return whole(corpus.train.pieces()), whole(corpus.validation.pieces())
 
 
 def corpus_of(*files: Path, **options) -> Corpus:
@@ -47,7 +53,7 @@ def lines(path: Path, texts: list[str], **extra) -> Path:
 
 @pytest.mark.parametrize("block", [1, 3, 1 << 20])
 def test_one_text_file_is_split_where_nanogpt_splits_it(tmp_path: Path, monkeypatch, block: int) -> None:
-    monkeypatch.setattr(corpora, "READ_BYTES", block)  # characters of 1 to 4 bytes fall across the blocks
+    monkeypatch.setattr(sources, "READ_BYTES", block)  # characters of 1 to 4 bytes fall across the blocks
     train, validation = splits(corpus_of(write(tmp_path / "a.txt", TEXT)))
     assert train == [TEXT[: int(len(TEXT) * 0.9)]]
     assert validation == [TEXT[int(len(TEXT) * 0.9) :]]
@@ -94,11 +100,11 @@ def test_a_byte_order_mark_is_no_text(tmp_path: Path) -> None:
     [
         (b'{"text": "a"}\n\n{"body": "b", "id": 1}\n', r"a\.jsonl line 3: no field 'text' .*body, id.*--text_column"),
         (b'{"text": "a"}\n{"text": \n', r"a\.jsonl line 2: not a JSON object"),
-        (b'{"text": 5}\n', r"a\.jsonl line 1: field 'text' is int, not text"),
+        (b'{"text": 5}\n', r"a\.jsonl line 1: 'text' is int, not text"),
         (b"[1]\n", r"a\.jsonl line 1: not a JSON object but list"),
         (b'{"text": "a"}\n{"text": "\xe9"}\n', r"a\.jsonl: not UTF-8 at byte 24"),
         (b"", r"a\.jsonl: the file is empty"),
-        (b"\n \n", r"a\.jsonl: no documents in it"),
+        (b"\n \n", r"no documents in .*a\.jsonl"),
     ],
 )
 def test_a_bad_line_is_named(tmp_path: Path, content: bytes, message: str) -> None:
@@ -115,7 +121,7 @@ def test_a_bad_line_is_named(tmp_path: Path, content: bytes, message: str) -> No
 def test_text_that_is_not_utf8_is_located(
     tmp_path: Path, monkeypatch, block: int, content: bytes, offset: int
 ) -> None:
-    monkeypatch.setattr(corpora, "READ_BYTES", block)
+    monkeypatch.setattr(sources, "READ_BYTES", block)
     (tmp_path / "a.txt").write_bytes(content)
     with pytest.raises(ValueError, match=rf"a\.txt: not UTF-8 at byte {offset};"):
         splits(corpus_of(tmp_path / "a.txt"))
@@ -124,7 +130,7 @@ def test_text_that_is_not_utf8_is_located(
 def test_missing_files_are_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"missing\.txt: no such file"):
         corpus_of(tmp_path / "missing.txt")
-    with pytest.raises(ValueError, match="no text or JSONL file in this folder"):
+    with pytest.raises(ValueError, match="no file in this folder that can be read"):
         corpus_of(tmp_path)
 
 
@@ -141,28 +147,149 @@ def test_the_key_follows_content_and_options(tmp_path: Path) -> None:
     assert len({corpus.key for corpus in keys}) == 4
 
 
+def rows(texts: list[str]) -> datasets.Dataset:
+    return datasets.Dataset.from_dict({"body": texts, "id": list(range(len(texts)))})
+
+
+def as_gzip(folder: Path, texts: list[str]) -> None:
+    plain = lines(folder / "plain", texts).read_bytes()
+    (folder / "a.jsonl.gz").write_bytes(gzip.compress(plain[:5000]) + gzip.compress(plain[5000:]))
+
+
+def as_zstandard(folder: Path, texts: list[str]) -> None:
+    plain = lines(folder / "plain", texts).read_bytes()
+    parts = [pyarrow.compress(part, "zstd", asbytes=True) for part in (plain[:5000], plain[5000:])]
+    (folder / "a.jsonl.zst").write_bytes(b"".join(parts))
+
+
+def as_parquet(folder: Path, texts: list[str]) -> None:
+    pyarrow.parquet.write_table(pyarrow.table({"id": range(len(texts)), "text": texts}), folder / "a.parquet", 100)
+
+
+def as_parquet_of_datasets(folder: Path, texts: list[str]) -> None:
+    rows(texts).rename_column("body", "text").to_parquet(folder / "a.parquet", batch_size=77)
+
+
+def as_large_strings(folder: Path, texts: list[str]) -> None:
+    column = pyarrow.array(texts, pyarrow.large_string())
+    pyarrow.parquet.write_table(pyarrow.table({"text": column}), folder / "a.parquet", 100)
+
+
+def as_arrow_file(folder: Path, texts: list[str]) -> None:
+    table = pyarrow.table({"text": texts})
+    with pyarrow.ipc.new_file(folder / "a.arrow", table.schema) as writer:
+        writer.write_table(table, max_chunksize=70)
+
+
+def as_arrow_stream(folder: Path, texts: list[str]) -> None:
+    table = pyarrow.table({"text": texts})
+    with pyarrow.ipc.new_stream(folder / "a.arrow", table.schema) as writer:
+        writer.write_table(table, max_chunksize=70)
+
+
+def as_arrow_of_datasets(folder: Path, texts: list[str]) -> None:
+    rows(texts).rename_column("body", "text").save_to_disk(folder / "saved")
+    (folder / "saved" / "data-00000-of-00001.arrow").rename(folder / "a.arrow")
+
+
+FORMATS = [
+    as_gzip,
+    as_zstandard,
+    as_parquet,
+    as_parquet_of_datasets,
+    as_large_strings,
+    as_arrow_file,
+    as_arrow_stream,
+    as_arrow_of_datasets,
+]
+
+
+@pytest.mark.parametrize("save", FORMATS)
+def test_every_format_gives_the_documents_that_its_library_wrote(tmp_path: Path, save) -> None:
+    texts = [f"document {index} — 你好\n" for index in range(500)]
+    save(tmp_path, texts)
+    (file,) = tmp_path.glob("a.*")
+    corpus = corpus_of(file)
+    assert splits(corpus) == (texts[:450], texts[450:])
+    for start in (0, 1, 69, 70, 99, 100, 449, 450):
+        assert whole(corpus.train.pieces(start)) == texts[start:450]
+
+
+@pytest.mark.parametrize("save", FORMATS[:3] + FORMATS[5:7])
+def test_a_damaged_file_is_named(tmp_path: Path, save) -> None:
+    save(tmp_path, [f"document {index} {random.Random(index).random()}" for index in range(2000)])
+    (file,) = tmp_path.glob("a.*")
+    with file.open("r+b") as stream:
+        stream.truncate(file.stat().st_size * 2 // 3)
+    with pytest.raises(ValueError, match=rf"{file.name}: ") as caught:
+        splits(corpus_of(file))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_column_that_is_missing_or_no_text_is_named(tmp_path: Path) -> None:
+    as_parquet(tmp_path, ["one", "two"])
+    with pytest.raises(ValueError, match=r"no column 'body' \(its columns: id, text\); name one with --text_column"):
+        splits(corpus_of(tmp_path / "a.parquet", text_column="body"))
+    with pytest.raises(ValueError, match=r"a\.parquet row 0: 'id' is int, not text"):
+        splits(corpus_of(tmp_path / "a.parquet", text_column="id"))
+    pyarrow.parquet.write_table(pyarrow.table({"text": ["one", None, "three"]}), tmp_path / "a.parquet")
+    with pytest.raises(ValueError, match=r"a\.parquet row 1: 'text' is NoneType, not text"):
+        splits(corpus_of(tmp_path / "a.parquet"))
+
+
+def data_set(folder: Path, **options) -> Corpus:
+    return open_corpus(DataArguments(dataset_name=str(folder), text_column="body", **options))
+
+
 def test_data_sets_are_read_from_disk_and_keep_their_own_validation_split(tmp_path: Path) -> None:
-    train = datasets.Dataset.from_dict({"body": [f"document {i}" for i in range(600)], "id": list(range(600))})
-    held_out = datasets.Dataset.from_dict({"body": ["held out"], "id": [0]})
-    train.save_to_disk(tmp_path / "one")
-    datasets.DatasetDict({"train": train, "validation": held_out}).save_to_disk(tmp_path / "two")
-    alone = open_corpus(DataArguments(dataset_name=str(tmp_path / "one"), text_column="body"))
-    assert splits(alone) == (train["body"][:540], train["body"][540:])
-    both = open_corpus(DataArguments(dataset_name=str(tmp_path / "two"), text_column="body"))
-    assert splits(both) == (list(train["body"]), ["held out"])
-    again = open_corpus(DataArguments(dataset_name=str(tmp_path / "two"), text_column="body"))
-    assert again.key == both.key != alone.key
+    texts = [f"document {index}" for index in range(600)]
+    rows(texts).save_to_disk(tmp_path / "one")
+    splits_of_two = {"train": rows(texts), "validation": rows(["held out"]), "extra": rows(texts[:10])}
+    datasets.DatasetDict(splits_of_two).save_to_disk(tmp_path / "two")
+    alone, both = data_set(tmp_path / "one"), data_set(tmp_path / "two")
+    assert splits(alone) == (texts[:540], texts[540:])
+    assert whole(alone.train.pieces(257)) == texts[257:540]
+    assert splits(both) == (texts, ["held out"])
+    assert whole(data_set(tmp_path / "two", dataset_split="extra").train.pieces()) == texts[:10]
+    assert data_set(tmp_path / "two").key == both.key != alone.key
     with pytest.raises(ValueError, match=r"no column 'text' \(its columns: body, id\)"):
         open_corpus(DataArguments(dataset_name=str(tmp_path / "one")))
+    with pytest.raises(ValueError, match=r"no split 'test' \(its splits: train, validation, extra\)"):
+        data_set(tmp_path / "two", dataset_split="test")
 
 
 def test_a_folder_of_data_files_loads_as_a_data_set(tmp_path: Path) -> None:
-    lines(tmp_path / "data" / "train.jsonl", ["one", "two", "three"])
-    corpus = open_corpus(DataArguments(dataset_name=str(tmp_path / "data")))
+    rows(["one", "two", "three"]).to_parquet(tmp_path / "data" / "train-00000.parquet")
+    corpus = data_set(tmp_path / "data")
     assert splits(corpus) == (["one", "two"], ["three"])
-    with pytest.raises(ValueError, match=r"cannot be loaded") as caught:
-        open_corpus(DataArguments(dataset_name=str(tmp_path / "missing")))
+    assert corpus.origin["dataset_revision"]
+    with pytest.raises(ValueError, match=r"no such folder") as caught:
+        data_set(tmp_path / "missing")
     assert "\n" not in str(caught.value)
+
+
+def test_a_stream_holds_out_its_first_documents(tmp_path: Path) -> None:
+    texts = [f"document {index}" for index in range(600)]
+    rows(texts).to_parquet(tmp_path / "data" / "train-00000.parquet", batch_size=100)
+    corpus = data_set(tmp_path / "data", streaming=True)
+    assert splits(corpus) == (texts[60:], texts[:60])
+    assert whole(corpus.train.pieces(250)) == texts[310:]
+    assert data_set(tmp_path / "data", streaming=True).key == corpus.key
+
+
+@pytest.mark.parametrize("name", ["openwebtext", "fineweb-edu"])
+def test_a_corpus_by_name_reads_files_of_its_schema(tmp_path: Path, monkeypatch, capsys, name: str) -> None:
+    """The download itself needs the network; everything behind the name is the same for a local folder."""
+    columns = {"text": ["one", "two", "three"]}
+    if name == "fineweb-edu":
+        columns |= {"id": ["a", "b", "c"], "dump": ["d"] * 3, "url": ["u"] * 3, "score": [3.0, 3.5, 4.0]}
+    datasets.Dataset.from_dict(columns).to_parquet(tmp_path / "train-00000.parquet")
+    local = dataclasses.replace(hub_datasets.CORPORA[name], dataset=str(tmp_path), config=None)
+    monkeypatch.setitem(hub_datasets.CORPORA, name, local)
+    assert splits(open_corpus(DataArguments(corpus=name))) == (["one", "two"], ["three"])
+    assert "GB of text; downloads" in capsys.readouterr().err
+    assert splits(open_corpus(DataArguments(corpus=name, streaming=True))) == (["two", "three"], ["one"])
+    assert "streamed" in capsys.readouterr().err
 
 
 def test_python_docs_are_the_same_english_in_every_process() -> None:
@@ -176,5 +303,5 @@ def test_python_docs_are_the_same_english_in_every_process() -> None:
         "from minigpt.python_docs import documents; import hashlib;"
         "print(hashlib.sha256(repr(documents()).encode()).hexdigest())"
     )
-    runs = [subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True) for _ in range(2)]
-    assert runs[0].stdout == runs[1].stdout
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == hashlib.sha256(repr(train + validation).encode()).hexdigest()

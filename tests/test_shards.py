@@ -8,24 +8,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from minigpt.shards import (
-    Shard,
-    SplitWriter,
-    Tokens,
-    appearing_folder,
-    open_shards,
-    smallest_dtype,
-    write_manifest,
-)
+from minigpt.encoding import Encoded
+from minigpt.shard_writer import Journal, SplitWriter, write_manifest
+from minigpt.shards import Shard, Tokens, open_shards, smallest_dtype
 
 
 def write(folder: Path, ids: np.ndarray, shard_tokens: int = 7, vocab_size: int = 60_000) -> Path:
-    dtype = smallest_dtype(vocab_size)
-    folder.mkdir(parents=True, exist_ok=True)
-    train, validation = SplitWriter(folder, "train", dtype, shard_tokens), SplitWriter(folder, "validation", dtype)
-    for part in np.array_split(ids, 3):
-        train.write(part, documents=1, text_bytes=10)
-    validation.write(ids[:5], documents=1, text_bytes=4)
+    """Shards of `ids` as three documents of 10 bytes, and of the first five ids as one of 4."""
+    dtype, journal = smallest_dtype(vocab_size), Journal(folder, "key")
+    train = SplitWriter(journal, "train", dtype, shard_tokens)
+    for document, part in enumerate(np.array_split(ids, 3)):
+        train.write(Encoded(document, 0, part, 1, 10))
+    validation = SplitWriter(journal, "validation", dtype, 1000)
+    validation.write(Encoded(0, 0, ids[:5], 1, 4))
     write_manifest(folder, dtype, vocab_size, {"train": train.close(), "validation": validation.close()})
     return folder
 
@@ -54,11 +49,6 @@ def test_a_large_vocabulary_survives_the_round_trip(tmp_path: Path) -> None:
     shards = open_shards(write(tmp_path, ids, vocab_size=200_000))
     assert shards.train.dtype == np.dtype("<u4")
     assert shards.train.read(0, 4).tolist() == ids.tolist()
-
-
-def test_an_id_that_does_not_fit_is_refused_instead_of_wrapping_around(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="token id 65536 does not fit uint16"):
-        SplitWriter(tmp_path, "train", smallest_dtype(300)).write(np.array([65_536]), 1, 1)
 
 
 def test_counts_add_up(tmp_path: Path) -> None:
@@ -103,20 +93,61 @@ def test_positions_beyond_32_bits_are_read_from_sparse_files(tmp_path: Path) -> 
     assert tokens.read(10**10 - 1, 10**10).tolist() == [5]
 
 
-def test_nanogpt_bins_are_read_as_they_are(tmp_path: Path) -> None:
-    ids = np.random.default_rng(1).integers(0, 50_257, 10_000).astype(np.uint16)
-    ids.tofile(tmp_path / "train.bin")
-    ids[:100].tofile(tmp_path / "val.bin")
+def nanogpt(folder: Path, ids: np.ndarray) -> None:
+    ids.astype("<u2").tofile(folder / "train.bin")
+    ids[:100].astype("<u2").tofile(folder / "val.bin")
+
+
+def build_nanogpt(folder: Path, ids: np.ndarray) -> None:
+    np.save(folder / "edufineweb_train_000001.npy", ids[:6000].astype(np.uint16))
+    np.save(folder / "edufineweb_train_000002.npy", ids[6000:].astype(np.uint16))
+    np.save(folder / "edufineweb_val_000000.npy", ids[:100].astype(np.uint16))
+
+
+def llmc(folder: Path, ids: np.ndarray) -> None:
+    for name, part in {"train_000001": ids[:6000], "train_000002": ids[6000:], "val_000000": ids[:100]}.items():
+        header = np.zeros(256, np.int32)
+        header[:3] = 20240520, 1, len(part)
+        (folder / f"fineweb_{name}.bin").write_bytes(header.tobytes() + part.astype(np.uint16).tobytes())
+
+
+def llmc_llama3(folder: Path, ids: np.ndarray) -> None:
+    for name, part in {"train": ids + 100_000, "val": ids[:100]}.items():
+        header = np.zeros(256, np.int32)
+        header[:3] = 20240801, 7, len(part)
+        (folder / f"{name}.bin").write_bytes(header.tobytes() + part.astype(np.uint32).tobytes())
+
+
+@pytest.mark.parametrize("save", [nanogpt, build_nanogpt, llmc, llmc_llama3])
+def test_shards_of_other_programs_are_read_as_they_are(tmp_path: Path, save) -> None:
+    ids = np.random.default_rng(1).integers(0, 50_257, 10_000)
+    save(tmp_path, ids)
     shards = open_shards(tmp_path)
-    assert np.array_equal(shards.train.read(0, 10_000), ids)
+    assert np.array_equal(shards.train.read(0, 10_000), ids + (100_000 if save is llmc_llama3 else 0))
     assert shards.validation is not None
-    assert len(shards.validation) == 100
+    assert np.array_equal(shards.validation.read(0, 100), ids[:100])
     assert (shards.vocab_size, shards.train.text_bytes, shards.tokenizer_dir) == (None, None, None)
     before = shards.fingerprint
     assert open_shards(tmp_path).fingerprint == before
     ids[0] ^= 1
-    ids.tofile(tmp_path / "train.bin")
+    save(tmp_path, ids)
     assert open_shards(tmp_path).fingerprint != before
+
+
+def test_damaged_shards_of_other_programs_are_named(tmp_path: Path) -> None:
+    llmc(tmp_path, np.arange(10_000))
+    os.truncate(tmp_path / "fineweb_train_000002.bin", 2000)
+    with pytest.raises(ValueError, match=r"fineweb_train_000002\.bin: 2000 bytes are not"):
+        open_shards(tmp_path)
+    for path in tmp_path.iterdir():
+        path.unlink()
+    np.save(tmp_path / "train.npy", np.zeros((2, 3)))
+    with pytest.raises(ValueError, match=r"an array of float64 of shape \(2, 3\)"):
+        open_shards(tmp_path)
+    nanogpt(tmp_path, np.arange(1000))
+    np.save(tmp_path / "train.npy", np.zeros(3, np.uint32))
+    with pytest.raises(ValueError, match="different types of ids"):
+        open_shards(tmp_path)
 
 
 def damage_missing(folder: Path) -> None:
@@ -168,21 +199,3 @@ def test_a_folder_without_shards_is_refused(tmp_path: Path) -> None:
     (tmp_path / "train.bin").write_bytes(b"abc")
     with pytest.raises(ValueError, match="3 bytes are not a whole number"):
         open_shards(tmp_path)
-
-
-def test_a_folder_appears_whole_or_not_at_all(tmp_path: Path) -> None:
-    def fail_halfway() -> None:
-        with appearing_folder(tmp_path / "deep" / "er" / "final") as folder:
-            (folder / "half").write_text("x")
-            raise RuntimeError
-
-    with pytest.raises(RuntimeError):
-        fail_halfway()
-    assert list(tmp_path.iterdir()) == []
-    with appearing_folder(tmp_path / "deep" / "final") as folder:
-        (folder / "whole").write_text("x")
-        assert not (tmp_path / "deep" / "final").exists()
-    assert [p.name for p in (tmp_path / "deep").iterdir()] == ["final"]
-    with appearing_folder(tmp_path / "deep" / "final", replace=True) as folder:
-        (folder / "new").write_text("x")
-    assert [p.name for p in (tmp_path / "deep").rglob("*")] == ["final", "new"]

@@ -1,0 +1,223 @@
+"""How do shards come to be on the disk, whole or to be gone on with, whatever happens meanwhile?
+
+Shards are written into a hidden folder beside the final one. Each shard appears there by rename when it is complete,
+and the journal is then told where in the text the next one begins; so whoever finds the folder after a kill goes on
+after the last whole shard. At the end the folder takes its final name.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from minigpt.encoding import Encoded
+from minigpt.shards import FORMAT, FORMAT_VERSION, MANIFEST
+
+JOURNAL = "journal.json"
+
+
+@dataclass
+class Progress:
+    """How far a split has come: what its whole shards hold, and where the text goes on.
+
+    `documents` and `text_bytes` count what ends before part `part` of document `document`; the next shard begins
+    `skip` tokens into the batch that begins there.
+    """
+
+    shards: list[dict[str, Any]] = field(default_factory=list)
+    documents: int = 0
+    text_bytes: int = 0
+    document: int = 0
+    part: int = 0
+    skip: int = 0
+    done: bool = False
+
+    @property
+    def tokens(self) -> int:
+        return sum(shard["tokens"] for shard in self.shards)
+
+    def as_split(self) -> dict[str, Any]:
+        """What the manifest says about the split."""
+        return {
+            "tokens": self.tokens,
+            "documents": self.documents,
+            "text_bytes": self.text_bytes,
+            "shards": self.shards,
+        }
+
+
+class Journal:
+    """The progress of every split, kept in the folder of the shards.
+
+    `key` stands for everything that decides the tokens: a folder that was begun with another one is cleared.
+    """
+
+    def __init__(self, folder: Path, key: str) -> None:
+        self.folder, self.key = folder, key
+        self.splits: dict[str, Progress] = {}
+        try:
+            found = json.loads((folder / JOURNAL).read_text(encoding="utf-8"))
+            if found["key"] != key:
+                raise ValueError("another preparation")
+            self.splits = {name: Progress(**progress) for name, progress in found["splits"].items()}
+            for shard in (shard for progress in self.splits.values() for shard in progress.shards):
+                (folder / shard["file"]).stat()
+        except (OSError, ValueError, KeyError, TypeError):
+            self.splits = {}
+            shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True, exist_ok=True)
+
+    @property
+    def shards(self) -> int:
+        """How many shards are whole."""
+        return sum(len(progress.shards) for progress in self.splits.values())
+
+    def split(self, name: str) -> Progress:
+        """The progress of one split, which its writer keeps up to date."""
+        return self.splits.setdefault(name, Progress())
+
+    def save(self) -> None:
+        """Keep the progress, by rename and on the disk."""
+        state = {"key": self.key, "splits": {name: asdict(progress) for name, progress in self.splits.items()}}
+        write_durably(self.folder / JOURNAL, json.dumps(state).encode())
+
+
+class SplitWriter:
+    """Appends encoded batches to one split, from where the journal says that it stopped.
+
+    Shards hold exactly `shard_tokens` tokens, the last one the rest; nothing depends on how the work was interrupted.
+    """
+
+    def __init__(self, journal: Journal, split: str, dtype: np.dtype, shard_tokens: int) -> None:
+        self.journal, self.split, self.dtype, self.shard_tokens = journal, split, dtype, shard_tokens
+        self.progress = journal.split(split)
+        self._skip = self.progress.skip
+        self._file: Any = None
+        self._digest = hashlib.sha256()
+        self._tokens = 0
+
+    def write(self, encoded: Encoded) -> None:
+        """Append a batch; the first one is that which begins at `progress.document` and `progress.part`."""
+        here = self.progress
+        assert (encoded.document, encoded.part) >= (here.document, here.part), "a batch was written before"
+        if len(encoded.ids) and int(encoded.ids.max()) > np.iinfo(self.dtype).max:
+            raise ValueError(f"token id {int(encoded.ids.max())} does not fit {self.dtype.name}")
+        ids = encoded.ids.astype(self.dtype, copy=False)
+        at, self._skip = self._skip, 0
+        here.document, here.part = encoded.document, encoded.part
+        while at < len(ids):
+            part = ids[at : at + self.shard_tokens - self._tokens]
+            self._append(part)
+            at += len(part)
+            if self._tokens == self.shard_tokens:
+                here.skip = at
+                self._finish_shard()
+        here.skip = 0
+        here.documents += encoded.documents
+        here.text_bytes += encoded.text_bytes
+
+    def close(self) -> Progress:
+        """Finish the last shard."""
+        if self._file is not None:
+            self._finish_shard()
+        self.progress.done = True
+        self.journal.save()
+        return self.progress
+
+    def abandon(self) -> None:
+        """Let go of a shard that will not be finished."""
+        if self._file is not None:
+            with suppress(OSError):
+                self._file.close()
+
+    def _append(self, ids: np.ndarray) -> None:
+        if self._file is None:
+            self._file = self._partial.open("wb")
+        block = ids.tobytes()
+        self._file.write(block)
+        self._digest.update(block)
+        self._tokens += len(ids)
+
+    @property
+    def _partial(self) -> Path:
+        return self.journal.folder / f"{self.split}-{len(self.progress.shards):05d}.bin.partial"
+
+    def _finish_shard(self) -> None:
+        partial = self._partial
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self._file.close()
+        partial.rename(partial.with_suffix(""))
+        record = {"file": partial.stem, "tokens": self._tokens, "sha256": self._digest.hexdigest()}
+        self.progress.shards.append(record)
+        self._file, self._tokens, self._digest = None, 0, hashlib.sha256()
+        self.journal.save()
+
+
+def write_manifest(folder: Path, dtype: np.dtype, vocab_size: int, splits: dict[str, Progress], **about: Any) -> None:
+    """Write `manifest.json` beside the shards; `about` says where the tokens come from (tokenizer_hash, source, …)."""
+    manifest = {
+        "format": FORMAT,
+        "version": FORMAT_VERSION,
+        "dtype": dtype.name,
+        "vocab_size": vocab_size,
+        **about,
+        "splits": {name: progress.as_split() for name, progress in splits.items()},
+    }
+    write_durably(folder / MANIFEST, json.dumps(manifest, indent=2, ensure_ascii=False).encode())
+
+
+def write_durably(path: Path, content: bytes) -> None:
+    """Replace a file by rename, when its content is on the disk."""
+    partial = path.with_name(path.name + ".partial")
+    with partial.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)
+
+
+def publish(folder: Path, final: Path) -> None:
+    """Give a finished `folder` the name `final`; a folder that has this name already is replaced."""
+    for leftover in folder.glob("*.partial"):
+        leftover.unlink()
+    old = folder.with_name(folder.name + ".old")
+    shutil.rmtree(old, ignore_errors=True)
+    if final.is_dir():
+        final.rename(old)
+    folder.rename(final)
+    forget_journal(final)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def forget_journal(final: Path) -> None:
+    """Take away the journal of a folder that has its final name."""
+    (final / JOURNAL).unlink(missing_ok=True)
+
+
+def is_finished(final: Path, key: str) -> bool:
+    """Whether `final` is the result of the preparation `key`, which was killed just before it forgot its journal."""
+    with suppress(OSError, ValueError, KeyError):
+        return bool(json.loads((final / JOURNAL).read_text(encoding="utf-8"))["key"] == key)
+    return False
+
+
+@contextmanager
+def new_parents(folder: Path) -> Iterator[None]:
+    """Make the parents of `folder`; if the block fails, those that are still empty are taken away again."""
+    missing = [parent for parent in folder.parents if not parent.exists()]
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        yield
+    except BaseException:
+        for parent in missing:  # innermost first
+            with suppress(OSError):
+                parent.rmdir()
+        raise
