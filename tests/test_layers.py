@@ -9,8 +9,32 @@ ROOT = Path(__file__).parent.parent
 
 LAYERS = [
     ["configuration_minigpt", "modeling_minigpt"],
-    ["arguments", "errors", "metrics", "python_docs", "schedule", "shards", "state", "stopping"],
-    ["checkpoint", "corpora", "data", "evaluation", "gpt2_export", "optim", "plot", "tokenization", "tracking"],
+    [
+        "arguments",
+        "errors",
+        "metrics",
+        "schedule",
+        "state",
+        "stopping",
+        "fast_encoders",
+        "python_docs",
+        "shards",
+        "sources",
+    ],
+    [
+        "checkpoint",
+        "data",
+        "evaluation",
+        "gpt2_export",
+        "optim",
+        "plot",
+        "tokenization",
+        "tracking",
+        "corpora",
+        "encoding",
+        "hub_datasets",
+        "shard_writer",
+    ],
     ["build", "generate", "plan", "prepare", "benchmark_generate", "benchmark_tokenize", "data_inspect"],
     ["train_accelerate", "hub_upload", "cli", "__main__"],
 ]
@@ -18,6 +42,8 @@ LAYER_OF = {module: number for number, modules in enumerate(LAYERS) for module i
 # within a layer: (the module, what it may import beside the layers beneath it)
 NEIGHBOURS = {
     ("modeling_minigpt", "configuration_minigpt"),
+    ("corpora", "hub_datasets"),
+    ("shard_writer", "encoding"),
     ("evaluation", "data"),
     ("plot", "tracking"),
     ("build", "prepare"),
