@@ -63,9 +63,9 @@ def train(args: Arguments) -> int:
         model.gradient_checkpointing_enable()
     optimizer = build_optimizer(model, args, accelerator.device)
 
-    blocks = TokenBlocks(shards.train, args.block_size, args.stride)
+    order = SampleOrder(len(shards.train), args.block_size, args.seed, args.stride)
     processes = accelerator.num_processes
-    max_steps = steps_of_run(args, len(blocks), processes)
+    max_steps = steps_of_run(args, order.samples, processes)
     rate_scale = processes if args.scale_learning_rate else 1
     schedule = Schedule(
         learning_rate=args.learning_rate * rate_scale,
@@ -95,9 +95,9 @@ def train(args: Arguments) -> int:
     )
     log = TrainingLog(args, state, accelerator, max_steps, flops_per_token)
     checkpoints = Checkpoints(args, tokenizer, max_steps)
-    batches = train_batches(args, blocks, state, accelerator)
+    batches = train_batches(args, TokenBlocks(shards.train, args.block_size), order, state, accelerator)
     stop = StopRequest()
-    log.say(describe(args, accelerator, config, parameters, shards, blocks, max_steps))
+    log.say(describe(args, accelerator, config, parameters, shards, order, max_steps))
     if resume_from is not None:
         log.say(f"  goes on from {resume_from} after step {state.step}")
 
@@ -171,11 +171,11 @@ def start_accelerator(args: Arguments) -> Accelerator:
 
 
 def train_batches(
-    args: Arguments, blocks: TokenBlocks, state: TrainingState, accelerator: Accelerator
+    args: Arguments, blocks: TokenBlocks, order: SampleOrder, state: TrainingState, accelerator: Accelerator
 ) -> Iterator[Batch]:
     """This process's micro-batches from the first sample that the run has not seen, without end."""
     batches = TrainBatches(
-        order=SampleOrder(len(blocks), args.seed),
+        order=order,
         start=state.samples_seen,
         micro_batch=args.per_device_train_batch_size,
         rank=accelerator.process_index,

@@ -15,34 +15,22 @@ IGNORED = -100  # the label that has no loss
 
 
 class TokenBlocks(Dataset[Batch]):
-    """Samples of T = `block_size` tokens: sample i starts at token i·stride, its targets one token later.
+    """Samples of T = `block_size` tokens, named by their first token: T inputs, and targets one token further on."""
 
-    With `partial`, the samples that the end of the text cuts short are there too, padded with targets that have no
-    loss; with stride = T every token but the very first is then a target exactly once.
-    """
+    def __init__(self, tokens: Tokens, block_size: int) -> None:
+        self.tokens, self.block_size = tokens, block_size
 
-    def __init__(self, tokens: Tokens, block_size: int, stride: int | None = None, partial: bool = False) -> None:
-        self.tokens, self.block_size, self.stride = tokens, block_size, stride or block_size
-        targets = len(tokens) - 1
-        if targets < (1 if partial else block_size):
-            raise ValueError(
-                f"the text has {len(tokens)} tokens, fewer than one sample of block_size={block_size} and its last "
-                f"target; try block_size={max(1, targets)} or more text"
-            )
-        self.samples = -(-targets // self.stride) if partial else (targets - block_size) // self.stride + 1
+    def __getitem__(self, start: int) -> Batch:
+        return {name: rows[0] for name, rows in self.__getitems__([start]).items()}
 
-    def __len__(self) -> int:
-        return self.samples
+    def __getitems__(self, starts: list[int]) -> Batch:
+        """A whole batch at once: `input_ids` and `shift_labels`, both [B, T] int64.
 
-    def __getitem__(self, sample: int) -> Batch:
-        return {name: rows[0] for name, rows in self.__getitems__([sample]).items()}
-
-    def __getitems__(self, samples: list[int]) -> Batch:
-        """A whole batch at once: `input_ids` and `shift_labels`, both [B, T] int64."""
+        A sample that the end of the text cuts short is padded with targets that have no loss.
+        """
         width = self.block_size + 1
-        rows = np.full((len(samples), width), IGNORED, dtype=np.int64)
-        for row, sample in zip(rows, samples, strict=True):
-            start = sample * self.stride
+        rows = np.full((len(starts), width), IGNORED, dtype=np.int64)
+        for row, start in zip(rows, starts, strict=True):
             ids = self.tokens.read(start, min(start + width, len(self.tokens)))
             row[: len(ids)] = ids
         batch = torch.from_numpy(rows)
@@ -51,24 +39,39 @@ class TokenBlocks(Dataset[Batch]):
 
 
 class SampleOrder:
-    """Position → sample. Each epoch visits every sample once, in an order that (seed, epoch) alone decides."""
+    """Position → first token of a sample. Each epoch visits every sample once, in an order of its own.
 
-    def __init__(self, samples: int, seed: int) -> None:
-        self.samples, self.seed = samples, seed
+    Samples start `stride` tokens apart, from an offset that changes with the epoch, so that a token meets other
+    contexts in the next one. Order and offset are functions of (seed, epoch) alone.
+    Raises ValueError when the text is shorter than one sample.
+    """
+
+    def __init__(self, tokens: int, block_size: int, seed: int, stride: int | None = None) -> None:
+        targets = tokens - 1
+        if targets < block_size:
+            raise ValueError(
+                f"the text has {tokens} tokens, fewer than one sample of block_size={block_size} and its last target; "
+                f"try block_size={max(1, targets)} or more text"
+            )
+        self.stride, self.seed = stride or block_size, seed
+        self.samples = max(1, (targets - block_size) // self.stride)  # one fewer than fit, to leave the offset room
+        self.room = min(self.stride, targets - block_size - (self.samples - 1) * self.stride + 1)
         self._epoch: int | None = None
-        self._permutation = np.empty(0, dtype=np.int64)
+        self._starts = np.empty(0, dtype=np.int64)
 
     def __getitem__(self, position: int) -> int:
         epoch, place = divmod(position, self.samples)
         if epoch != self._epoch:
-            self._permutation = np.random.default_rng([self.seed, epoch]).permutation(self.samples)
+            generator = np.random.default_rng([self.seed, epoch])
+            offset = generator.integers(self.room)
+            self._starts = offset + self.stride * generator.permutation(self.samples)
             self._epoch = epoch
-        return int(self._permutation[place])
+        return int(self._starts[place])
 
 
 @dataclass(frozen=True)
 class TrainBatches:
-    """The micro-batches of one process, without end, as lists of samples (a PyTorch batch sampler).
+    """The micro-batches of one process, without end, as lists of first tokens (a PyTorch batch sampler).
 
     A step of the whole run is `start … start + global batch` in `order`, so its samples do not depend on how many
     processes and micro-batches share them.
@@ -89,20 +92,21 @@ class TrainBatches:
 
 @dataclass(frozen=True)
 class EvaluationBatches:
-    """Every sample once: batch b belongs to process b mod `processes`, so batches are the same for any number."""
+    """Every token but the very first as a target once: windows side by side, the last one cut short.
 
-    samples: int
+    Batch b belongs to process b mod `processes`, so batches are the same for any number of them.
+    """
+
+    tokens: int
+    block_size: int
     batch_size: int
     rank: int
     processes: int
 
     def __iter__(self) -> Iterator[list[int]]:
-        step = self.batch_size * self.processes
-        for first in range(self.rank * self.batch_size, self.samples, step):
-            yield list(range(first, min(first + self.batch_size, self.samples)))
-
-    def __len__(self) -> int:
-        return len(range(self.rank * self.batch_size, self.samples, self.batch_size * self.processes))
+        starts = range(0, self.tokens - 1, self.block_size)
+        for first in range(self.rank * self.batch_size, len(starts), self.batch_size * self.processes):
+            yield list(starts[first : first + self.batch_size])
 
 
 def loader(blocks: TokenBlocks, batches: TrainBatches | EvaluationBatches, workers: int = 0) -> DataLoader[Batch]:

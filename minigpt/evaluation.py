@@ -17,7 +17,7 @@ class Evaluation:
     """Full validation loss, every `eval_steps` steps."""
 
     def __init__(self, tokens: Tokens, block_size: int, batch_size: int, eval_steps: int, max_steps: int) -> None:
-        self.blocks = TokenBlocks(tokens, block_size, partial=True)
+        self.blocks = TokenBlocks(tokens, block_size)
         self.batch_size, self.eval_steps, self.max_steps = batch_size, eval_steps, max_steps
 
     def due(self, state: TrainingState) -> bool:
@@ -26,7 +26,11 @@ class Evaluation:
     def run(self, model: nn.Module, accelerator: Accelerator) -> dict[str, float]:
         """`val/loss`, `val/perplexity` and, where the size of the text is known, `val/bits_per_byte`."""
         batches = EvaluationBatches(
-            len(self.blocks), self.batch_size, accelerator.process_index, accelerator.num_processes
+            len(self.blocks.tokens),
+            self.blocks.block_size,
+            self.batch_size,
+            accelerator.process_index,
+            accelerator.num_processes,
         )
         loss_nats, targets = summed_loss(model, loader(self.blocks, batches), accelerator)
         return validation_metrics(loss_nats, targets, self.blocks.tokens.text_bytes)

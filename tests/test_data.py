@@ -1,3 +1,4 @@
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -26,39 +27,49 @@ def tokens(tmp_path: Path) -> Tokens:
     return Tokens([Shard(tmp_path / "a.bin", 333), Shard(tmp_path / "b.bin", 667)], np.dtype("<u2"))
 
 
-@pytest.mark.parametrize("stride", [None, 5, 1])
-def test_a_sample_is_a_window_and_its_targets_are_one_token_further(tokens: Tokens, stride: int | None) -> None:
-    blocks = TokenBlocks(tokens, 16, stride)
-    batch = blocks.__getitems__(list(range(len(blocks))))
-    starts = torch.arange(len(blocks)) * (stride or 16)
-    assert torch.equal(batch["input_ids"], starts[:, None] + torch.arange(16))
+def test_a_sample_is_a_window_and_its_targets_are_one_token_further(tokens: Tokens) -> None:
+    starts = [0, 320, 17, 983]  # the second crosses from one shard to the next
+    batch = TokenBlocks(tokens, 16).__getitems__(starts)
+    assert torch.equal(batch["input_ids"], torch.tensor(starts)[:, None] + torch.arange(16))
     assert torch.equal(batch["shift_labels"], batch["input_ids"] + 1)
-    assert starts[-1] + 16 + (stride or 16) > 999 - 1  # one more sample would not fit
 
 
 @pytest.mark.parametrize("block_size", [16, 37, 999, 5000])
-def test_partial_samples_score_every_token_but_the_first_exactly_once(tokens: Tokens, block_size: int) -> None:
-    blocks = TokenBlocks(tokens, block_size, partial=True)
-    batch = blocks.__getitems__(list(range(len(blocks))))
-    scored = batch["shift_labels"][batch["shift_labels"] != IGNORED]
-    assert scored.tolist() == list(range(1, 1000))
-    assert batch["input_ids"].min() >= 0
+def test_evaluation_scores_every_token_but_the_first_exactly_once(tokens: Tokens, block_size: int) -> None:
+    scored = []
+    for starts in EvaluationBatches(len(tokens), block_size, 4, 0, 1):
+        batch = TokenBlocks(tokens, block_size).__getitems__(starts)
+        scored += batch["shift_labels"][batch["shift_labels"] != IGNORED].tolist()
+        assert batch["input_ids"].min() >= 0
+    assert scored == list(range(1, 1000))
 
 
-def test_every_epoch_visits_every_sample_once_in_an_order_of_its_own() -> None:
-    order = SampleOrder(50, seed=3)
-    epochs = [[order[epoch * 50 + place] for place in range(50)] for epoch in range(3)]
-    assert all(sorted(epoch) == list(range(50)) for epoch in epochs)
-    assert len({tuple(epoch) for epoch in epochs}) == 3
-    assert epochs[1] == [SampleOrder(50, seed=3)[50 + place] for place in range(50)]  # whatever was asked before
-    assert epochs[0] != [SampleOrder(50, seed=4)[place] for place in range(50)]
+@pytest.mark.parametrize(("tokens_there", "stride"), [(1000, None), (1000, 5), (1000, 1), (33, None), (17, None)])
+def test_every_epoch_visits_every_sample_once_and_stays_inside_the_text(tokens_there: int, stride: int | None) -> None:
+    order = SampleOrder(tokens_there, 16, seed=3, stride=stride)
+    for epoch in range(20):
+        starts = sorted(order[epoch * order.samples + place] for place in range(order.samples))
+        assert {later - earlier for earlier, later in pairwise(starts)} <= {stride or 16}
+        assert 0 <= starts[0] < (stride or 16)
+        assert starts[-1] + 16 < tokens_there
+
+
+def test_order_and_offset_are_functions_of_seed_and_epoch_alone() -> None:
+    def epochs(seed: int, first: int) -> list[tuple[int, ...]]:
+        order = SampleOrder(1000, 16, seed)
+        spans = [range(epoch * order.samples, (epoch + 1) * order.samples) for epoch in range(first, 4)]
+        return [tuple(order[position] for position in span) for span in spans]
+
+    assert epochs(3, first=2) == epochs(3, first=0)[2:]
+    assert len(set(epochs(3, 0) + epochs(4, 0))) == 8
+    assert len({min(epoch) for epoch in epochs(3, 0)}) > 1
 
 
 def step_samples(processes: int, micro_batch: int, accumulation: int, start: int, steps: int) -> list[set[int]]:
-    """The samples of each step of the whole run, gathered from every process."""
+    """The first tokens of the samples of each step of the whole run, gathered from every process."""
     seen: list[list[int]] = [[] for _ in range(steps)]
     for rank in range(processes):
-        batches = iter(TrainBatches(SampleOrder(50, 1), start, micro_batch, rank, processes))
+        batches = iter(TrainBatches(SampleOrder(850, 16, 1), start, micro_batch, rank, processes))
         for step in range(steps):
             for _ in range(accumulation):
                 seen[step] += next(batches)
@@ -74,25 +85,25 @@ def test_a_step_has_the_same_samples_however_it_is_split_and_wherever_it_is_resu
 
 @pytest.mark.parametrize("processes", [1, 2, 3])
 def test_evaluation_batches_are_the_same_for_any_number_of_processes(processes: int) -> None:
-    shared = [EvaluationBatches(23, 4, rank, processes) for rank in range(processes)]
+    shared = [EvaluationBatches(23 * 8, 8, 4, rank, processes) for rank in range(processes)]
     batches = sorted(batch for part in shared for batch in part)
-    assert batches == [list(range(first, min(first + 4, 23))) for first in range(0, 23, 4)]
-    assert sum(len(part) for part in shared) == 6
+    assert batches == [list(range(first, min(first + 32, 184), 8)) for first in range(0, 184, 32)]
 
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_worker_processes_change_nothing(tokens: Tokens, workers: int) -> None:
     blocks = TokenBlocks(tokens, 16)
-    batches = iter(loader(blocks, TrainBatches(SampleOrder(len(blocks), 0), 0, 4, 0, 1), workers))
+    batches = iter(loader(blocks, TrainBatches(SampleOrder(1000, 16, 0), 0, 4, 0, 1), workers))
+    order = SampleOrder(1000, 16, 0)
     for place in range(20):
-        samples = [SampleOrder(len(blocks), 0)[position] for position in range(place * 4, place * 4 + 4)]
-        assert torch.equal(next(batches)["input_ids"], blocks.__getitems__(samples)["input_ids"])
+        starts = [order[position] for position in range(place * 4, place * 4 + 4)]
+        assert torch.equal(next(batches)["input_ids"], blocks.__getitems__(starts)["input_ids"])
 
 
-def test_text_shorter_than_a_block_is_refused_with_a_size_that_works(tokens: Tokens) -> None:
+def test_text_shorter_than_a_block_is_refused_with_a_size_that_works() -> None:
     with pytest.raises(ValueError, match=r"1000 tokens.*block_size=1000.*try block_size=999"):
-        TokenBlocks(tokens, 1000)
-    assert len(TokenBlocks(tokens, 999)) == 1
+        SampleOrder(1000, 1000, 0)
+    assert SampleOrder(1000, 999, 0)[0] == 0
 
 
 def test_epochs_and_steps_agree() -> None:

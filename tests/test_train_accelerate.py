@@ -142,8 +142,7 @@ def test_the_logged_loss_is_the_mean_over_every_target_of_the_step(
     assert train_here(words) == 0
     args = parse_arguments(words, "")
     shards, tokenizer = load_data(args)
-    blocks = TokenBlocks(shards.train, args.block_size)
-    order = SampleOrder(len(blocks), args.seed)
+    blocks, order = TokenBlocks(shards.train, 16), SampleOrder(len(shards.train), 16, args.seed)
     batch = blocks.__getitems__([order[position] for position in range(12)])
     torch.manual_seed(args.seed)
     from accelerate.utils import set_seed
@@ -242,8 +241,8 @@ def test_fine_tuning_starts_from_the_loss_of_the_gpt2_that_it_was_given(
     ).split()
     assert train_here(words) == 0
     args = parse_arguments([*words, "--tokenizer", str(folder)], "")
-    blocks = TokenBlocks(load_data(args)[0].train, 16)
-    order = SampleOrder(len(blocks), args.seed)
+    tokens = load_data(args)[0].train
+    blocks, order = TokenBlocks(tokens, 16), SampleOrder(len(tokens), 16, args.seed)
     batch = blocks.__getitems__([order[position] for position in range(4)])
     logits = gpt2(input_ids=batch["input_ids"]).logits
     loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), batch["shift_labels"].flatten())
