@@ -69,11 +69,10 @@ class MiniGPTAttention(nn.Module):
         self.layer_idx = layer_idx
         self.head_dim = config.hidden_size // config.num_attention_heads
         self.scaling = self.head_dim**-0.5
-        width = config.hidden_size
-        self.q_proj = nn.Linear(width, width, bias=config.qkv_bias)
-        self.k_proj = nn.Linear(width, width, bias=config.qkv_bias)
-        self.v_proj = nn.Linear(width, width, bias=config.qkv_bias)
-        self.o_proj = nn.Linear(width, width)
+        self.q_proj = nn.Linear(config.hidden_size, config.hidden_size, bias=config.qkv_bias)
+        self.k_proj = nn.Linear(config.hidden_size, config.hidden_size, bias=config.qkv_bias)
+        self.v_proj = nn.Linear(config.hidden_size, config.hidden_size, bias=config.qkv_bias)
+        self.o_proj = nn.Linear(config.hidden_size, config.hidden_size)
         self.o_proj.feeds_residual = True
         self.resid_dropout = nn.Dropout(config.resid_pdrop)
 
@@ -288,11 +287,12 @@ class MiniGPTForCausalLM(MiniGPTPreTrainedModel, GenerationMixin):
         )
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
         logits = self.lm_head(outputs.last_hidden_state[:, kept, :])
+        if shift_labels is None and labels is not None:
+            shift_labels = nn.functional.pad(labels[..., 1:], (0, 1), value=-100)
         loss = None
-        if labels is not None or shift_labels is not None:
-            loss = self.loss_function(
-                logits=logits, labels=labels, shift_labels=shift_labels, vocab_size=self.config.vocab_size, **kwargs
-            )
+        if shift_labels is not None:
+            kwargs |= {"shift_labels": shift_labels.contiguous(), "vocab_size": self.config.vocab_size}
+            loss = self.loss_function(logits=logits, labels=labels, **kwargs)
         elif skip_logits:
             raise ValueError("skip_logits=True leaves nothing to return without labels or shift_labels")
         return CausalLMOutputWithPast(
@@ -363,7 +363,7 @@ class MiniGPTForQuestionAnswering(GenericForQuestionAnswering, MiniGPTPreTrained
 
 # GPT-2's names on the left, ours on the right. Its Conv1D weights are [in, out] where Linear's are [out, in], and
 # its c_attn is q, k and v in one. `from_pretrained` applies whatever matches; our own names never do.
-QKV = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
+QKV = [f"self_attn.{name}_proj" for name in "qkv"]
 GPT2_WEIGHT_TABLE = [
     WeightRenaming("wte.weight", "embed_tokens.weight"),
     WeightRenaming("wpe.weight", "embed_positions.weight"),
