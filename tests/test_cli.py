@@ -1,0 +1,31 @@
+import subprocess
+import sys
+
+import pytest
+
+from minigpt.cli import VERBS, main
+
+
+def test_every_verb_has_a_module_and_help(capsys: pytest.CaptureFixture[str]) -> None:
+    for verb in VERBS:
+        with pytest.raises(SystemExit) as stop:
+            main([verb, "--help"])
+        assert stop.value.code == 0, verb
+        assert "--" in capsys.readouterr().out
+
+
+def test_an_unknown_verb_is_one_line_and_exit_code_2(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(["trian"])
+    assert stop.value.code == 2
+    assert capsys.readouterr().err.startswith("minigpt: unknown verb trian; choose one of")
+
+
+def test_help_imports_no_heavy_library() -> None:
+    program = (
+        "import sys; from minigpt.cli import main\n"
+        "try: main(['--help'])\n"
+        "except SystemExit: print(sorted({'torch', 'transformers', 'datasets', 'numpy'} & set(sys.modules)))"
+    )
+    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert run.stdout.splitlines()[-1] == "[]"

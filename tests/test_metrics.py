@@ -1,0 +1,36 @@
+import math
+
+import pytest
+import torch
+
+from configuration_minigpt import MiniGPTConfig
+from minigpt.metrics import peak_flops, peak_memory_gib, train_flops_per_token, validation_metrics
+from modeling_minigpt import MiniGPTForCausalLM
+
+
+def test_flops_are_those_that_torch_counts() -> None:
+    from torch.utils.flop_counter import FlopCounterMode
+
+    shape = {"hidden_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4, "max_position_embeddings": 64}
+    model = MiniGPTForCausalLM(MiniGPTConfig(vocab_size=128, attn_implementation="eager", **shape)).eval()
+    ids = torch.zeros(1, 64, dtype=torch.long)
+    with FlopCounterMode(display=False) as counter:
+        model(input_ids=ids, labels=ids).loss.backward()
+    matrices = sum(p.numel() for name, p in model.named_parameters() if p.ndim == 2 and "positions" not in name)
+    ours = train_flops_per_token(matrices, layers=3, hidden_size=64, block_size=64)
+    assert ours == pytest.approx(counter.get_total_flops() / 64, rel=0.01)
+
+
+def test_bits_per_byte_of_a_uniform_model_over_bytes_is_eight() -> None:
+    metrics = validation_metrics(loss_nats=1000 * math.log(256), targets=1000, text_bytes=1000)
+    assert metrics["val/bits_per_byte"] == pytest.approx(8)
+    assert metrics["val/perplexity"] == pytest.approx(256)
+    assert "val/bits_per_byte" not in validation_metrics(1.0, 1, None)
+    assert math.isfinite(validation_metrics(1e9, 1, 1)["val/perplexity"])
+
+
+def test_an_unknown_device_has_no_peak_and_memory_is_in_gib() -> None:
+    assert peak_flops(torch.device("cpu")) is None
+    held = torch.zeros(2**28)  # one GiB
+    assert 1 < peak_memory_gib(torch.device("cpu")) < 20
+    assert held.sum() == 0
