@@ -1,0 +1,165 @@
+"""What is in a folder of token shards, and is it still what was written? `minigpt data inspect|verify DIR`."""
+
+import argparse
+import hashlib
+import json
+import unicodedata
+from array import array
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from minigpt.shards import Tokens, TokenShards, open_shards
+from minigpt.tokenization import load_tokenizer, tokenizer_hash
+
+READ_TOKENS = 1 << 22
+SAMPLE_CHARACTERS = 300
+LENGTHS = (0, 10, 50, 90, 99, 100)  # percentiles
+
+
+def main(argv: Sequence[str]) -> None:
+    """`inspect` describes the tokens, `verify` reads every byte and compares it with the manifest."""
+    parser = argparse.ArgumentParser("minigpt data", description=__doc__)
+    verbs = parser.add_subparsers(dest="verb", required=True)
+    inspect = verbs.add_parser("inspect", help="counts, document lengths, samples, characters, duplicates")
+    inspect.add_argument("folder")
+    inspect.add_argument("--samples", type=int, default=3, help="Documents to show of each split")
+    inspect.add_argument("--tokenizer", help="Tokenizer folder or name, when none lies beside the shards")
+    verify = verbs.add_parser("verify", help="read everything and compare it with the manifest")
+    verify.add_argument("folder")
+    args = parser.parse_args(argv)
+    if args.verb == "verify":
+        print(verify_folder(Path(args.folder)))
+        return
+    shards = open_shards(args.folder)
+    source = args.tokenizer or shards.tokenizer_dir
+    print(describe(shards, load_tokenizer(source) if source else None, args.samples))
+
+
+def verify_folder(folder: Path) -> str:
+    """Check sizes, hashes, the range of the ids, the number of documents and the tokenizer against the manifest.
+
+    Raises ValueError that names every difference. Shards without a manifest have nothing to be compared with.
+    """
+    shards = open_shards(folder)
+    if not shards.manifest:
+        raise ValueError(f"{folder}: these shards have no manifest, so there is nothing to compare them with")
+    problems = []
+    for split, record in shards.manifest["splits"].items():
+        tokens = {"train": shards.train, "validation": shards.validation}[split]
+        assert tokens is not None
+        for shard in record["shards"]:
+            if _sha256(folder / shard["file"]) != shard["sha256"]:
+                problems.append(f"{shard['file']} is not what was written: its sha256 differs")
+        if len(tokens) != record["tokens"]:
+            problems.append(f"{split} has {len(tokens)} tokens, the manifest says {record['tokens']}")
+        largest = max((int(ids.max()) for ids in _blocks(tokens)), default=0)
+        if largest >= shards.manifest["vocab_size"]:
+            problems.append(f"{split} has the id {largest}, vocab_size is {shards.manifest['vocab_size']}")
+        ends = sum(int((ids == shards.manifest["eos_token_id"]).sum()) for ids in _blocks(tokens))
+        if ends != record["documents"]:
+            problems.append(f"{split} has {ends} ends of documents, the manifest says {record['documents']}")
+    if shards.tokenizer_dir is None:
+        problems.append("the tokenizer is missing")
+    elif tokenizer_hash(load_tokenizer(shards.tokenizer_dir)) != shards.tokenizer_hash:
+        problems.append("the tokenizer is not the one that made the shards")
+    if problems:
+        raise ValueError(f"{folder}: {'; '.join(problems)}; prepare the data again")
+    total = sum(record["tokens"] for record in shards.manifest["splits"].values())
+    return f"{folder}: whole; {total:,} tokens are what was written"
+
+
+def describe(shards: TokenShards, tokenizer: Any, samples: int) -> str:
+    """Everything there is to know about the shards, as text."""
+    lines = [str(shards.folder)]
+    for name in ("vocab_size", "dtype", "tokenizer_hash", "source", "options"):
+        if name in shards.manifest:
+            lines.append(f"  {name}: {json.dumps(shards.manifest[name], ensure_ascii=False)}")
+    lines.append(f"  fingerprint: {shards.fingerprint}")
+    for split, tokens in (("train", shards.train), ("validation", shards.validation)):
+        if tokens is not None:
+            lines += ["", *_describe_split(split, tokens, tokenizer, samples)]
+    return "\n".join(lines)
+
+
+def _describe_split(split: str, tokens: Tokens, tokenizer: Any, samples: int) -> list[str]:
+    lines = [f"{split}: {len(tokens):,} tokens in {len(tokens.shards)} shards"]
+    if tokens.text_bytes:
+        lines[0] += f", {tokens.text_bytes:,} bytes of text, {tokens.text_bytes / len(tokens):.3f} bytes a token"
+    if tokenizer is None:
+        return [*lines, "  no tokenizer lies beside the shards; name one with --tokenizer to see documents"]
+    # 24 bytes a document, however long it is
+    starts, lengths, hashes = array("Q"), array("Q"), array("Q")
+    used = np.zeros(len(tokenizer), dtype=np.int64)
+    for start, ids in documents(tokens, tokenizer.eos_token_id):
+        starts.append(start)
+        lengths.append(len(ids))
+        hashes.frombytes(hashlib.blake2b(ids.tobytes(), digest_size=8).digest())
+        used += np.bincount(ids, minlength=len(used))[: len(used)]
+    quantiles = ", ".join(
+        f"{q} %: {int(value):,}" for q, value in zip(LENGTHS, np.percentile(lengths, LENGTHS), strict=True)
+    )
+    duplicates = len(hashes) - len(np.unique(hashes))
+    lines += [
+        f"  documents: {len(lengths):,}, {lengths.count(0):,} of them empty, {duplicates:,} copies of another one",
+        f"  tokens a document, percentiles: {quantiles}",
+        f"  ids that occur: {int((used > 0).sum()):,} of {len(used):,}",
+        *(f"  {line}" for line in _characters(used, tokenizer)),
+    ]
+    for index in np.linspace(0, len(starts) - 1, min(samples, len(starts)), dtype=int):
+        start = starts[index]
+        ids = tokens.read(start, min(len(tokens), start + min(lengths[index], SAMPLE_CHARACTERS)))
+        text = tokenizer.decode(ids.astype(np.int64))[:SAMPLE_CHARACTERS]
+        lines.append(f"  document {index:,}, {lengths[index]:,} tokens: {json.dumps(text, ensure_ascii=False)}")
+    return lines
+
+
+def _characters(used: np.ndarray, tokenizer: Any) -> list[str]:
+    """The share of ids that mean 'unknown', and of ids that are only a piece of a character."""
+    total = max(1, int(used.sum()))
+    lines = []
+    unknown = tokenizer.unk_token_id
+    if unknown is not None and unknown != tokenizer.eos_token_id:
+        lines.append(f"unknown: {used[unknown] / total:.4%} of the tokens")
+    split = [index for index in np.flatnonzero(used) if "\N{REPLACEMENT CHARACTER}" in tokenizer.decode([int(index)])]
+    lines.append(
+        f"pieces of a character that is split over several ids: {used[split].sum() / total:.4%} of the tokens"
+    )
+    strange = [
+        index
+        for index in np.flatnonzero(used)
+        if any(unicodedata.category(c) == "Cc" and c not in "\n\t\r" for c in tokenizer.decode([int(index)]))
+    ]
+    lines.append(f"control characters: {used[strange].sum() / total:.4%} of the tokens")
+    return lines
+
+
+def documents(tokens: Tokens, end_of_text: int) -> Iterator[tuple[int, np.ndarray]]:
+    """Every document as (its first position, its ids without the end); a last one that has no end counts too."""
+    begun: list[np.ndarray] = []  # what earlier blocks hold of the document that goes on
+    start = position = 0
+    for ids in _blocks(tokens):
+        first = 0
+        for end in np.flatnonzero(ids == end_of_text):
+            yield start, np.concatenate([*begun, ids[first:end]])
+            begun, first = [], int(end) + 1
+            start = position + first
+        begun.append(ids[first:])
+        position += len(ids)
+    if start < len(tokens):
+        yield start, np.concatenate(begun)
+
+
+def _blocks(tokens: Tokens) -> Iterator[np.ndarray]:
+    for start in range(0, len(tokens), READ_TOKENS):
+        yield tokens.read(start, min(len(tokens), start + READ_TOKENS))
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(READ_TOKENS):
+            digest.update(block)
+    return digest.hexdigest()
