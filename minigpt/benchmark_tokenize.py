@@ -34,8 +34,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace) -> None:
     """Print a line for every way: tokens a second, and how it compares with ours."""
-    corpus_name = None if args.train_file else "python-docs"
-    data = DataArguments(tokenizer=args.tokenizer, train_file=args.train_file, corpus=corpus_name)
+    data = DataArguments(
+        tokenizer=args.tokenizer, train_file=args.train_file, corpus=None if args.train_file else "python-docs"
+    )
     corpus = open_corpus(data)
     tokenizer = make_tokenizer(data, corpus)
     texts = _texts(corpus, args.megabytes * 1e6)
