@@ -1,0 +1,220 @@
+"""How fast does it speak? `minigpt bench generate`: decoding against transformers' GPT-2 and the memory's limit.
+
+Every token reads every weight once, so decoding cannot be faster than memory delivers them: the table says what share
+of that limit each row reaches. Both models hold the same random numbers of the same shape and take turns, so that
+whatever else the machine does meets both; each figure is a median over the turns.
+"""
+
+import argparse
+import json
+import statistics
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+PROMPT_TOKENS = 32
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table. Rates are tokens per second over the whole batch, medians over the turns."""
+
+    batch_size: int
+    dtype: str
+    mode: str
+    minigpt_tokens_per_s: float
+    gpt2_tokens_per_s: float
+    ratio: float  # median over turns of (ours / theirs)
+    ratio_low: float  # the slowest and fastest turn
+    ratio_high: float
+    bandwidth_share: float  # weight bytes our decoding reads a second, over what memory was seen to deliver
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of `minigpt bench generate`."""
+    add = parser.add_argument
+    add("--batch_sizes", type=int, nargs="+", default=[1, 8], metavar="N", help="default: 1 8")
+    add("--dtypes", nargs="+", default=["float32", "bfloat16"], choices=["float32", "bfloat16", "float16"])
+    add("--modes", nargs="+", default=["eager", "compiled"], choices=["eager", "compiled"], help="default: both")
+    add("--new_tokens", type=int, default=48, metavar="N", help="tokens a turn (default: %(default)s)")
+    add("--turns", type=int, default=7, metavar="N", help="times each model speaks (default: %(default)s)")
+    add("--layers", type=int, default=12, help=argparse.SUPPRESS)  # a small model, for tests
+    add("--device", default=None, metavar="D", help="default: a GPU if there is one, else the CPU")
+    add("--output", metavar="FILE", help="write FILE.json and FILE.md too")
+
+
+def main(args: argparse.Namespace) -> None:
+    """`minigpt bench generate`. Raises ValueError on numbers that cannot be."""
+    for name in ("new_tokens", "turns", "layers"):
+        if getattr(args, name) < 1:
+            raise ValueError(f"{name}={getattr(args, name)} must be at least 1")
+    if min(args.batch_sizes) < 1:
+        raise ValueError(f"batch_sizes={min(args.batch_sizes)} must be at least 1")
+
+    import torch
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    bandwidth = memory_bandwidth(device)
+    rows = []
+    for dtype in args.dtypes:
+        ours, theirs = twins(dtype, device, args.layers)
+        for mode in args.modes:
+            for batch_size in args.batch_sizes:
+                rows.append(measure(ours, theirs, mode, batch_size, args.new_tokens, args.turns, bandwidth))
+                print(markdown([rows[-1]]).splitlines()[-1], flush=True)
+    report = {"machine": machine(device), "bandwidth_gb_per_s": bandwidth / 1e9, "rows": [asdict(row) for row in rows]}
+    text = describe(report) + "\n\n" + markdown(rows)
+    print("\n" + text)
+    if args.output:
+        Path(f"{args.output}.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+        Path(f"{args.output}.md").write_text(text + "\n", encoding="utf-8")
+
+
+def twins(dtype: str, device: str, layers: int = 12) -> tuple[Any, Any]:
+    """A MiniGPT and transformers' GPT-2 with the same random weights, in GPT-2 124M's shape but for `layers`."""
+    import torch
+    from transformers import GPT2LMHeadModel
+
+    from configuration_minigpt import MiniGPTConfig
+    from minigpt.gpt2_export import gpt2_config, gpt2_state_dict
+    from modeling_minigpt import MiniGPTForCausalLM
+
+    torch.manual_seed(0)
+    ours = MiniGPTForCausalLM(MiniGPTConfig(num_hidden_layers=layers))
+    theirs = GPT2LMHeadModel(gpt2_config(ours.config))
+    theirs.load_state_dict(gpt2_state_dict(ours))
+    return tuple(model.to(device, getattr(torch, dtype)).eval() for model in (ours, theirs))  # type: ignore[return-value]
+
+
+def measure(ours: Any, theirs: Any, mode: str, batch_size: int, new_tokens: int, turns: int, bandwidth: float) -> Row:
+    """Both models speak in turns; the first turn (which compiles) is not counted."""
+    seconds: dict[str, list[float]] = {"ours": [], "theirs": []}
+    for _ in range(turns + 1):
+        seconds["ours"].append(decode_seconds(ours, mode, batch_size, new_tokens))
+        seconds["theirs"].append(decode_seconds(theirs, mode, batch_size, new_tokens))
+    ours_s, theirs_s = seconds["ours"][1:], seconds["theirs"][1:]
+    ratios = [their / our for our, their in zip(ours_s, theirs_s, strict=True)]
+    steps_per_s = new_tokens / statistics.median(ours_s)
+    return Row(
+        batch_size=batch_size,
+        dtype=str(ours.dtype).removeprefix("torch."),
+        mode=mode,
+        minigpt_tokens_per_s=batch_size * steps_per_s,
+        gpt2_tokens_per_s=batch_size * new_tokens / statistics.median(theirs_s),
+        ratio=statistics.median(ratios),
+        ratio_low=min(ratios),
+        ratio_high=max(ratios),
+        bandwidth_share=weight_bytes(ours) * steps_per_s / bandwidth,
+    )
+
+
+def decode_seconds(model: Any, mode: str, batch_size: int, new_tokens: int) -> float:
+    """Seconds of `generate` for exactly `new_tokens` greedy tokens after a prompt; the prompt's own time is in it."""
+    import torch
+    from transformers import CompileConfig
+
+    prompt = torch.arange(batch_size * PROMPT_TOKENS, device=model.device).view(batch_size, PROMPT_TOKENS)
+    options: dict[str, Any] = {"cache_implementation": "dynamic"}
+    if mode == "compiled":
+        compile_config = CompileConfig(fullgraph=True, mode="default" if model.device.type == "cpu" else None)
+        compile_config._compile_all_devices = True  # else transformers compiles on accelerators alone
+        options = {"cache_implementation": "static", "compile_config": compile_config}
+    synchronize(model.device)
+    begin = time.perf_counter()
+    output = model.generate(
+        prompt,
+        attention_mask=torch.ones_like(prompt),
+        max_new_tokens=new_tokens,
+        do_sample=False,
+        eos_token_id=None,
+        pad_token_id=0,
+        **options,
+    )
+    synchronize(model.device)
+    seconds = time.perf_counter() - begin
+    if output.shape[1] != PROMPT_TOKENS + new_tokens:
+        raise RuntimeError(f"{output.shape[1] - PROMPT_TOKENS} tokens came where {new_tokens} were asked for")
+    return seconds
+
+
+def weight_bytes(model: Any) -> int:
+    """Bytes of weights that one decoding step reads: all but the position table, of which it needs a row."""
+    total = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
+    table = model.transformer.embed_positions.weight
+    return int(total - table.numel() * table.element_size())
+
+
+def memory_bandwidth(device: str) -> float:
+    """Bytes per second that memory delivers to all cores: the best of several sums over a gigabyte."""
+    import torch
+
+    numbers = torch.ones(2**28, device=device)  # 1 GiB, far beyond any cache
+    best = 0.0
+    for _ in range(8):
+        synchronize(numbers.device)
+        begin = time.perf_counter()
+        numbers.sum()
+        synchronize(numbers.device)
+        best = max(best, numbers.numel() * numbers.element_size() / (time.perf_counter() - begin))
+    return best
+
+
+def synchronize(device: Any) -> None:
+    """Wait until `device` has done what it was told."""
+    import torch
+
+    if device.type != "cpu":
+        torch.get_device_module(device).synchronize(device)
+
+
+def machine(device: str) -> dict[str, Any]:
+    """What the figures depend on."""
+    import os
+    import platform
+
+    import torch
+    import transformers
+
+    name = platform.processor() or platform.machine()
+    if device.startswith("cuda"):
+        name = torch.cuda.get_device_name(device)
+    elif Path("/proc/cpuinfo").exists():
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        name = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), name)
+    return {
+        "device": name,
+        "threads": torch.get_num_threads(),
+        "cores": os.cpu_count(),
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "python": platform.python_version(),
+    }
+
+
+def describe(report: dict[str, Any]) -> str:
+    """The sentence above the table."""
+    about = report["machine"]
+    return (
+        f"{about['device']}, {about['threads']} threads, {about['cpu_capability']}; torch {about['torch']}, "
+        f"transformers {about['transformers']}, Python {about['python']}. "
+        f"Memory delivers {report['bandwidth_gb_per_s']:.1f} GB/s."
+    )
+
+
+def markdown(rows: list[Row]) -> str:
+    """The table."""
+    lines = [
+        "| batch | dtype | mode | MiniGPT tokens/s | GPT-2 tokens/s | ratio (slowest to fastest) | of the limit |",
+        "| ---: | --- | --- | ---: | ---: | ---: | ---: |",
+    ]
+    for row in rows:
+        lines.append(
+            f"| {row.batch_size} | {row.dtype} | {row.mode} | {row.minigpt_tokens_per_s:.1f} "
+            f"| {row.gpt2_tokens_per_s:.1f} | {row.ratio:.2f} ({row.ratio_low:.2f} to {row.ratio_high:.2f}) "
+            f"| {row.bandwidth_share:.0%} |"
+        )
+    return "\n".join(lines)
