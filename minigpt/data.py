@@ -15,16 +15,20 @@ IGNORED = -100  # the label that has no loss
 
 
 class TokenBlocks(Dataset[Batch]):
-    """Samples of T = `block_size` tokens, named by their first token: T inputs, and targets one token further on."""
+    """Samples of T = `block_size` tokens, named by their first token: T inputs, and targets one token further on.
 
-    def __init__(self, tokens: Tokens, block_size: int) -> None:
-        self.tokens, self.block_size = tokens, block_size
+    With `end_of_text`, the id that ends a document, a batch also holds `position_ids` that restart behind it: the
+    model then keeps the documents of a sample apart, in attention and in positions.
+    """
+
+    def __init__(self, tokens: Tokens, block_size: int, end_of_text: int | None = None) -> None:
+        self.tokens, self.block_size, self.end_of_text = tokens, block_size, end_of_text
 
     def __getitem__(self, start: int) -> Batch:
         return {name: rows[0] for name, rows in self.__getitems__([start]).items()}
 
     def __getitems__(self, starts: list[int]) -> Batch:
-        """A whole batch at once: `input_ids` and `shift_labels`, both [B, T] int64.
+        """A whole batch at once: `input_ids` and `shift_labels`, both [B, T] int64, and `position_ids` if wanted.
 
         A sample that the end of the text cuts short is padded with targets that have no loss.
         """
@@ -35,7 +39,21 @@ class TokenBlocks(Dataset[Batch]):
             row[: len(ids)] = ids
         batch = torch.from_numpy(rows)
         # the padding of a sample that was cut short has to be a token that exists
-        return {"input_ids": batch[:, :-1].clamp(min=0), "shift_labels": batch[:, 1:].contiguous()}
+        named = {"input_ids": batch[:, :-1].clamp(min=0), "shift_labels": batch[:, 1:].contiguous()}
+        if self.end_of_text is not None:
+            named["position_ids"] = torch.from_numpy(document_positions(rows[:, :-1], self.end_of_text))
+        return named
+
+
+def document_positions(rows: np.ndarray, end_of_text: int) -> np.ndarray:
+    """The position of every token in its own document, for rows [B, T] in which `end_of_text` ends a document.
+
+    A document that began before the row counts from the row's beginning.
+    """
+    places = np.arange(rows.shape[1])
+    behind_an_end = np.zeros(rows.shape, dtype=bool)
+    behind_an_end[:, 1:] = rows[:, :-1] == end_of_text
+    return places - np.maximum.accumulate(np.where(behind_an_end, places, 0), axis=1)
 
 
 class SampleOrder:
