@@ -6,16 +6,17 @@ are checked by one parser, and what is typed last wins.
 
 import difflib
 import math
-import sys
 from argparse import ArgumentDefaultsHelpFormatter
 from collections.abc import Iterator, Sequence
 from dataclasses import MISSING, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, Literal, NoReturn
+from typing import Any, Literal
 
 import yaml
 from transformers.hf_argparser import HfArgumentParser
 from typing_extensions import Self
+
+from minigpt.errors import OneLineParser
 
 SHAPE_OPTIONS = (
     "hidden_size",
@@ -250,15 +251,12 @@ class Arguments(ModelArguments, DataArguments, BatchArguments, OptimizerArgument
         return yaml.safe_dump(changed, sort_keys=False, allow_unicode=True)
 
 
-class OneLineErrorParser(HfArgumentParser):
-    """A parser that says what is wrong in one line, names the nearest option, and exits with 2."""
+class OneLineErrorParser(OneLineParser, HfArgumentParser):
+    """HfArgumentParser that says what is wrong in one line and names the nearest option."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, allow_abbrev=False, formatter_class=ArgumentDefaultsHelpFormatter, **kwargs)
-
-    def error(self, message: str) -> NoReturn:
-        print(f"{Path(self.prog).name}: {message}", file=sys.stderr)
-        sys.exit(2)
+        options = {"allow_abbrev": False, "formatter_class": ArgumentDefaultsHelpFormatter}
+        super().__init__(*args, **options, **kwargs)
 
     def parse_strictly(self, argv: Sequence[str]) -> dict[str, Any]:
         """Option values by name; an unknown option ends the program and names its nearest neighbour."""

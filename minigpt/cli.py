@@ -1,10 +1,9 @@
 """`minigpt VERB …`: one console command whose verbs are imported only when they are called."""
 
-import argparse
 import importlib
 import sys
 
-from minigpt.errors import one_line_errors
+from minigpt.errors import OneLineParser, one_line_errors
 
 # verb: (module, what it does). A module has `main(argv)`, or `add_arguments(parser)` and `main(args)`.
 VERBS = {
@@ -12,6 +11,9 @@ VERBS = {
     "generate": ("minigpt.generate", "continue prompts, or talk with a model"),
     "export-gpt2": ("minigpt.gpt2_export", "write a stock GPT-2 folder"),
     "plot": ("minigpt.plot", "draw the curves of runs"),
+    "data": ("minigpt.data_inspect", "inspect or verify token shards"),
+    "bench tokenize": ("minigpt.benchmark_tokenize", "measure tokenizing"),
+    "bench generate": ("minigpt.benchmark_generate", "measure generation against transformers' GPT-2"),
 }
 
 
@@ -21,7 +23,8 @@ def main(argv: list[str] | None = None) -> None:
     if not argv or argv[0] in ("-h", "--help"):
         print(_overview())
         sys.exit(0 if argv else 2)
-    verb, *rest = argv
+    words = 2 if " ".join(argv[:2]) in VERBS else 1
+    verb, rest = " ".join(argv[:words]), argv[words:]
     if verb not in VERBS:
         print(f"minigpt: unknown verb {verb}; choose one of {', '.join(VERBS)}", file=sys.stderr)
         sys.exit(2)
@@ -30,7 +33,7 @@ def main(argv: list[str] | None = None) -> None:
         if not hasattr(module, "add_arguments"):
             module.main(rest)
             return
-        parser = argparse.ArgumentParser(f"minigpt {verb}", description=module.__doc__)
+        parser = OneLineParser(f"minigpt {verb}", description=module.__doc__, allow_abbrev=False)
         module.add_arguments(parser)
         module.main(parser.parse_args(rest))
 

@@ -1,10 +1,13 @@
 """How does a user learn what went wrong? One line, exit code 2; MINIGPT_DEBUG=1 adds the traceback."""
 
+import argparse
 import os
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
+from typing import NoReturn
 
 
 @contextmanager
@@ -27,3 +30,11 @@ def _sentence(error: ValueError | OSError) -> str:
     if isinstance(error, OSError) and error.filename is not None and error.strerror:
         return f"{error.filename}: {error.strerror}"
     return " ".join(str(error).split())
+
+
+class OneLineParser(argparse.ArgumentParser):
+    """A parser that says what is wrong in one line, without the usage, and exits with 2."""
+
+    def error(self, message: str) -> NoReturn:
+        print(f"{Path(self.prog).name}: {message}", file=sys.stderr)
+        sys.exit(2)

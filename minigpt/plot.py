@@ -1,10 +1,12 @@
 """What did the run look like? Loss, learning rate and throughput over tokens, as loss.png and loss.pdf."""
 
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from minigpt.errors import OneLineParser
 from minigpt.tracking import METRICS_FILE, read_metrics
 
 # Okabe and Ito's palette: told apart by readers who see colours differently, and in grey print.
@@ -28,7 +30,7 @@ def plot_runs(run_dirs: list[Path], output_dir: Path | None = None) -> list[Path
         figure, (loss, rate, speed) = pyplot.subplots(
             3, 1, figsize=(7, 7.5), sharex=True, height_ratios=(4, 1, 1), layout="constrained"
         )
-        for colour, (label, series) in zip(_cycle(COLOURS), runs.items(), strict=False):
+        for colour, (label, series) in zip(cycle(COLOURS), runs.items(), strict=False):
             _draw_run(loss, rate, speed, label if len(runs) > 1 else "", series, colour)
         loss.set_ylabel("loss (nats per token)")
         loss.legend(frameon=False)
@@ -94,17 +96,9 @@ def _label(folder: Path, folders: list[Path]) -> str:
     return name if sum(other.resolve().name == name for other in folders) == 1 else str(folder)
 
 
-def _cycle(colours: tuple[str, ...]) -> Any:
-    import itertools
-
-    return itertools.cycle(colours)
-
-
 def main(argv: list[str]) -> None:
     """`minigpt plot RUN_DIR…`"""
-    import argparse
-
-    parser = argparse.ArgumentParser("minigpt plot", description="Draw the curves of one or several runs.")
+    parser = OneLineParser("minigpt plot", description="Draw the curves of one or several runs.")
     parser.add_argument("run_dirs", nargs="+", type=Path, metavar="RUN_DIR")
     parser.add_argument("--output_dir", type=Path, help="where the pictures go (default: the first run's folder)")
     args = parser.parse_args(argv)

@@ -41,12 +41,14 @@ LAYERS = [
 LAYER_OF = {module: number for number, modules in enumerate(LAYERS) for module in modules}
 # within a layer: (the module, what it may import beside the layers beneath it)
 NEIGHBOURS = {
+    ("arguments", "errors"),
     ("modeling_minigpt", "configuration_minigpt"),
     ("corpora", "hub_datasets"),
     ("shard_writer", "encoding"),
     ("evaluation", "data"),
     ("plot", "tracking"),
     ("build", "prepare"),
+    ("benchmark_tokenize", "prepare"),
     ("__main__", "cli"),
 }
 SOURCES = sorted([*ROOT.glob("*.py"), *(ROOT / "minigpt").glob("*.py")])
