@@ -255,7 +255,7 @@ class OneLineErrorParser(OneLineParser, HfArgumentParser):
     """HfArgumentParser that says what is wrong in one line and names the nearest option."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        options = {"allow_abbrev": False, "formatter_class": ArgumentDefaultsHelpFormatter}
+        options: dict[str, Any] = {"allow_abbrev": False, "formatter_class": ArgumentDefaultsHelpFormatter}
         super().__init__(*args, **options, **kwargs)
 
     def parse_strictly(self, argv: Sequence[str]) -> dict[str, Any]:
