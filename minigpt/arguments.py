@@ -251,12 +251,13 @@ class Arguments(ModelArguments, DataArguments, BatchArguments, OptimizerArgument
         return yaml.safe_dump(changed, sort_keys=False, allow_unicode=True)
 
 
-class OneLineErrorParser(OneLineParser, HfArgumentParser):
+class OneLineErrorParser(HfArgumentParser):
     """HfArgumentParser that says what is wrong in one line and names the nearest option."""
 
+    error = OneLineParser.error
+
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        options: dict[str, Any] = {"allow_abbrev": False, "formatter_class": ArgumentDefaultsHelpFormatter}
-        super().__init__(*args, **options, **kwargs)
+        super().__init__(*args, allow_abbrev=False, formatter_class=ArgumentDefaultsHelpFormatter, **kwargs)
 
     def parse_strictly(self, argv: Sequence[str]) -> dict[str, Any]:
         """Option values by name; an unknown option ends the program and names its nearest neighbour."""

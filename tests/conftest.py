@@ -14,6 +14,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test needs the network; a slip fails at once instead of waiting
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # tests run side by side: more threads would only wait for each other
 
 
 @pytest.fixture(scope="session")
@@ -77,9 +78,8 @@ def command(*words: str | Path, processes: int = 1) -> list[str]:
 
 
 def finish(words: list[str], **options: object) -> subprocess.CompletedProcess[str]:
-    """Run a command to its end on one thread a process, so that tests side by side do not wait for each other."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.run(words, capture_output=True, text=True, env=environment, timeout=240, **options)  # type: ignore[call-overload]
+    """Run a command to its end."""
+    return subprocess.run(words, capture_output=True, text=True, timeout=240, **options)  # type: ignore[call-overload]
 
 
 def metrics(run_dir: Path, name: str) -> dict[int, float]:
