@@ -1,0 +1,287 @@
+"""What does a stranger need to know of a model? Its card, written from the folder of its run and nothing else."""
+
+import json
+import math
+from dataclasses import MISSING, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import EvalResult, ModelCardData
+from safetensors import safe_open
+
+from minigpt.arguments import Arguments, BatchArguments, OptimizerArguments, read_config
+from minigpt.provenance import DATA_FILE, ENVIRONMENT_FILE, without_paths
+from minigpt.tracking import METRICS_FILE, clock_time, read_metrics
+
+CARD_FILE = "README.md"
+MARK = "<!-- Written from the run. Without this line, the card is yours: it is not written again. -->"
+MORE_HYPERPARAMETERS = ("dropout", "attn_implementation", "gradient_checkpointing", "load_best_model_at_end")
+LISTED_SHARDS = 8  # more are told by the fingerprint alone
+METRIC_NAMES = {  # name in metrics.jsonl: (type in model-index, name in the table)
+    "val/loss": ("loss", "Loss (nats per token)"),
+    "val/perplexity": ("perplexity", "Perplexity (per token)"),
+    "val/bits_per_byte": ("bits_per_byte", "Bits per byte"),
+    "hellaswag/acc": ("accuracy", "HellaSwag, accuracy"),
+    "hellaswag/acc_norm": ("accuracy", "HellaSwag, accuracy normalised by bytes"),
+    "hellaswag/acc_norm_tokens": ("accuracy", "HellaSwag, accuracy normalised by tokens"),
+}
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What a folder tells of a model. Whatever is not known is empty, and the card says nothing about it."""
+
+    model_dir: Path
+    config: dict[str, Any]
+    options: dict[str, Any]
+    data: dict[str, Any]
+    environment: dict[str, Any]
+    metrics: list[dict[str, float]]
+    has_curve: bool
+
+    @property
+    def training(self) -> dict[str, float]:
+        """The last log line of training."""
+        return next((line for line in reversed(self.metrics) if "train/loss" in line), {})
+
+    @property
+    def evaluation(self) -> dict[str, float]:
+        """`step` and the finite metrics of the model that the folder holds: the best one, or the last."""
+        lines = [line for line in self.metrics if any(name in line for name in METRIC_NAMES)]
+        losses = [line for line in lines if "val/loss" in line and math.isfinite(line["val/loss"])]
+        if self.options.get("load_best_model_at_end") and losses:
+            best = min(losses, key=lambda line: line["val/loss"])["step"]
+            lines = [line for line in lines if line["step"] == best]
+        found: dict[str, float] = {}
+        for line in lines:
+            found |= {name: line[name] for name in METRIC_NAMES if math.isfinite(line.get(name, math.nan))}
+            found["step"] = line["step"]
+        return found
+
+    @property
+    def parameters(self) -> int:
+        """Trainable numbers in the weight files."""
+        count = 0
+        for path in self.model_dir.glob("model*.safetensors"):
+            with safe_open(path, framework="numpy") as file:
+                count += sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118
+        return count
+
+    @property
+    def dataset(self) -> str | None:
+        """The name of the data set on the Hub, if the text is from there."""
+        return self.data.get("source", {}).get("dataset_name")
+
+    @property
+    def data_name(self) -> str:
+        """What people would call the text."""
+        source = self.data.get("source", {})
+        files = ", ".join(record["path"] for record in source.get("train_file", [])[:3])
+        more = ", …" if len(source.get("train_file", [])) > 3 else ""
+        return self.dataset or source.get("corpus") or source.get("dataset_folder") or (files or "token shards") + more
+
+
+def read_facts(run_dir: Path, model_dir: Path | None = None) -> Facts:
+    """Read the folder of a run; the model may lie in another folder, such as one of the run's checkpoints.
+
+    Raises ValueError when a file of it is damaged.
+    """
+    model_dir = model_dir or run_dir
+    metrics = run_dir / METRICS_FILE
+    arguments = next((f for f in (run_dir / "arguments.yaml", model_dir / "arguments.yaml") if f.is_file()), None)
+    options = {f.name: f.default for f in fields(Arguments) if f.default is not MISSING}
+    return Facts(
+        model_dir=model_dir,
+        config=_read_json(model_dir / "config.json"),
+        options=options | read_config(arguments) if arguments else {},
+        data=_read_json(run_dir / DATA_FILE),
+        environment=_read_json(run_dir / ENVIRONMENT_FILE),
+        metrics=read_metrics(metrics) if metrics.is_file() else [],
+        has_curve=(run_dir / "loss.png").is_file(),
+    )
+
+
+def model_card(facts: Facts, name: str, license: str = "mit", revision: str | None = None) -> str:
+    """The card of the model that others load as `name`: YAML front matter for the Hub, then Markdown for people."""
+    sections = [
+        f"---\n{front_matter(facts, name, license).to_yaml()}\n---",
+        MARK,
+        f"# {name.split('/')[-1]}",
+        _what_it_is(facts),
+        "## How to use it",
+        _usage(facts, name, revision),
+        *_section("Data", _data(facts)),
+        *_section("Training", _training(facts)),
+        *_section("Evaluation", _evaluation(facts)),
+        "## Limits",
+        _limits(facts),
+        "## Licence",
+        f"Code and weights: `{license}`. The text that the model learned from keeps its own licence.",
+    ]
+    return "\n\n".join(sections) + "\n"
+
+
+def write_card(run_dir: Path, name: str | None = None) -> None:
+    """Write README.md into the run's folder, unless its owner has made the one there their own."""
+    if not is_edited(run_dir / CARD_FILE):
+        text = model_card(read_facts(run_dir), name or run_dir.resolve().name)
+        (run_dir / CARD_FILE).write_text(text, encoding="utf-8")
+
+
+def is_edited(path: Path) -> bool:
+    """Whether the card at `path` is a person's, and must stay as it is."""
+    return path.is_file() and MARK not in path.read_text(encoding="utf-8")
+
+
+def front_matter(facts: Facts, name: str, license: str) -> ModelCardData:
+    """What the Hub reads. The language is left out: nobody told the run."""
+    return ModelCardData(
+        model_name=name.split("/")[-1],
+        library_name="transformers",
+        pipeline_tag="text-generation",
+        license=license,
+        tags=["minigpt", "gpt", "causal-lm", "custom_code"],
+        base_model=facts.environment.get("base_model"),
+        datasets=[facts.dataset] if facts.dataset else None,
+        eval_results=_eval_results(facts) or None,
+    )
+
+
+def _eval_results(facts: Facts) -> list[EvalResult]:
+    results = []
+    for name, value in facts.evaluation.items():
+        if name not in METRIC_NAMES:
+            continue
+        kind, title = METRIC_NAMES[name]
+        of_hellaswag = name.startswith("hellaswag/")
+        results.append(
+            EvalResult(
+                task_type="text-generation",
+                task_name="Text generation",
+                dataset_type="Rowan/hellaswag" if of_hellaswag else facts.dataset or "text",
+                dataset_name="HellaSwag" if of_hellaswag else facts.data_name,
+                dataset_split="validation",
+                metric_type=kind,
+                metric_name=title,
+                metric_value=round(value, 4),
+            )
+        )
+    return results
+
+
+def _what_it_is(facts: Facts) -> str:
+    config = facts.config
+    base = facts.environment.get("base_model") or facts.environment.get("base_folder")
+    origin = f"fine-tuned from `{base}`" if base else "trained from scratch"
+    return (
+        f"A GPT of {facts.parameters:,} parameters, {origin} on {facts.data_name}: "
+        f"{config['num_hidden_layers']} layers, {config['num_attention_heads']} heads, width {config['hidden_size']}, "
+        f"a vocabulary of {config['vocab_size']:,} tokens and a context of {config['max_position_embeddings']:,}. "
+        "It computes the function of GPT-2, and continues the text that it is given."
+    )
+
+
+def _usage(facts: Facts, name: str, revision: str | None) -> str:
+    length = min(40, facts.config["max_position_embeddings"] // 2)
+    prompt = json.dumps(_prompt(facts), ensure_ascii=False)
+    at = f', revision="{revision}"' if revision else ""
+    return (
+        "```python\nfrom transformers import pipeline\n\n"
+        f'generate = pipeline("text-generation", model="{name}"{at}, trust_remote_code=True)\n'
+        f'print(generate({prompt}, max_new_tokens={length})[0]["generated_text"])\n```\n\n'
+        "`trust_remote_code=True` runs the two Python files beside the weights, which define the model: read them."
+    )
+
+
+def _prompt(facts: Facts) -> str:
+    """A text that the tokenizer can read (one of characters refuses those it does not know)."""
+    given = facts.options.get("sample_prompts") or []
+    path = facts.model_dir / "tokenizer.json"
+    if not path.is_file():
+        return "The"
+    from tokenizers import Tokenizer
+
+    tokenizer = Tokenizer.from_file(str(path))
+    for prompt in sorted([*given, "The", "\n"], key=lambda text: not text.strip()):
+        try:
+            if tokenizer.encode(prompt, add_special_tokens=False).ids:
+                return prompt
+        except Exception:  # the library raises a bare Exception for a character without an id
+            continue
+    return min(tokenizer.get_vocab(with_added_tokens=False))
+
+
+def _data(facts: Facts) -> list[str]:
+    source, splits = facts.data.get("source", {}), facts.data.get("splits", {})
+    lines = []
+    for record in [*source.get("train_file", []), *source.get("validation_file", [])]:
+        lines.append(f"- `{record['path']}`: {record['bytes']:,} bytes, sha256 `{record['sha256']}`")
+    told = {key: value for key, value in source.items() if key not in ("train_file", "validation_file")}
+    lines += [f"- {key.replace('_', ' ')}: {value}" for key, value in told.items() if value is not None]
+    parts = ["\n".join(lines)] if lines else []
+    rows = [
+        [name, *(f"{split[key]:,}" if key in split else "?" for key in ("documents", "tokens", "text_bytes"))]
+        for name, split in splits.items()
+    ]
+    if rows:
+        parts.append(_table(["split", "documents", "tokens", "bytes of text"], rows))
+    hashes = [("all shards", facts.data.get("fingerprint")), ("tokenizer", facts.data.get("tokenizer_hash"))]
+    shards = [(shard["file"], shard.get("sha256")) for split in splits.values() for shard in split["shards"]]
+    hashes += shards if len(shards) <= LISTED_SHARDS else []
+    rows = [[what, f"`{digest}`"] for what, digest in hashes if digest]
+    return [*parts, *([_table(["what", "sha256"], rows)] if rows else [])]
+
+
+def _training(facts: Facts) -> list[str]:
+    parts, environment, last = [], facts.environment, facts.training
+    if last:
+        text = f"{last['step']:,} steps in {clock_time(last['elapsed_s'])} of training (h:mm:ss, evaluation excluded)"
+        if environment.get("device"):
+            processes = environment["processes"]
+            text += f" on {environment['device']}, {processes} process{'es' if processes > 1 else ''}"
+            text += f", mixed precision: {environment['mixed_precision']}"
+        parts.append(f"{text}. Training loss at the end: {last['train/loss']:.4f}.")
+    if facts.has_curve:
+        parts.append("![Loss, learning rate and throughput over the steps](loss.png)")
+    names = [f.name for group in (BatchArguments, OptimizerArguments) for f in fields(group)]
+    values = {name: facts.options.get(name) for name in (*names, *MORE_HYPERPARAMETERS)}
+    rows = [[f"`{name}`", str(without_paths(value))] for name, value in values.items() if value is not None]
+    if rows:
+        parts.append(_table(["option", "value"], rows))
+    if environment.get("versions"):
+        versions = (f"{name} {number}" for name, number in environment["versions"].items() if number)
+        parts.append(f"Versions: {', '.join(versions)}.")
+    return parts
+
+
+def _evaluation(facts: Facts) -> list[str]:
+    found = facts.evaluation
+    rows = [[title, f"{found[name]:.4f}"] for name, (_, title) in METRIC_NAMES.items() if name in found]
+    if not rows:
+        return []
+    return [f"After step {found['step']:,}; loss over every token of the validation split.", _table(["", ""], rows)]
+
+
+def _limits(facts: Facts) -> str:
+    context = facts.config["max_position_embeddings"]
+    return (
+        f"A base model: it continues text and does not follow instructions. It sees {context:,} tokens at most, "
+        "invents facts, repeats what its text contained, prejudice included, and was tested by no more than the numbers "
+        "above. Do not let it decide anything about people."
+    )
+
+
+def _section(title: str, parts: list[str]) -> list[str]:
+    return [f"## {title}", *parts] if parts else []
+
+
+def _table(head: list[str], rows: list[list[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |" for line in lines)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    except ValueError as error:
+        raise ValueError(f"{path}: not JSON: {error}") from error

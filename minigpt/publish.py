@@ -1,0 +1,253 @@
+"""What of a run goes up to the Hub, and how? Uploading itself is `huggingface_hub`'s; the choice of files is ours."""
+
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from threading import Thread
+
+from huggingface_hub import CommitOperationAdd, HfApi, constants
+from huggingface_hub.errors import HfHubHTTPError, HTTPError, LocalTokenNotFoundError
+from huggingface_hub.utils import disable_progress_bars
+
+from minigpt.arguments import Arguments
+from minigpt.card import CARD_FILE, is_edited, model_card, read_facts
+from minigpt.secret_scan import refuse_secrets
+
+# A list of what goes, not of what stays: no new kind of file can slip into an upload.
+MODEL_FILES = (
+    "config.json", "generation_config.json", "model*.safetensors", "model.safetensors.index.json",
+    "configuration_*.py", "modeling_*.py", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
+    "added_tokens.json", "vocab.json", "merges.txt", "chat_template.jinja",
+)  # fmt: skip
+RECORD_FILES = ("metrics.jsonl", "data.json", "environment.json", "*.png", "*.pdf", "tensorboard/**/*.tfevents.*")
+_HOST_IN_EVENTS = re.compile(r"(events\.out\.tfevents\.\d+)\..*\.(\d+\.\d+)$")
+
+
+@dataclass(frozen=True)
+class Item:
+    """One file of an upload. Weights stay on the disk; all else is read once, so what is checked is what goes."""
+
+    name: str
+    content: Path | bytes
+
+    @property
+    def size(self) -> int:
+        """Bytes."""
+        return len(self.content) if isinstance(self.content, bytes) else self.content.stat().st_size
+
+
+@dataclass(frozen=True)
+class Destination:
+    """Where a run goes, and how: a repository on the Hub, and how the commit is made."""
+
+    repo_id: str
+    private: bool = False
+    revision: str | None = None
+    create_pr: bool = False
+    tag: str | None = None
+    commit_message: str = "Upload a MiniGPT run"
+    license: str = "mit"
+
+
+def collect(destination: Destination, run_dir: Path, model_dir: Path | None = None) -> list[Item]:
+    """The files that go up, with the card. Raises ValueError when no model is there, or a file holds a secret."""
+    model_dir = model_dir or run_dir
+    if not (model_dir / "config.json").is_file() or not any(model_dir.glob("model*.safetensors")):
+        there = ", ".join(str(path) for path in sorted(run_dir.glob("checkpoint-*")))
+        raise ValueError(
+            f"{run_dir}: no model is there (config.json and model.safetensors); "
+            + (f"try one of its checkpoints: {there}" if there else "give the folder of a run")
+        )
+    paths = {path.relative_to(model_dir): path for pattern in MODEL_FILES for path in model_dir.glob(pattern)}
+    paths |= {path.relative_to(run_dir): path for pattern in RECORD_FILES for path in run_dir.glob(pattern)}
+    items = [
+        # TensorBoard puts the machine's name into the name of its file
+        Item(_HOST_IN_EVENTS.sub(r"\1.\2", name.as_posix()), path if _is_weights(path) else path.read_bytes())
+        for name, path in sorted(paths.items())
+        if path.is_file()
+    ]
+    card = run_dir / CARD_FILE
+    if is_edited(card):
+        items.append(Item(CARD_FILE, card.read_bytes()))
+    else:
+        facts = read_facts(run_dir, model_dir)
+        text = model_card(facts, destination.repo_id, destination.license, destination.revision)
+        items.append(Item(CARD_FILE, text.encode()))
+    refuse_secrets({item.name: item.content for item in items if isinstance(item.content, bytes)})
+    return items
+
+
+def left_out(run_dir: Path, items: list[Item]) -> list[str]:
+    """The entries of the run's folder of which nothing goes up."""
+    going = {item.name.split("/")[0] for item in items}
+    return [
+        f"{path.name}{'/' if path.is_dir() else ''}" for path in sorted(run_dir.iterdir()) if path.name not in going
+    ]
+
+
+def publish(destination: Destination, items: list[Item]) -> str:
+    """Create the repository if there is none, and commit what has changed. Returns a sentence on what happened.
+
+    Files that arrived whole before an interruption are not sent again. Raises ValueError in one line when the Hub
+    does not let us or cannot be reached.
+    """
+    api, repo_id, revision = HfApi(), destination.repo_id, destination.revision
+    with plain_errors(repo_id):
+        create_repository(api, destination)
+        head = api.repo_info(repo_id, revision=revision).sha
+        commit = api.create_commit(
+            repo_id,
+            [CommitOperationAdd(item.name, item.content) for item in items],
+            commit_message=destination.commit_message,
+            revision=revision,
+            create_pr=destination.create_pr,
+        )
+        if destination.tag:
+            _tag(api, destination, commit.oid)
+    if commit.oid == head:
+        return f"nothing to upload: {repo_id} has these {len(items)} files already (commit {head[:8]})"
+    size = sum(item.size for item in items)
+    return f"uploaded {len(items)} files ({readable(size)}): {commit.pr_url or commit.commit_url}"
+
+
+def create_repository(api: HfApi, destination: Destination) -> None:
+    """Make sure that repository and branch are there. Raises ValueError when a private one was asked for in vain."""
+    repo_id, revision = destination.repo_id, destination.revision
+    api.whoami()  # the clearest answer to a wrong token
+    api.create_repo(repo_id, private=destination.private or None, exist_ok=True)
+    if destination.private and not api.repo_info(repo_id).private:
+        raise ValueError(f"{repo_id} exists and is public; make it private in its settings, or leave --private out")
+    if revision is not None and not revision.startswith("refs/"):
+        api.create_branch(repo_id, branch=revision, exist_ok=True)
+
+
+def _tag(api: HfApi, destination: Destination, commit: str) -> None:
+    assert destination.tag
+    tags = {tag.name: tag.target_commit for tag in api.list_repo_refs(destination.repo_id).tags}
+    there = tags.get(destination.tag)
+    if there is None:
+        api.create_tag(destination.repo_id, tag=destination.tag, revision=commit)
+    elif there != commit:
+        raise ValueError(f"the files are uploaded, but tag {destination.tag} is another commit already ({there[:8]})")
+
+
+class HubPushes:
+    """`push_to_hub` of the trainer: each save goes up beside the training, which never waits for it before its end.
+
+    Only the main process pushes. A save is skipped while the one before it is still on its way; a push that fails is
+    told and the next save tries again. Raises ValueError at the start when the Hub would not take the model.
+    """
+
+    def __init__(self, args: Arguments, is_main_process: bool) -> None:
+        self.run_dir = args.run_dir
+        self.destination: Destination | None = None
+        self._thread: Thread | None = None
+        if not args.push_to_hub or not is_main_process:
+            return
+        for left in self.run_dir.glob(".pushing-*"):
+            shutil.rmtree(left)
+        disable_progress_bars()  # they would run through the progress lines
+        name, api = args.hub_model_id or self.run_dir.resolve().name, HfApi()
+        with plain_errors(name):
+            if "/" not in name:
+                name = f"{api.whoami()['name']}/{name}"
+            self.destination = Destination(name, private=bool(args.hub_private_repo))
+            create_repository(api, self.destination)
+
+    def start(self, step: int) -> None:
+        """Push `checkpoint-<step>` and the records so far, in the background."""
+        if self.destination is None or (self._thread is not None and self._thread.is_alive()):
+            return
+        held = self.run_dir / f".pushing-{step}"
+        destination = replace(self.destination, commit_message=f"Step {step}")
+        try:
+            _link_files(self.run_dir / f"checkpoint-{step}", held)
+            items = collect(destination, self.run_dir, held)
+        except (ValueError, OSError) as error:
+            _say_failed(step, error, held)
+            return
+        # a daemon: a run that is told to stop must not wait for the network
+        self._thread = Thread(target=_push, args=(destination, items, step, held), daemon=True)
+        self._thread.start()
+
+    def finish(self) -> None:
+        """Publish the final model. Raises ValueError when that fails; the run's folder is whole by then."""
+        if self.destination is None:
+            return
+        if self._thread is not None:
+            self._thread.join()
+        destination = replace(self.destination, commit_message="End of training")
+        print(publish(destination, collect(destination, self.run_dir)), flush=True)
+
+
+def _push(destination: Destination, items: list[Item], step: int, held: Path) -> None:
+    try:
+        print(f"  step {step}: {publish(destination, items)}", flush=True)
+    except Exception as error:  # whatever it is, it must not pass in silence, nor end the training
+        _say_failed(step, error, held)
+    shutil.rmtree(held, ignore_errors=True)
+
+
+def _say_failed(step: int, error: Exception, held: Path) -> None:
+    shutil.rmtree(held, ignore_errors=True)
+    print(f"  step {step}: not pushed to the Hub, training goes on: {error}", flush=True)
+
+
+def _link_files(folder: Path, held: Path) -> None:
+    """Hold on to the files of a checkpoint, which may be deleted while they are on their way."""
+    held.mkdir()
+    for path in folder.iterdir():
+        try:
+            os.link(path, held / path.name)
+        except OSError:  # a file system without hard links
+            shutil.copy2(path, held / path.name)
+
+
+@contextmanager
+def plain_errors(repo_id: str) -> Iterator[None]:
+    """Turn what the Hub's client raises into a ValueError of one line that says what to do."""
+    try:
+        yield
+    except (HTTPError, OSError, RuntimeError) as error:  # RuntimeError: what the client makes of a failed large file
+        raise ValueError(_explain(error, repo_id)) from error
+
+
+def _explain(error: BaseException, repo_id: str) -> str:
+    endpoint = constants.ENDPOINT
+    causes: list[BaseException] = [error]
+    while causes[-1].__cause__ is not None:
+        causes.append(causes[-1].__cause__)
+    if any(isinstance(cause, LocalTokenNotFoundError) for cause in causes):
+        return "there is no token for the Hub: set HF_TOKEN, or run `hf auth login`"
+    answer = next((cause for cause in causes if isinstance(cause, HfHubHTTPError)), None)
+    if answer is None:
+        return f"{endpoint} cannot be reached, or broke off ({_one_line(causes[-1])}); run the same command again"
+    status, said = answer.response.status_code, answer.response.headers.get("X-Error-Message") or answer.server_message
+    if status == 401:
+        return f"{endpoint} does not accept the token; make one that may write at {endpoint}/settings/tokens"
+    if status == 403:
+        return f"{repo_id}: this token may not write there; is the owner you, and may the token write? ({said})"
+    if status == 404:
+        return f"{repo_id}: not found on {endpoint}, or not visible with this token ({said})"
+    return f"{repo_id}: {endpoint} answered {status}: {said or _one_line(answer)}"
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())
+
+
+def _is_weights(path: Path) -> bool:
+    return path.suffix == ".safetensors"
+
+
+def readable(size: float) -> str:
+    """A number of bytes for people."""
+    for unit in ("bytes", "kB", "MB"):
+        if size < 1000:
+            return f"{size:.0f} {unit}" if unit == "bytes" else f"{size:.1f} {unit}"
+        size /= 1000
+    return f"{size:.1f} GB"
