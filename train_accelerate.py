@@ -22,6 +22,7 @@ from accelerate.utils import ProjectConfiguration, send_to_device, set_seed
 
 from minigpt.arguments import Arguments, parse_arguments
 from minigpt.build import build_model, check_ids, check_output_dir, clear_output_dir, load_data
+from minigpt.card import write_card
 from minigpt.checkpoint import (
     Checkpoints,
     checkpoint_to_resume,
@@ -37,7 +38,10 @@ from minigpt.metrics import train_flops_per_token
 from minigpt.optim import build_optimizer
 from minigpt.plan import describe
 from minigpt.plot import plot_runs
+from minigpt.provenance import record_provenance
+from minigpt.publish import HubPushes
 from minigpt.schedule import Schedule, learning_rate_at, set_learning_rate
+from minigpt.secret_scan import refuse_secret_words
 from minigpt.state import TrainingClock, TrainingState, is_due
 from minigpt.stopping import EXIT_STOPPED, StopRequest
 from minigpt.tracking import TrainingLog, clock_time, requested_trackers
@@ -79,10 +83,13 @@ def train(args: Arguments) -> int:
         shards.validation, args.block_size, eval_batch_size, args.eval_steps, max_steps
     )
 
+    pushes = HubPushes(args, accelerator.is_main_process)
+
     # ---- from here on the output folder changes ---------------------------------------------------------------
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
         clear_output_dir(args)
+        record_provenance(args, shards, accelerator)
     accelerator.wait_for_everyone()
     model, optimizer = accelerator.prepare(model, optimizer)
     if resume_from is not None:
@@ -139,6 +146,8 @@ def train(args: Arguments) -> int:
                 log.samples(state, sample_texts(args, model, tokenizer, accelerator))
             if checkpoints.due(state) or improved or stopping:
                 checkpoints.save(state, model, optimizer, accelerator)
+                if state.step < max_steps and not stopping:
+                    pushes.start(state.step)
         if stopping and state.step < max_steps:
             log.say(f"stopped at step {state.step}; go on with --resume_from_checkpoint latest")
             accelerator.end_training()
@@ -148,8 +157,10 @@ def train(args: Arguments) -> int:
     write_final_model(args, state, model, tokenizer, accelerator)
     if accelerator.is_main_process:
         plot_runs([args.run_dir])
+        write_card(args.run_dir)
     log.say(f"done: {max_steps} steps in {clock_time(state.elapsed_s)} of training; the model is in {args.run_dir}")
     accelerator.end_training()
+    pushes.finish()
     return 0
 
 
@@ -213,6 +224,7 @@ def sample_texts(args: Arguments, model: torch.nn.Module, tokenizer: Any, accele
 def main() -> None:
     transformers.utils.logging.disable_progress_bar()  # of writing weights, in the middle of the progress lines
     with one_line_errors("train_accelerate.py"):
+        refuse_secret_words(sys.argv[1:])
         sys.exit(train(parse_arguments(sys.argv[1:], Path(__file__).parent / "configs" / "quickstart.yaml")))
 
 
