@@ -18,6 +18,7 @@ LAYERS = [
         "stopping",
         "fast_encoders",
         "python_docs",
+        "secret_scan",
         "shards",
         "sources",
     ],
@@ -28,6 +29,7 @@ LAYERS = [
         "gpt2_export",
         "optim",
         "plot",
+        "provenance",
         "tokenization",
         "tracking",
         "corpora",
@@ -35,7 +37,7 @@ LAYERS = [
         "hub_datasets",
         "shard_writer",
     ],
-    ["build", "generate", "plan", "prepare", "benchmark_generate", "benchmark_tokenize", "data_inspect"],
+    ["build", "card", "generate", "plan", "prepare", "publish", "benchmark_generate", "benchmark_tokenize", "data_inspect"],
     ["train_accelerate", "hub_upload", "cli", "__main__"],
 ]
 LAYER_OF = {module: number for number, modules in enumerate(LAYERS) for module in modules}
@@ -47,6 +49,7 @@ NEIGHBOURS = {
     ("shard_writer", "encoding"),
     ("evaluation", "data"),
     ("plot", "tracking"),
+    ("publish", "card"),
     ("build", "prepare"),
     ("benchmark_tokenize", "prepare"),
     ("__main__", "cli"),
