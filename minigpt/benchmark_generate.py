@@ -41,6 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--turns", type=int, default=7, metavar="N", help="times each model speaks (default: %(default)s)")
     add("--layers", type=int, default=12, help=argparse.SUPPRESS)  # a small model, for tests
     add("--device", default=None, metavar="D", help="default: a GPU if there is one, else the CPU")
+    add("--threads", type=int, metavar="N", help="CPU threads (default: torch's own choice)")
     add("--output", metavar="FILE", help="write FILE.json and FILE.md too")
 
 
@@ -56,6 +57,8 @@ def main(args: argparse.Namespace) -> None:
     from transformers.utils import logging
 
     logging.set_verbosity_error()
+    if args.threads is not None:
+        torch.set_num_threads(args.threads)
     device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
     bandwidth = memory_bandwidth(device)
     rows = []
