@@ -20,7 +20,7 @@ import transformers
 from accelerate import Accelerator
 from accelerate.utils import ProjectConfiguration, send_to_device, set_seed
 
-from minigpt.arguments import Arguments, parse_arguments
+from minigpt.arguments import Arguments
 from minigpt.build import build_model, check_ids, check_output_dir, clear_output_dir, load_data
 from minigpt.card import write_card
 from minigpt.checkpoint import (
@@ -30,6 +30,7 @@ from minigpt.checkpoint import (
     restore_optimizer,
     write_final_model,
 )
+from minigpt.command_line import parse_arguments
 from minigpt.data import Batch, SampleOrder, TokenBlocks, TrainBatches, loader, samples_per_step, steps_of_run
 from minigpt.errors import one_line_errors
 from minigpt.evaluation import Evaluation

@@ -56,7 +56,21 @@ def load_data(args: Arguments) -> tuple[TokenShards, Any]:
     tokenizer = load_tokenizer(source)
     if shards.tokenizer_hash is not None and tokenizer_hash(tokenizer) != shards.tokenizer_hash:
         raise ValueError(f"data={args.data} was made with another tokenizer than {source}; prepare it again")
+    _check_tokenizer_of_model(args, tokenizer)
     return shards, tokenizer
+
+
+def _check_tokenizer_of_model(args: Arguments, tokenizer: Any) -> None:
+    """Raises ValueError when a model that brings a tokenizer would be trained on the ids of another one."""
+    try:
+        own = args.model_name_or_path and load_tokenizer(args.model_name_or_path)
+    except ValueError:  # weights alone: the number of ids is checked when the model is there
+        return
+    if own and tokenizer_hash(own) != tokenizer_hash(tokenizer):
+        raise ValueError(
+            f"the text has the ids of another tokenizer than model_name_or_path={args.model_name_or_path}; "
+            "prepare it with the model's own (leave --tokenizer out), or train from scratch"
+        )
 
 
 def build_model(args: Arguments, tokenizer: Any, resume_from: Path | None) -> MiniGPTForCausalLM:

@@ -9,7 +9,8 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCardData
 from safetensors import safe_open
 
-from minigpt.arguments import Arguments, BatchArguments, OptimizerArguments, read_config
+from minigpt.arguments import Arguments, BatchArguments, OptimizerArguments
+from minigpt.command_line import read_config
 from minigpt.provenance import DATA_FILE, ENVIRONMENT_FILE, without_paths
 from minigpt.tracking import METRICS_FILE, clock_time, read_metrics
 
@@ -266,8 +267,8 @@ def _limits(facts: Facts) -> str:
     context = facts.config["max_position_embeddings"]
     return (
         f"A base model: it continues text and does not follow instructions. It sees {context:,} tokens at most, "
-        "invents facts, repeats what its text contained, prejudice included, and was tested by no more than the numbers "
-        "above. Do not let it decide anything about people."
+        "invents facts, repeats what its text contained, prejudice included, and was tested by no more than what is "
+        "written here. Do not let it decide anything about people."
     )
 
 

@@ -13,7 +13,8 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from minigpt.arguments import DataArguments, OneLineErrorParser
+from minigpt.arguments import DataArguments
+from minigpt.command_line import OneLineErrorParser
 from minigpt.corpora import Corpus, Documents, open_corpus
 from minigpt.encoding import (
     BATCH_CHARACTERS,

@@ -50,7 +50,7 @@ def train_here() -> Iterator[Callable[[list[str]], int]]:
     """Train in this process: takes options, returns the exit code."""
     from accelerate.state import AcceleratorState, GradientState
 
-    from minigpt.arguments import parse_arguments
+    from minigpt.command_line import parse_arguments
     from train_accelerate import train
 
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}

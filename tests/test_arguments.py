@@ -2,7 +2,8 @@ from pathlib import Path
 
 import pytest
 
-from minigpt.arguments import Arguments, parse_arguments, read_config
+from minigpt.arguments import Arguments
+from minigpt.command_line import parse_arguments, read_config
 
 ROOT = Path(__file__).parent.parent
 TEXT = ["--corpus", "python-docs"]

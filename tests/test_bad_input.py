@@ -76,6 +76,17 @@ def tokenizer_unlike_the_models(tmp: Path) -> Case:
     )
 
 
+def tokenizer_unlike_the_models_own(tmp: Path) -> Case:
+    GPT2LMHeadModel(GPT2Config(vocab_size=90, n_positions=32, n_embd=16, n_layer=1, n_head=2)).save_pretrained(
+        tmp / "g"
+    )
+    train_characters(["another alphabet, 0123456789"]).save_pretrained(tmp / "g")
+    words = ["--block_size", "16", "--max_steps", "2", "--use_cpu", "--tokenizer", "char"]
+    return [*words, "--train_file", text_of(tmp), "--model_name_or_path", str(tmp / "g")], (
+        r"ids of another tokenizer than model_name_or_path=.*g"
+    )
+
+
 def tokenizer_unlike_the_shards(tmp: Path) -> Case:
     shards = str(tmp / "shards")
     prepare_main(["--train_file", text_of(tmp), "--tokenizer", "char", "--output_dir", shards])
@@ -143,6 +154,7 @@ CASES = [
     block_longer_than_the_position_table,
     vocabulary_smaller_than_the_tokenizer,
     tokenizer_unlike_the_models,
+    tokenizer_unlike_the_models_own,
     tokenizer_unlike_the_shards,
     ids_beyond_the_vocabulary,
     unknown_key,

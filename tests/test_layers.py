@@ -11,6 +11,7 @@ LAYERS = [
     ["configuration_minigpt", "modeling_minigpt"],
     [
         "arguments",
+        "command_line",
         "errors",
         "metrics",
         "schedule",
@@ -37,13 +38,24 @@ LAYERS = [
         "hub_datasets",
         "shard_writer",
     ],
-    ["build", "card", "generate", "plan", "prepare", "publish", "benchmark_generate", "benchmark_tokenize", "data_inspect"],
+    [
+        "build",
+        "card",
+        "generate",
+        "plan",
+        "prepare",
+        "publish",
+        "benchmark_generate",
+        "benchmark_tokenize",
+        "data_inspect",
+    ],
     ["train_accelerate", "hub_upload", "cli", "__main__"],
 ]
 LAYER_OF = {module: number for number, modules in enumerate(LAYERS) for module in modules}
 # within a layer: (the module, what it may import beside the layers beneath it)
 NEIGHBOURS = {
-    ("arguments", "errors"),
+    ("command_line", "arguments"),
+    ("command_line", "errors"),
     ("modeling_minigpt", "configuration_minigpt"),
     ("corpora", "hub_datasets"),
     ("shard_writer", "encoding"),

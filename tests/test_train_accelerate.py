@@ -15,9 +15,9 @@ from conftest import ROOT, command, finish, metrics
 from safetensors.torch import load_file
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from minigpt.arguments import parse_arguments
 from minigpt.build import load_data
 from minigpt.checkpoint import find_checkpoints
+from minigpt.command_line import parse_arguments
 from minigpt.data import SampleOrder, TokenBlocks
 from minigpt.stopping import EXIT_STOPPED
 from modeling_minigpt import MiniGPTForCausalLM
