@@ -95,23 +95,29 @@ def publish(destination: Destination, items: list[Item]) -> str:
     Files that arrived whole before an interruption are not sent again. Raises ValueError in one line when the Hub
     does not let us or cannot be reached.
     """
-    api, repo_id, revision = HfApi(), destination.repo_id, destination.revision
-    with plain_errors(repo_id):
+    api = HfApi()
+    with plain_errors(destination.repo_id):
         create_repository(api, destination)
-        head = api.repo_info(repo_id, revision=revision).sha
-        commit = api.create_commit(
-            repo_id,
-            [CommitOperationAdd(item.name, item.content) for item in items],
-            commit_message=destination.commit_message,
-            revision=revision,
-            create_pr=destination.create_pr,
-        )
-        if destination.tag:
-            _tag(api, destination, commit.oid)
-    if commit.oid == head:
+        return commit(api, destination, items)
+
+
+def commit(api: HfApi, destination: Destination, items: list[Item]) -> str:
+    """Commit what has changed, in one commit, and tag it. Returns a sentence on what happened."""
+    repo_id, revision = destination.repo_id, destination.revision
+    head = api.repo_info(repo_id, revision=revision).sha
+    made = api.create_commit(
+        repo_id,
+        [CommitOperationAdd(item.name, item.content) for item in items],
+        commit_message=destination.commit_message,
+        revision=revision,
+        create_pr=destination.create_pr,
+    )
+    if destination.tag:
+        _tag(api, destination, made.oid)
+    if made.oid == head:
         return f"nothing to upload: {repo_id} has these {len(items)} files already (commit {head[:8]})"
     size = sum(item.size for item in items)
-    return f"uploaded {len(items)} files ({readable(size)}): {commit.pr_url or commit.commit_url}"
+    return f"uploaded {len(items)} files ({readable(size)}): {made.pr_url or made.commit_url}"
 
 
 def create_repository(api: HfApi, destination: Destination) -> None:
@@ -181,12 +187,15 @@ class HubPushes:
         if self._thread is not None:
             self._thread.join()
         destination = replace(self.destination, commit_message="End of training")
-        print(publish(destination, collect(destination, self.run_dir)), flush=True)
+        items = collect(destination, self.run_dir)
+        with plain_errors(destination.repo_id):
+            print(commit(HfApi(), destination, items), flush=True)
 
 
 def _push(destination: Destination, items: list[Item], step: int, held: Path) -> None:
     try:
-        print(f"  step {step}: {publish(destination, items)}", flush=True)
+        with plain_errors(destination.repo_id):
+            print(f"  step {step}: {commit(HfApi(), destination, items)}", flush=True)
     except Exception as error:  # whatever it is, it must not pass in silence, nor end the training
         _say_failed(step, error, held)
     shutil.rmtree(held, ignore_errors=True)

@@ -1,0 +1,257 @@
+"""Uploading, against a Hub on loopback that speaks the real protocol to the unmodified client."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from conftest import ROOT, command
+from hub_server import Hub, running_hub
+
+TOKEN = "hf_" + "CanaryOfAnnNeverToBeShown"
+WANDB_KEY = "canary0of0wandb0never0to0be0shown0000000"
+USERS = {TOKEN: "ann", "hf_bobs": "bob"}
+
+
+def environment(hub: Hub | None, home: Path, **more: str) -> dict[str, str]:
+    """A user's environment with a Hub of its own and no other: caches and login are in `home`."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "HUGGING"))}
+    endpoint = hub.endpoint if hub else "http://127.0.0.1:9"  # a port where nobody answers
+    own = {"HF_ENDPOINT": endpoint, "HF_HUB_DISABLE_XET": "1", "HF_HOME": str(home), "HF_TOKEN": TOKEN}
+    return {**kept, "OMP_NUM_THREADS": "1", "WANDB_API_KEY": WANDB_KEY, **own, **more}
+
+
+def call(words: list[str | Path], variables: dict[str, str], code: int = 0) -> str:
+    """Run a command to its end and return what it printed, which never holds a secret."""
+    result = subprocess.run(
+        list(map(str, words)), capture_output=True, text=True, env=variables, timeout=120, cwd=variables["HF_HOME"]
+    )
+    output = result.stdout + result.stderr
+    assert result.returncode == code, output
+    assert "Traceback" not in output
+    assert TOKEN not in output
+    assert WANDB_KEY not in output
+    return output
+
+
+def upload(run: Path, repo_id: str, *options: str, hub: Hub | None, home: Path, code: int = 0, **more: str) -> str:
+    words = [sys.executable, ROOT / "hub_upload.py", run, repo_id, *options]
+    return call(words, environment(hub, home, **more), code)
+
+
+@pytest.fixture(scope="module")
+def hub() -> Iterator[Hub]:
+    with running_hub(USERS) as hub:
+        yield hub
+
+
+@pytest.fixture(scope="module")
+def trained(hub: Hub, text_file: Path, cache_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that was pushed to ann/pushed while it trained. Tests leave the folder as it is."""
+    folder = tmp_path_factory.mktemp("hub")
+    options = (
+        f"--train_file {text_file} --tokenizer char --cache_dir {cache_dir} --output_dir {folder / 'run'} "
+        "--hidden_size 16 --num_hidden_layers 2 --num_attention_heads 2 --block_size 16 "
+        "--per_device_train_batch_size 4 --per_device_eval_batch_size 32 --max_steps 12 --learning_rate 1e-2 "
+        "--logging_steps 1 --eval_steps 6 --save_steps 5 --save_total_limit 1 --sample_max_new_tokens 5 --use_cpu "
+        "--push_to_hub --hub_model_id ann/pushed"
+    ).split()
+    output = call(command(*options), environment(hub, folder))
+    assert "step 5: uploaded" in output
+    return folder / "run"
+
+
+def test_training_pushes_its_saves_and_its_end_without_what_stays_here(hub: Hub, trained: Path) -> None:
+    repo = hub.repos["ann/pushed"]
+    assert repo.messages[:2] == ["initial commit", "Step 5"]  # of a checkpoint that was deleted meanwhile
+    assert repo.messages[-1] == "End of training"
+    files = repo.files()
+    assert files["model.safetensors"] == (trained / "model.safetensors").read_bytes()
+    assert files["metrics.jsonl"] == (trained / "metrics.jsonl").read_bytes()
+    tracked = [name for name in files if name.startswith("tensorboard/")]
+    assert len(tracked) == 1
+    assert sorted(set(files) - set(tracked)) == [
+        "README.md", "config.json", "configuration_minigpt.py", "data.json", "environment.json",
+        "generation_config.json", "loss.pdf", "loss.png", "metrics.jsonl", "model.safetensors", "modeling_minigpt.py",
+        "tokenizer.json", "tokenizer_config.json",
+    ]  # fmt: skip
+    assert not list(trained.glob(".pushing*"))
+
+
+def test_a_second_upload_sends_nothing_and_a_change_sends_only_itself(hub: Hub, trained: Path, tmp_path: Path) -> None:
+    run = copy_of(trained, tmp_path)
+    assert "uploaded" in upload(run, "ann/again", hub=hub, home=tmp_path)
+    sent, commits = len(hub.sent("PUT", "/large/")), len(hub.repos["ann/again"].messages)
+    assert "nothing to upload: ann/again has these 14 files already" in upload(
+        run, "ann/again", hub=hub, home=tmp_path
+    )
+    assert len(hub.repos["ann/again"].messages) == commits
+    assert len(hub.sent("PUT", "/large/")) == sent
+    (run / "metrics.jsonl").write_text('{"step": 1, "train/loss": 3.5, "elapsed_s": 1.0}\n')
+    assert "uploaded" in upload(run, "ann/again", hub=hub, home=tmp_path)
+    (commit,) = hub.sent("POST", "/api/models/ann/again/commit/main")[1:]
+    changed = [json.loads(line)["value"].get("path") for line in commit.splitlines()]
+    assert changed == [None, "metrics.jsonl", "README.md"]  # None: the header
+
+
+def test_a_fresh_process_loads_the_upload_and_generates_what_the_folder_generates(
+    hub: Hub, trained: Path, tmp_path: Path
+) -> None:
+    program = """
+import sys
+from transformers import AutoModelForCausalLM, AutoTokenizer
+name = sys.argv[1]
+model = AutoModelForCausalLM.from_pretrained(name, trust_remote_code=True)
+tokenizer = AutoTokenizer.from_pretrained(name)
+ids = model.generate(**tokenizer("The cat ", return_tensors="pt"), max_new_tokens=8, do_sample=False)
+print("TEXT", repr(tokenizer.decode(ids[0])))
+"""
+    variables = environment(hub, tmp_path, HF_TOKEN="hf_bobs")
+    texts = [
+        next(line for line in call([sys.executable, "-c", program, name], variables).splitlines() if "TEXT" in line)
+        for name in ("ann/pushed", trained)
+    ]
+    assert texts[0] == texts[1]
+
+
+def test_the_snippet_of_the_published_card_works_as_printed(hub: Hub, trained: Path, tmp_path: Path) -> None:
+    card = hub.repos["ann/pushed"].files()["README.md"].decode()
+    snippet = card.split("```python\n")[1].split("```")[0]
+    assert '"ann/pushed"' in snippet
+    printed = call([sys.executable, "-c", snippet], environment(hub, tmp_path, HF_TOKEN=""))
+    assert "The" in printed
+
+
+def test_a_connection_cut_half_way_is_taken_up_again(hub: Hub, trained: Path, tmp_path: Path) -> None:
+    run = copy_of(trained, tmp_path, weights=b"cut")
+    hub.cut_next = 1
+    assert "uploaded" in upload(run, "ann/cut", hub=hub, home=tmp_path)
+    assert hub.cut_next == 0
+    assert hub.repos["ann/cut"].files()["model.safetensors"] == (run / "model.safetensors").read_bytes()
+
+
+def test_a_killed_upload_leaves_no_commit_and_the_same_command_finishes_it(
+    hub: Hub, trained: Path, tmp_path: Path
+) -> None:
+    run = copy_of(trained, tmp_path, weights=b"killed")
+    half, killed = threading.Event(), threading.Event()
+
+    def wait_for_the_kill() -> None:
+        half.set()
+        killed.wait(60)
+
+    hub.on_half = wait_for_the_kill
+    words = [sys.executable, str(ROOT / "hub_upload.py"), str(run), "ann/killed"]
+    process = subprocess.Popen(words, env=environment(hub, tmp_path), stderr=subprocess.DEVNULL)
+    assert half.wait(60)
+    process.send_signal(signal.SIGKILL)
+    process.wait(60)
+    hub.on_half = lambda: None
+    killed.set()
+    assert hub.repos["ann/killed"].messages == ["initial commit"]
+    assert "uploaded 14 files" in upload(run, "ann/killed", hub=hub, home=tmp_path)
+    assert hub.repos["ann/killed"].files()["model.safetensors"] == (run / "model.safetensors").read_bytes()
+
+
+def test_large_files_go_in_parts_where_the_hub_wants_parts(hub: Hub, trained: Path, tmp_path: Path) -> None:
+    run = copy_of(trained, tmp_path, weights=b"parts")
+    hub.part_bytes = 10_000
+    options = ["--private", "--revision", "dev", "--tag", "v1", "--commit_message", "In parts"]
+    assert "uploaded" in upload(run, "ann/parts", *options, hub=hub, home=tmp_path)
+    hub.part_bytes = None
+    repo, weights = hub.repos["ann/parts"], (run / "model.safetensors").read_bytes()
+    assert len(weights) > 30_000
+    assert repo.files("dev")["model.safetensors"] == weights
+    assert repo.files("main") == {}
+    assert repo.private
+    assert repo.messages[-1] == "In parts"
+    assert repo.tags["v1"] == repo.branches["dev"]
+    assert 'revision="dev"' in repo.files("dev")["README.md"].decode()
+
+
+def test_another_owners_repository_takes_a_pull_request_and_nothing_else(
+    hub: Hub, trained: Path, tmp_path: Path
+) -> None:
+    bob = {"hub": hub, "home": tmp_path, "HF_TOKEN": "hf_bobs"}
+    before = dict(hub.repos["ann/pushed"].branches)
+    error = upload(trained, "ann/pushed", code=2, **bob)
+    assert "ann/pushed: this token may not write there" in error
+    assert len(error.splitlines()) == 1
+    assert "may not write there" in upload(trained, "ann/new", code=2, **bob)
+    assert hub.repos["ann/pushed"].branches == before
+    (copy := copy_of(trained, tmp_path)).joinpath("metrics.jsonl").unlink()
+    assert "/ann/pushed/discussions/1" in upload(copy, "ann/pushed", "--create_pr", code=0, **bob)
+
+
+@pytest.mark.parametrize(
+    ("variables", "said"),
+    [
+        ({"HF_TOKEN": "hf_wrong"}, "does not accept the token; make one that may write at"),
+        ({"HF_TOKEN": ""}, "there is no token for the Hub: set HF_TOKEN, or run `hf auth login`"),
+        ({"HF_ENDPOINT": "http://127.0.0.1:9"}, "http://127.0.0.1:9 cannot be reached"),
+    ],
+    ids=["wrong token", "no token", "no network"],
+)
+def test_what_the_hub_refuses_is_one_clear_line(
+    hub: Hub, trained: Path, tmp_path: Path, variables: dict[str, str], said: str
+) -> None:
+    output = upload(trained, "ann/none", hub=hub, home=tmp_path, code=2, **variables)
+    assert said in output
+    assert len(output.splitlines()) == 1
+    assert "ann/none" not in hub.repos
+
+
+def test_a_dry_run_needs_no_hub_and_tells_what_would_go_and_what_stays(trained: Path, tmp_path: Path) -> None:
+    output = upload(trained, "ann/dry", "--dry_run", hub=None, home=tmp_path, HF_TOKEN="")
+    assert "kB  model.safetensors" in output
+    assert "in 14 files would go to ann/dry" in output
+    assert "stays here: arguments.yaml, checkpoint-12/" in output
+
+
+def test_secrets_are_refused_by_file_and_line_and_never_shown(hub: Hub, trained: Path, tmp_path: Path) -> None:
+    run = copy_of(trained, tmp_path)
+    (run / ".env").write_text(f"HF_TOKEN={TOKEN}\n")  # no file of a model: it stays here
+    (run / "notes.txt").write_text(WANDB_KEY)
+    assert "uploaded" in upload(run, "ann/safe", hub=hub, home=tmp_path)
+    with (run / "tokenizer_config.json").open("a") as file:
+        file.write(f"\n\n{WANDB_KEY}\n")
+    (run / "README.md").write_text(f"# mine\n{TOKEN}\n")
+    error = upload(run, "ann/leak", hub=hub, home=tmp_path, code=2)
+    assert "README.md line 2: a Hugging Face token" in error
+    assert "the value of WANDB_API_KEY" in error
+    assert "word 3 of the command line gives a token" in upload(
+        run, "ann/leak", "--token", "short", hub=hub, home=tmp_path, code=2
+    )
+    given = call([*command("--train_file", "x", "--run_name", TOKEN)], environment(hub, tmp_path), code=2)
+    assert "word 4 of the command line gives" in given
+    assert "ann/leak" not in hub.repos
+
+
+def test_no_secret_ever_reached_the_hub_nor_the_run(hub: Hub, trained: Path) -> None:
+    """Looks at whatever the tests before it have sent: contents, not the header that carries the token."""
+    written = [path.read_bytes() for path in trained.rglob("*") if path.is_file()]
+    for content in [*written, *hub.large_files.values(), *(body for _, _, body in hub.requests)]:
+        assert TOKEN.encode() not in content
+        assert WANDB_KEY.encode() not in content
+    for repo in hub.repos.values():
+        for files in repo.commits.values():
+            assert not any(TOKEN.encode() in blob.content for blob in files.values())
+
+
+def copy_of(run: Path, folder: Path, weights: bytes = b"") -> Path:
+    """A run like `run`; `weights` makes its model another, whose content the Hub has not seen."""
+    copy = folder / "copy"
+    shutil.copytree(run, copy)
+    if weights:
+        from safetensors.numpy import load_file, save_file
+
+        save_file(
+            load_file(copy / "model.safetensors"), copy / "model.safetensors", {"format": "pt", "is": str(weights)}
+        )
+    return copy
