@@ -13,6 +13,7 @@ LAYERS = [
         "arguments",
         "command_line",
         "errors",
+        "event_files",
         "metrics",
         "schedule",
         "state",
