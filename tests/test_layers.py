@@ -44,6 +44,7 @@ LAYERS = [
         "build",
         "card",
         "generate",
+        "perplexity",
         "plan",
         "prepare",
         "publish",
