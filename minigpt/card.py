@@ -1,105 +1,20 @@
 """What does a stranger need to know of a model? Its card, written from the folder of its run and nothing else."""
 
 import json
-import math
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import fields
+from datetime import timedelta
 from pathlib import Path
-from typing import Any
 
 from huggingface_hub import EvalResult, ModelCardData
-from safetensors import safe_open
 
-from minigpt.arguments import Arguments, BatchArguments, OptimizerArguments
-from minigpt.command_line import read_config
-from minigpt.provenance import DATA_FILE, ENVIRONMENT_FILE, without_paths
-from minigpt.tracking import METRICS_FILE, clock_time, read_metrics
+from minigpt.arguments import BatchArguments, OptimizerArguments
+from minigpt.provenance import without_paths
+from minigpt.run_facts import METRIC_NAMES, Facts, read_facts
 
 CARD_FILE = "README.md"
 MARK = "<!-- Written from the run. Without this line, the card is yours: it is not written again. -->"
 MORE_HYPERPARAMETERS = ("dropout", "attn_implementation", "gradient_checkpointing", "load_best_model_at_end")
 LISTED_SHARDS = 8  # more are told by the fingerprint alone
-METRIC_NAMES = {  # name in metrics.jsonl: (type in model-index, name in the table)
-    "val/loss": ("loss", "Loss (nats per token)"),
-    "val/perplexity": ("perplexity", "Perplexity (per token)"),
-    "val/bits_per_byte": ("bits_per_byte", "Bits per byte"),
-    "hellaswag/acc": ("accuracy", "HellaSwag, accuracy"),
-    "hellaswag/acc_norm": ("accuracy", "HellaSwag, accuracy normalised by bytes"),
-    "hellaswag/acc_norm_tokens": ("accuracy", "HellaSwag, accuracy normalised by tokens"),
-}
-
-
-@dataclass(frozen=True)
-class Facts:
-    """What a folder tells of a model. Whatever is not known is empty, and the card says nothing about it."""
-
-    model_dir: Path
-    config: dict[str, Any]
-    options: dict[str, Any]
-    data: dict[str, Any]
-    environment: dict[str, Any]
-    metrics: list[dict[str, float]]
-    has_curve: bool
-
-    @property
-    def training(self) -> dict[str, float]:
-        """The last log line of training."""
-        return next((line for line in reversed(self.metrics) if "train/loss" in line), {})
-
-    @property
-    def evaluation(self) -> dict[str, float]:
-        """`step` and the finite metrics of the model that the folder holds: the best one, or the last."""
-        lines = [line for line in self.metrics if any(name in line for name in METRIC_NAMES)]
-        losses = [line for line in lines if "val/loss" in line and math.isfinite(line["val/loss"])]
-        if self.options.get("load_best_model_at_end") and losses:
-            best = min(losses, key=lambda line: line["val/loss"])["step"]
-            lines = [line for line in lines if line["step"] == best]
-        found: dict[str, float] = {}
-        for line in lines:
-            found |= {name: line[name] for name in METRIC_NAMES if math.isfinite(line.get(name, math.nan))}
-            found["step"] = line["step"]
-        return found
-
-    @property
-    def parameters(self) -> int:
-        """Trainable numbers in the weight files."""
-        count = 0
-        for path in self.model_dir.glob("model*.safetensors"):
-            with safe_open(path, framework="numpy") as file:
-                count += sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118
-        return count
-
-    @property
-    def dataset(self) -> str | None:
-        """The name of the data set on the Hub, if the text is from there."""
-        return self.data.get("source", {}).get("dataset_name")
-
-    @property
-    def data_name(self) -> str:
-        """What people would call the text."""
-        source = self.data.get("source", {})
-        files = ", ".join(record["path"] for record in source.get("train_file", [])[:3])
-        more = ", …" if len(source.get("train_file", [])) > 3 else ""
-        return self.dataset or source.get("corpus") or source.get("dataset_folder") or (files or "token shards") + more
-
-
-def read_facts(run_dir: Path, model_dir: Path | None = None) -> Facts:
-    """Read the folder of a run; the model may lie in another folder, such as one of the run's checkpoints.
-
-    Raises ValueError when a file of it is damaged.
-    """
-    model_dir = model_dir or run_dir
-    metrics = run_dir / METRICS_FILE
-    arguments = next((f for f in (run_dir / "arguments.yaml", model_dir / "arguments.yaml") if f.is_file()), None)
-    options = {f.name: f.default for f in fields(Arguments) if f.default is not MISSING}
-    return Facts(
-        model_dir=model_dir,
-        config=_read_json(model_dir / "config.json"),
-        options=options | read_config(arguments) if arguments else {},
-        data=_read_json(run_dir / DATA_FILE),
-        environment=_read_json(run_dir / ENVIRONMENT_FILE),
-        metrics=read_metrics(metrics) if metrics.is_file() else [],
-        has_curve=(run_dir / "loss.png").is_file(),
-    )
 
 
 def model_card(facts: Facts, name: str, license: str = "mit", revision: str | None = None) -> str:
@@ -236,7 +151,8 @@ def _data(facts: Facts) -> list[str]:
 def _training(facts: Facts) -> list[str]:
     parts, environment, last = [], facts.environment, facts.training
     if last:
-        text = f"{last['step']:,} steps in {clock_time(last['elapsed_s'])} of training (h:mm:ss, evaluation excluded)"
+        duration = timedelta(seconds=round(last["elapsed_s"]))
+        text = f"{last['step']:,} steps in {duration} of training (h:mm:ss, evaluation excluded)"
         if environment.get("device"):
             processes = environment["processes"]
             text += f" on {environment['device']}, {processes} process{'es' if processes > 1 else ''}"
@@ -246,7 +162,11 @@ def _training(facts: Facts) -> list[str]:
         parts.append("![Loss, learning rate and throughput over the steps](loss.png)")
     names = [f.name for group in (BatchArguments, OptimizerArguments) for f in fields(group)]
     values = {name: facts.options.get(name) for name in (*names, *MORE_HYPERPARAMETERS)}
-    rows = [[f"`{name}`", str(without_paths(value))] for name, value in values.items() if value is not None]
+    idle = {"muon_learning_rate"} if values["optimizer"] != "muon" else set()
+    idle |= {"num_train_epochs"} if values["max_steps"] is not None else set()
+    rows = [
+        [f"`{n}`", str(without_paths(value))] for n, value in values.items() if value is not None and n not in idle
+    ]
     if rows:
         parts.append(_table(["option", "value"], rows))
     if environment.get("versions"):
@@ -279,10 +199,3 @@ def _section(title: str, parts: list[str]) -> list[str]:
 def _table(head: list[str], rows: list[list[str]]) -> str:
     lines = [head, ["---"] * len(head), *rows]
     return "\n".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |" for line in lines)
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    except ValueError as error:
-        raise ValueError(f"{path}: not JSON: {error}") from error

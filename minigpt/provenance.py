@@ -4,19 +4,19 @@ import json
 import platform
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path, PurePath
-from typing import Any
-
-import torch
-from accelerate import Accelerator
+from typing import TYPE_CHECKING, Any
 
 from minigpt.arguments import Arguments
 from minigpt.shards import TokenShards
+
+if TYPE_CHECKING:  # publishing reads what training wrote, and needs neither of them
+    from accelerate import Accelerator
 
 DATA_FILE, ENVIRONMENT_FILE = "data.json", "environment.json"
 LIBRARIES = ("torch", "transformers", "accelerate", "tokenizers")
 
 
-def record_provenance(args: Arguments, shards: TokenShards, accelerator: Accelerator) -> None:
+def record_provenance(args: Arguments, shards: TokenShards, accelerator: "Accelerator") -> None:
     """Write both files into the run's folder; a resumed run writes them again."""
     for name, facts in (
         (DATA_FILE, data_facts(shards)),
@@ -48,8 +48,10 @@ def data_facts(shards: TokenShards) -> dict[str, Any]:
     return without_paths({**facts, "source": source})
 
 
-def environment_facts(model_name_or_path: str | None, accelerator: Accelerator) -> dict[str, Any]:
+def environment_facts(model_name_or_path: str | None, accelerator: "Accelerator") -> dict[str, Any]:
     """What the run starts from and computes on: base model, device, number of processes, precision, versions."""
+    import torch
+
     on_gpu = accelerator.device.type == "cuda"
     local = is_local(model_name_or_path)
     return {

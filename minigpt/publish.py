@@ -1,7 +1,6 @@
 """What of a run goes up to the Hub, and how? Uploading itself is `huggingface_hub`'s; the choice of files is ours."""
 
 import os
-import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,7 +13,9 @@ from huggingface_hub.errors import HfHubHTTPError, HTTPError, LocalTokenNotFound
 from huggingface_hub.utils import disable_progress_bars
 
 from minigpt.arguments import Arguments
-from minigpt.card import CARD_FILE, is_edited, model_card, read_facts
+from minigpt.card import CARD_FILE, is_edited, model_card
+from minigpt.event_files import public_content, public_name
+from minigpt.run_facts import read_facts
 from minigpt.secret_scan import refuse_secrets
 
 # A list of what goes, not of what stays: no new kind of file can slip into an upload.
@@ -23,8 +24,8 @@ MODEL_FILES = (
     "configuration_*.py", "modeling_*.py", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
     "added_tokens.json", "vocab.json", "merges.txt", "chat_template.jinja",
 )  # fmt: skip
-RECORD_FILES = ("metrics.jsonl", "data.json", "environment.json", "*.png", "*.pdf", "tensorboard/**/*.tfevents.*")
-_HOST_IN_EVENTS = re.compile(r"(events\.out\.tfevents\.\d+)\..*\.(\d+\.\d+)$")
+RECORD_FILES = ("metrics.jsonl", "data.json", "environment.json", "*.png", "*.pdf")
+EVENT_FILES = "tensorboard/**/*.tfevents.*"
 
 
 @dataclass(frozen=True)
@@ -65,10 +66,13 @@ def collect(destination: Destination, run_dir: Path, model_dir: Path | None = No
     paths = {path.relative_to(model_dir): path for pattern in MODEL_FILES for path in model_dir.glob(pattern)}
     paths |= {path.relative_to(run_dir): path for pattern in RECORD_FILES for path in run_dir.glob(pattern)}
     items = [
-        # TensorBoard puts the machine's name into the name of its file
-        Item(_HOST_IN_EVENTS.sub(r"\1.\2", name.as_posix()), path if _is_weights(path) else path.read_bytes())
+        Item(name.as_posix(), path if path.suffix == ".safetensors" else path.read_bytes())
         for name, path in sorted(paths.items())
         if path.is_file()
+    ]
+    items += [
+        Item(public_name(path.relative_to(run_dir).as_posix()), public_content(path))
+        for path in sorted(run_dir.glob(EVENT_FILES))
     ]
     card = run_dir / CARD_FILE
     if is_edited(card):
@@ -247,10 +251,6 @@ def _explain(error: BaseException, repo_id: str) -> str:
 
 def _one_line(error: BaseException) -> str:
     return " ".join(f"{type(error).__name__}: {error}".split())
-
-
-def _is_weights(path: Path) -> bool:
-    return path.suffix == ".safetensors"
 
 
 def readable(size: float) -> str:
