@@ -23,8 +23,9 @@ class Named:
     download_gb: float
 
 
-# Sizes in units of 10^9 bytes, from the data sets' own cards. openwebtext carried a loading script for years, which
-# `datasets` no longer runs; the branch that the Hub converts by itself never had one.
+# Published numbers of documents; sizes in units of 10^9 bytes, roughly: the data set's own card, which is asked before
+# the download, knows better. openwebtext carried a loading script for years, which `datasets` no longer runs; the
+# branch that the Hub converts by itself never had one.
 CORPORA = {
     "openwebtext": Named("Skylion007/openwebtext", None, "refs/convert/parquet", 8_013_769, 39.8, 24.0),
     "fineweb-edu": Named("HuggingFaceFW/fineweb-edu", "sample-10BT", None, 9_672_101, 46.0, 28.5),
@@ -115,11 +116,11 @@ def load_named(corpus: str, revision: str | None, streaming: bool) -> Loaded:
     """Load one of CORPORA; its size is told first."""
     named = CORPORA[corpus]
     print(
-        f"{corpus}: {named.documents:,} documents, {named.text_gb:.0f} GB of text; "
+        f"{corpus}: {named.documents:,} documents, about {named.text_gb:.0f} GB of text; "
         + (
             "streamed, nothing but the shards is kept"
             if streaming
-            else f"downloads {named.download_gb:.0f} GB and unpacks it into the cache of `datasets`; "
+            else f"downloads about {named.download_gb:.0f} GB and unpacks it into the cache of `datasets`; "
             "--streaming keeps nothing but the shards"
         ),
         file=sys.stderr,

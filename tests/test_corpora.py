@@ -287,7 +287,7 @@ def test_a_corpus_by_name_reads_files_of_its_schema(tmp_path: Path, monkeypatch,
     local = dataclasses.replace(hub_datasets.CORPORA[name], dataset=str(tmp_path), config=None)
     monkeypatch.setitem(hub_datasets.CORPORA, name, local)
     assert splits(open_corpus(DataArguments(corpus=name))) == (["one", "two"], ["three"])
-    assert "GB of text; downloads" in capsys.readouterr().err
+    assert "GB of text; downloads about" in capsys.readouterr().err
     assert splits(open_corpus(DataArguments(corpus=name, streaming=True))) == (["two", "three"], ["one"])
     assert "streamed" in capsys.readouterr().err
 
