@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -74,9 +75,9 @@ def test_training_pushes_its_saves_and_its_end_without_what_stays_here(hub: Hub,
     files = repo.files()
     assert files["model.safetensors"] == (trained / "model.safetensors").read_bytes()
     assert files["metrics.jsonl"] == (trained / "metrics.jsonl").read_bytes()
-    tracked = [name for name in files if name.startswith("tensorboard/")]
-    assert len(tracked) == 1
-    assert sorted(set(files) - set(tracked)) == [
+    (tracked,) = [name for name in files if name.startswith("tensorboard/")]
+    assert b"train/loss" in files[tracked]
+    assert sorted(set(files) - {tracked}) == [
         "README.md", "config.json", "configuration_minigpt.py", "data.json", "environment.json",
         "generation_config.json", "loss.pdf", "loss.png", "metrics.jsonl", "model.safetensors", "modeling_minigpt.py",
         "tokenizer.json", "tokenizer_config.json",
@@ -86,6 +87,8 @@ def test_training_pushes_its_saves_and_its_end_without_what_stays_here(hub: Hub,
 
 def test_a_second_upload_sends_nothing_and_a_change_sends_only_itself(hub: Hub, trained: Path, tmp_path: Path) -> None:
     run = copy_of(trained, tmp_path)
+    (run / ".env").write_text(f"HF_TOKEN={TOKEN}\n")  # no file of a model: stays here, and is in nobody's way
+    (run / "notes.txt").write_text(WANDB_KEY)
     assert "uploaded" in upload(run, "ann/again", hub=hub, home=tmp_path)
     sent, commits = len(hub.sent("PUT", "/large/")), len(hub.repos["ann/again"].messages)
     assert "nothing to upload: ann/again has these 14 files already" in upload(
@@ -100,32 +103,29 @@ def test_a_second_upload_sends_nothing_and_a_change_sends_only_itself(hub: Hub, 
     assert changed == [None, "metrics.jsonl", "README.md"]  # None: the header
 
 
-def test_a_fresh_process_loads_the_upload_and_generates_what_the_folder_generates(
+def test_the_published_snippet_works_as_printed_and_the_upload_writes_what_the_folder_writes(
     hub: Hub, trained: Path, tmp_path: Path
 ) -> None:
-    program = """
-import sys
-from transformers import AutoModelForCausalLM, AutoTokenizer
-name = sys.argv[1]
-model = AutoModelForCausalLM.from_pretrained(name, trust_remote_code=True)
-tokenizer = AutoTokenizer.from_pretrained(name)
-ids = model.generate(**tokenizer("The cat ", return_tensors="pt"), max_new_tokens=8, do_sample=False)
-print("TEXT", repr(tokenizer.decode(ids[0])))
-"""
-    variables = environment(hub, tmp_path, HF_TOKEN="hf_bobs")
-    texts = [
-        next(line for line in call([sys.executable, "-c", program, name], variables).splitlines() if "TEXT" in line)
-        for name in ("ann/pushed", trained)
-    ]
-    assert texts[0] == texts[1]
-
-
-def test_the_snippet_of_the_published_card_works_as_printed(hub: Hub, trained: Path, tmp_path: Path) -> None:
-    card = hub.repos["ann/pushed"].files()["README.md"].decode()
-    snippet = card.split("```python\n")[1].split("```")[0]
+    snippet = hub.repos["ann/pushed"].files()["README.md"].decode().split("```python\n")[1].split("```")[0]
     assert '"ann/pushed"' in snippet
-    printed = call([sys.executable, "-c", snippet], environment(hub, tmp_path, HF_TOKEN=""))
-    assert "The" in printed
+    program = snippet + (
+        "from transformers import AutoModelForCausalLM, AutoTokenizer\n"
+        "model = AutoModelForCausalLM.from_pretrained('ann/pushed', trust_remote_code=True)\n"
+        "tokenizer = AutoTokenizer.from_pretrained('ann/pushed', trust_remote_code=True)\n"
+        "ids = model.generate(**tokenizer('The cat ', return_tensors='pt'), max_new_tokens=8, do_sample=False)\n"
+        "print('TEXT', repr(tokenizer.decode(ids[0])))\n"
+    )
+    printed = call([sys.executable, "-c", program], environment(hub, tmp_path, HF_TOKEN=""))
+    assert "\nThe" in f"\n{printed}"  # the snippet's own text begins with its prompt
+
+    from transformers import AutoTokenizer
+
+    from modeling_minigpt import MiniGPTForCausalLM
+
+    tokenizer = AutoTokenizer.from_pretrained(trained)
+    prompt = tokenizer("The cat ", return_tensors="pt")
+    ids = MiniGPTForCausalLM.from_pretrained(trained).generate(**prompt, max_new_tokens=8, do_sample=False)
+    assert f"TEXT {tokenizer.decode(ids[0])!r}" in printed.splitlines()
 
 
 def test_a_connection_cut_half_way_is_taken_up_again(hub: Hub, trained: Path, tmp_path: Path) -> None:
@@ -185,8 +185,9 @@ def test_another_owners_repository_takes_a_pull_request_and_nothing_else(
     assert len(error.splitlines()) == 1
     assert "may not write there" in upload(trained, "ann/new", code=2, **bob)
     assert hub.repos["ann/pushed"].branches == before
-    (copy := copy_of(trained, tmp_path)).joinpath("metrics.jsonl").unlink()
-    assert "/ann/pushed/discussions/1" in upload(copy, "ann/pushed", "--create_pr", code=0, **bob)
+    run = copy_of(trained, tmp_path, weights=b"bob's")
+    assert "/ann/pushed/discussions/1" in upload(run, "ann/pushed", "--create_pr", code=0, **bob)
+    assert hub.repos["ann/pushed"].branches["main"] == before["main"]
 
 
 @pytest.mark.parametrize(
@@ -216,21 +217,32 @@ def test_a_dry_run_needs_no_hub_and_tells_what_would_go_and_what_stays(trained: 
 
 def test_secrets_are_refused_by_file_and_line_and_never_shown(hub: Hub, trained: Path, tmp_path: Path) -> None:
     run = copy_of(trained, tmp_path)
-    (run / ".env").write_text(f"HF_TOKEN={TOKEN}\n")  # no file of a model: it stays here
-    (run / "notes.txt").write_text(WANDB_KEY)
-    assert "uploaded" in upload(run, "ann/safe", hub=hub, home=tmp_path)
     with (run / "tokenizer_config.json").open("a") as file:
         file.write(f"\n\n{WANDB_KEY}\n")
     (run / "README.md").write_text(f"# mine\n{TOKEN}\n")
     error = upload(run, "ann/leak", hub=hub, home=tmp_path, code=2)
     assert "README.md line 2: a Hugging Face token" in error
     assert "the value of WANDB_API_KEY" in error
-    assert "word 3 of the command line gives a token" in upload(
-        run, "ann/leak", "--token", "short", hub=hub, home=tmp_path, code=2
-    )
-    given = call([*command("--train_file", "x", "--run_name", TOKEN)], environment(hub, tmp_path), code=2)
-    assert "word 4 of the command line gives" in given
+    assert len(error.splitlines()) == 1
     assert "ann/leak" not in hub.repos
+
+
+def test_a_token_on_the_command_line_is_refused_before_anything_keeps_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import hub_upload
+    import train_accelerate
+
+    with pytest.raises(ValueError, match="word 3 of the command line gives a token"):
+        hub_upload.main([str(tmp_path), "ann/leak", "--token", "short"])
+    monkeypatch.setattr(sys, "argv", ["train", "--output_dir", str(tmp_path / "run"), "--run_name", TOKEN])
+    with pytest.raises(SystemExit) as ended:
+        train_accelerate.main()
+    printed = capsys.readouterr()
+    assert ended.value.code == 2
+    assert "word 4 of the command line gives a Hugging Face token" in printed.err
+    assert TOKEN not in printed.out + printed.err
+    assert not (tmp_path / "run").exists()
 
 
 def test_no_secret_ever_reached_the_hub_nor_the_run(hub: Hub, trained: Path) -> None:
@@ -242,6 +254,12 @@ def test_no_secret_ever_reached_the_hub_nor_the_run(hub: Hub, trained: Path) -> 
     for repo in hub.repos.values():
         for files in repo.commits.values():
             assert not any(TOKEN.encode() in blob.content for blob in files.values())
+
+
+def test_nothing_published_names_a_folder_or_the_name_of_this_machine(hub: Hub, trained: Path) -> None:
+    for name, content in hub.repos["ann/pushed"].files().items():
+        assert str(trained.parent).encode() not in content, name
+        assert socket.gethostname() not in name.split(".")
 
 
 def copy_of(run: Path, folder: Path, weights: bytes = b"") -> Path:
