@@ -10,6 +10,7 @@ VERBS = {
     "prepare": ("minigpt.prepare", "turn text into token shards"),
     "generate": ("minigpt.generate", "continue prompts, or talk with a model"),
     "eval": ("minigpt.perplexity", "loss, perplexity and bits per byte over a text"),
+    "hellaswag": ("minigpt.hellaswag", "accuracy on HellaSwag, in three normalisations"),
     "export-gpt2": ("minigpt.gpt2_export", "write a stock GPT-2 folder"),
     "plot": ("minigpt.plot", "draw the curves of runs"),
     "data": ("minigpt.data_inspect", "inspect or verify token shards"),

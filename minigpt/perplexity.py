@@ -97,8 +97,8 @@ def score(model: Any, text: TokenText, block_size: int, stride: int, batch_size:
         with torch.inference_mode():
             logits = model(input_ids=inputs.to(accelerator.device), use_cache=False).logits.float()
             nats = torch.nn.functional.cross_entropy(
-                logits.transpose(1, 2), targets.to(logits.device), reduction="none"
-            )
+                logits.flatten(0, 1), targets.flatten().to(logits.device), reduction="none"
+            ).view(targets.shape)
         sums = nats.double().sum(1).tolist() if nats.device.type != "mps" else nats.cpu().double().sum(1).tolist()
         counts = (targets != -100).sum(1).tolist()
         scored += [[number, row, *pair] for row, pair in enumerate(zip(sums, counts, strict=True))]

@@ -44,6 +44,7 @@ LAYERS = [
         "build",
         "card",
         "generate",
+        "hellaswag",
         "perplexity",
         "plan",
         "prepare",
