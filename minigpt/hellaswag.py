@@ -3,10 +3,12 @@
 Each item has a context and four endings; the model's answer is the ending that it finds likeliest. The context is
 read once, and its keys and values are shared by the four endings. Source: Zellers et al. 2019 (arXiv:1905.07830).
 
-Shapes: B items of a batch, P tokens of the longest context but its last, E tokens of the longest ending.
+Shapes: B items of a batch, P tokens of the longest context but its last, R rows of a batch of endings, E tokens of
+the longest of them, V vocabulary.
 """
 
 import argparse
+import copy
 import json
 import re
 from collections.abc import Iterable, Iterator
@@ -18,6 +20,7 @@ import numpy as np
 
 HUB_NAME = "Rowan/hellaswag"
 ENDINGS = 4
+IGNORED = -100  # the target that has no loss
 
 
 @dataclass(frozen=True)
@@ -99,66 +102,81 @@ def encode_item(number: int, row: dict[str, Any], tokenizer: Any) -> Item:
 
 
 def answer_items(model: Any, items: list[Item], batch_size: int) -> Iterator[Answer]:
-    """Answer items in batches of `batch_size` endings, the longest first; the order of the answers follows that."""
+    """Answer items, `batch_size` sequences at a time; the answers come in the order of the contexts' lengths."""
     limit = model.config.max_position_embeddings
-    by_length = sorted(items, key=lambda item: -_longest(item))
-    shared = [item for item in by_length if _longest(item) <= limit and len(item.context) > 1]
-    alone = [item for item in by_length if not (_longest(item) <= limit and len(item.context) > 1)]
+    fitting = [item for item in items if len(item.context) > 1 and _longest_row(item) <= limit]
+    fitting.sort(key=lambda item: len(item.context))
+    for first in range(0, len(fitting), batch_size):
+        batch = fitting[first : first + batch_size]
+        yield from map(Answer.of, batch, _share_contexts(model, batch, batch_size))
+    others = [item for item in items if not (len(item.context) > 1 and _longest_row(item) <= limit)]
     step = max(1, batch_size // ENDINGS)
-    for first in range(0, len(shared), step):
-        batch = shared[first : first + step]
-        yield from map(Answer.of, batch, _share_context(model, batch))
-    for first in range(0, len(alone), step):
-        batch = alone[first : first + step]
+    for first in range(0, len(others), step):
+        batch = others[first : first + step]
         yield from map(Answer.of, batch, _cut_contexts(model, batch, limit))
 
 
-def _longest(item: Item) -> int:
+def _longest_row(item: Item) -> int:
     """Inputs of the item's longest row; the last token of an ending is only a target."""
     return len(item.context) + max(map(len, item.endings)) - 1
 
 
-def _share_context(model: Any, items: list[Item]) -> list[list[float]]:
-    """Log-likelihoods [B][4]. Contexts are padded on the left, endings on the right."""
+def _share_contexts(model: Any, items: list[Item], batch_size: int) -> list[list[float]]:
+    """Log-likelihoods [B][4]: all contexts at once, padded on the left, then the endings, the shortest first.
+
+    A context is read up to its last token, which is the first input of its endings.
+    """
     import torch
 
-    device = model.device
-    prefix = max(len(item.context) for item in items) - 1
-    contexts = torch.zeros(len(items), prefix, dtype=torch.long)  # [B, P]
+    width = max(len(item.context) for item in items) - 1
+    contexts = torch.zeros(len(items), width, dtype=torch.long)  # [B, P]
     mask = torch.zeros_like(contexts)
     for row, item in enumerate(items):
-        ids = item.context[:-1]
-        contexts[row, prefix - len(ids) :] = torch.tensor(ids)
-        mask[row, prefix - len(ids) :] = 1
-    positions = (mask.cumsum(1) - 1).clamp(min=0)
+        contexts[row, width - len(item.context) + 1 :] = torch.tensor(item.context[:-1])
+        mask[row, width - len(item.context) + 1 :] = 1
+    loglikelihoods = [[0.0] * ENDINGS for _ in items]
+    endings = [(row, place) for row in range(len(items)) for place in range(ENDINGS)]
+    endings.sort(key=lambda pair: len(items[pair[0]].endings[pair[1]]))
     with torch.inference_mode():
-        # the base model: nobody reads the context's logits
-        cache = model.base_model(
-            input_ids=contexts.to(device),
-            attention_mask=mask.to(device),
-            position_ids=positions.to(device),
+        # the base model: nobody reads the logits of a context
+        read = model.base_model(
+            input_ids=contexts.to(model.device),
+            attention_mask=mask.to(model.device),
+            position_ids=(mask.cumsum(1) - 1).clamp(min=0).to(model.device),
             use_cache=True,
         ).past_key_values
-        cache.batch_repeat_interleave(ENDINGS)
+        for first in range(0, len(endings), batch_size):
+            group = endings[first : first + batch_size]
+            rows = torch.tensor([row for row, _ in group])
+            cache = copy.deepcopy(read)
+            cache.batch_select_indices(rows.to(model.device))
+            firsts = [items[row].context[-1] for row, _ in group]
+            texts = [items[row].endings[place] for row, place in group]
+            scores = _after_contexts(model, cache, mask[rows], firsts, texts)
+            for (row, place), value in zip(group, scores, strict=True):
+                loglikelihoods[row][place] = value
+    return loglikelihoods
 
-        width = max(len(ending) for item in items for ending in item.endings)
-        inputs = torch.zeros(len(items) * ENDINGS, width, dtype=torch.long)  # [4·B, E]
-        targets = torch.full_like(inputs, -100)
-        pairs = [(item.context[-1], ending) for item in items for ending in item.endings]
-        for row, (last, ending) in enumerate(pairs):
-            inputs[row, : len(ending)] = torch.tensor([last, *ending[:-1]])
-            targets[row, : len(ending)] = torch.tensor(ending)
-        mask = mask.repeat_interleave(ENDINGS, 0)
-        ending_positions = mask.sum(1, keepdim=True) + torch.arange(width)
-        ending_positions = torch.where(targets == -100, 0, ending_positions)  # of padding: any that exists
-        logits = model(
-            input_ids=inputs.to(device),
-            attention_mask=torch.cat([mask, torch.ones_like(inputs)], 1).to(device),
-            position_ids=ending_positions.to(device),
-            past_key_values=cache,
-            use_cache=True,
-        ).logits
-        return _loglikelihoods(logits, targets)
+
+def _after_contexts(model: Any, cache: Any, mask: Any, firsts: list[int], endings: list[list[int]]) -> list[float]:
+    """Log-likelihoods [R] of endings whose contexts are in `cache` up to the tokens `firsts`; mask [R, P]."""
+    import torch
+
+    width = len(max(endings, key=len))
+    inputs = torch.zeros(len(endings), width, dtype=torch.long)  # [R, E]
+    targets = torch.full_like(inputs, IGNORED)
+    for row, (first, ending) in enumerate(zip(firsts, endings, strict=True)):
+        inputs[row, : len(ending)] = torch.tensor([first, *ending[:-1]])
+        targets[row, : len(ending)] = torch.tensor(ending)
+    positions = mask.sum(1, keepdim=True) + torch.arange(width)
+    logits = model(
+        input_ids=inputs.to(model.device),
+        attention_mask=torch.cat([mask, torch.ones_like(inputs)], 1).to(model.device),
+        position_ids=torch.where(targets == IGNORED, 0, positions).to(model.device),  # of padding: any that exists
+        past_key_values=cache,
+        use_cache=True,
+    ).logits
+    return _loglikelihoods(logits, targets)
 
 
 def _cut_contexts(model: Any, items: list[Item], limit: int) -> list[list[float]]:
@@ -169,24 +187,25 @@ def _cut_contexts(model: Any, items: list[Item], limit: int) -> list[list[float]
     counts = [len(ending) for item in items for ending in item.endings]
     width = max(map(len, rows)) - 1
     inputs = torch.zeros(len(rows), width, dtype=torch.long)
-    targets = torch.full_like(inputs, -100)
+    targets = torch.full_like(inputs, IGNORED)
     for row, (ids, count) in enumerate(zip(rows, counts, strict=True)):
         inputs[row, : len(ids) - 1] = torch.tensor(ids[:-1])
         targets[row, max(0, len(ids) - 1 - count) : len(ids) - 1] = torch.tensor(ids[max(1, len(ids) - count) :])
     with torch.inference_mode():
-        return _loglikelihoods(model(input_ids=inputs.to(model.device), use_cache=False).logits, targets)
+        scores = _loglikelihoods(model(input_ids=inputs.to(model.device), use_cache=False).logits, targets)
+    return [scores[first : first + ENDINGS] for first in range(0, len(scores), ENDINGS)]
 
 
-def _loglikelihoods(logits: Any, targets: Any) -> list[list[float]]:
-    """Summed log-likelihoods [B][4] of targets [4·B, T] under logits [4·B, T, V], in float32."""
+def _loglikelihoods(logits: Any, targets: Any) -> list[float]:
+    """Summed log-likelihoods [R] of targets [R, T] under logits [R, T, V], in float32."""
     import torch
 
-    counted = targets.to(logits.device) != -100
+    counted = targets.to(logits.device) != IGNORED
     nats = torch.zeros(targets.shape, device=logits.device)
     nats[counted] = torch.nn.functional.cross_entropy(
         logits[counted].float(), targets.to(logits.device)[counted], reduction="none"
     )
-    return (-nats.sum(1)).view(-1, ENDINGS).tolist()
+    return (-nats.sum(1)).tolist()
 
 
 def evaluate(
@@ -216,7 +235,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", required=True, help="folder or Hub name")
     parser.add_argument("--data_file", help=f"JSONL file of items (default: the validation split of {HUB_NAME})")
     parser.add_argument("--limit", type=int, help="only the first items")
-    parser.add_argument("--batch_size", type=int, default=32, help="endings a batch of one process")
+    parser.add_argument("--batch_size", type=int, default=32, help="sequences a batch of one process")
     parser.add_argument("--items", type=Path, help="write one JSON line an item here")
     parser.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], default="float32")
     parser.add_argument("--use_cpu", action="store_true", help="evaluate on the CPU even where there is a GPU")
