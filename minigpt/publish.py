@@ -9,7 +9,7 @@ from pathlib import Path
 from threading import Thread
 
 from huggingface_hub import CommitOperationAdd, HfApi, constants
-from huggingface_hub.errors import HfHubHTTPError, HTTPError, LocalTokenNotFoundError
+from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HTTPError, LocalTokenNotFoundError
 from huggingface_hub.utils import disable_progress_bars
 
 from minigpt.arguments import Arguments
@@ -34,6 +34,7 @@ class Item:
 
     name: str
     content: Path | bytes
+    generated: bool = False  # a card that nobody has edited
 
     @property
     def size(self) -> int:
@@ -80,7 +81,7 @@ def collect(destination: Destination, run_dir: Path, model_dir: Path | None = No
     else:
         facts = read_facts(run_dir, model_dir)
         text = model_card(facts, destination.repo_id, destination.license, destination.revision)
-        items.append(Item(CARD_FILE, text.encode()))
+        items.append(Item(CARD_FILE, text.encode(), generated=True))
     refuse_secrets({item.name: item.content for item in items if isinstance(item.content, bytes)})
     return items
 
@@ -106,8 +107,13 @@ def publish(destination: Destination, items: list[Item]) -> str:
 
 
 def commit(api: HfApi, destination: Destination, items: list[Item]) -> str:
-    """Commit what has changed, in one commit, and tag it. Returns a sentence on what happened."""
+    """Commit what has changed, in one commit, and tag it. Returns a sentence on what happened.
+
+    A card that was edited on the Hub stays as it is there, unless the run's own is a person's too.
+    """
     repo_id, revision = destination.repo_id, destination.revision
+    if _is_edited_there(api, destination):
+        items = [item for item in items if not item.generated]
     head = api.repo_info(repo_id, revision=revision).sha
     made = api.create_commit(
         repo_id,
@@ -122,6 +128,13 @@ def commit(api: HfApi, destination: Destination, items: list[Item]) -> str:
         return f"nothing to upload: {repo_id} has these {len(items)} files already (commit {head[:8]})"
     size = sum(item.size for item in items)
     return f"uploaded {len(items)} files ({readable(size)}): {made.pr_url or made.commit_url}"
+
+
+def _is_edited_there(api: HfApi, destination: Destination) -> bool:
+    try:
+        return is_edited(Path(api.hf_hub_download(destination.repo_id, CARD_FILE, revision=destination.revision)))
+    except EntryNotFoundError:
+        return False
 
 
 def create_repository(api: HfApi, destination: Destination) -> None:
@@ -184,12 +197,16 @@ class HubPushes:
         self._thread = Thread(target=_push, args=(destination, items, step, held), daemon=True)
         self._thread.start()
 
+    def wait(self) -> None:
+        """Until nothing is on its way."""
+        if self._thread is not None:
+            self._thread.join()
+
     def finish(self) -> None:
         """Publish the final model. Raises ValueError when that fails; the run's folder is whole by then."""
         if self.destination is None:
             return
-        if self._thread is not None:
-            self._thread.join()
+        self.wait()
         destination = replace(self.destination, commit_message="End of training")
         items = collect(destination, self.run_dir)
         with plain_errors(destination.repo_id):

@@ -15,7 +15,8 @@ KINDS = {
 }
 _PATTERNS = {kind: re.compile(rb"(?<![A-Za-z0-9_])" + pattern.encode()) for kind, pattern in KINDS.items()}
 _PATTERNS["a private key"] = re.compile(rb"-----BEGIN [A-Z ]*PRIVATE KEY")
-_SECRET_NAME = re.compile(r"(?:TOKEN|SECRET|PASSWORD|API_KEY|ACCESS_KEY|CREDENTIALS?)$")
+_SECRET_NAME = re.compile(r"(?:TOKEN|SECRET|PASSWORD|API_KEY|ACCESS_KEY(?:_ID)?)$")
+_ALWAYS_SECRET = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "WANDB_API_KEY")
 _TOKEN_OPTION = re.compile(r"--(?:hub[_-])?(?:token|api[_-]key)(?:=|$)")
 _SHORTEST_VALUE = 8  # shorter values of such variables ("1", "none") are found in any text
 
@@ -25,7 +26,12 @@ def secret_values() -> dict[bytes, str]:
     from huggingface_hub import get_token
 
     found = {name: value.strip() for name, value in os.environ.items() if _SECRET_NAME.search(name.upper())}
-    values = {value.encode(): f"the value of {name}" for name, value in found.items() if len(value) >= _SHORTEST_VALUE}
+    values = {
+        value.encode(errors="surrogateescape"): f"the value of {name}"
+        for name, value in found.items()
+        # a password that is a plain word would be found in every vocabulary
+        if len(value) >= _SHORTEST_VALUE and (name in _ALWAYS_SECRET or not value.isalpha())
+    }
     token = get_token()
     return values | ({token.encode(): "your Hugging Face token"} if token else {})
 

@@ -13,7 +13,10 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT, command
-from hub_server import Hub, running_hub
+from hub_server import Blob, Hub, Repository, running_hub
+
+from minigpt.arguments import Arguments
+from minigpt.publish import Destination, HubPushes
 
 TOKEN = "hf_" + "CanaryOfAnnNeverToBeShown"
 WANDB_KEY = "canary0of0wandb0never0to0be0shown0000000"
@@ -157,6 +160,35 @@ def test_a_killed_upload_leaves_no_commit_and_the_same_command_finishes_it(
     assert hub.repos["ann/killed"].messages == ["initial commit"]
     assert "uploaded 14 files" in upload(run, "ann/killed", hub=hub, home=tmp_path)
     assert hub.repos["ann/killed"].files()["model.safetensors"] == (run / "model.safetensors").read_bytes()
+
+
+def test_a_card_that_was_edited_on_the_hub_stays_and_one_that_was_edited_here_goes(
+    hub: Hub, trained: Path, tmp_path: Path
+) -> None:
+    run = copy_of(trained, tmp_path)
+    hub.repos["ann/edited"] = Repository(private=False)
+    hub.repos["ann/edited"].add_commit("main", "initial commit", {"README.md": Blob(b"# By hand, there", large=False)})
+    upload(run, "ann/edited", hub=hub, home=tmp_path)
+    assert hub.repos["ann/edited"].files()["README.md"] == b"# By hand, there"
+    assert "model.safetensors" in hub.repos["ann/edited"].files()
+    (run / "README.md").write_text("---\nlicense: mit\n---\n# By hand, here")
+    upload(run, "ann/edited", hub=hub, home=tmp_path)
+    assert hub.repos["ann/edited"].files()["README.md"].endswith(b"# By hand, here")
+
+
+def test_a_push_that_fails_is_told_and_training_goes_on(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = copy_of(trained, tmp_path)
+    pushes = HubPushes(Arguments(train_file=["x"], output_dir=str(run)), is_main_process=True)
+    pushes.start(12)
+    assert not capsys.readouterr().out  # nobody asked for a push
+    pushes.destination = Destination("ann/offline")
+    for step in (12, 13):  # there is no Hub in this process, and no checkpoint of step 13
+        pushes.start(step)
+        pushes.wait()
+        assert f"step {step}: not pushed to the Hub, training goes on: " in capsys.readouterr().out
+    assert not list(run.glob(".pushing*"))
 
 
 def test_large_files_go_in_parts_where_the_hub_wants_parts(hub: Hub, trained: Path, tmp_path: Path) -> None:
