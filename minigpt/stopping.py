@@ -1,6 +1,7 @@
 """When does a run stop early? At the end of the step in which any process was asked to, and all agree."""
 
 import signal
+import time
 from typing import Any
 
 import torch
@@ -12,10 +13,13 @@ SIGNALS = ("SIGINT", "SIGTERM", "SIGUSR1")
 
 
 class StopRequest:
-    """Remembers Ctrl-C, SIGTERM and SIGUSR1; a second Ctrl-C ends the process at once."""
+    """Remembers Ctrl-C, SIGTERM and SIGUSR1; Ctrl-C again, after `PATIENCE_S`, ends the process at once."""
+
+    PATIENCE_S = 2.0  # torchrun passes a Ctrl-C on to processes that the terminal has told already
 
     def __init__(self) -> None:
         self.received: str | None = None
+        self._received_at = 0.0
         self._group = None
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             # on the CPU, so that asking every step never waits for a GPU
@@ -25,8 +29,10 @@ class StopRequest:
                 signal.signal(getattr(signal, name), self._receive)
 
     def _receive(self, number: int, frame: Any) -> None:
-        self.received = signal.Signals(number).name
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+        if self.received is None:
+            self.received, self._received_at = signal.Signals(number).name, time.monotonic()
+        elif number == signal.SIGINT and time.monotonic() - self._received_at > self.PATIENCE_S:
+            raise KeyboardInterrupt
 
     def agreed(self) -> bool:
         """Whether any process was asked to stop. Every process must ask, once a step."""
