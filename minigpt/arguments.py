@@ -215,12 +215,12 @@ class RunArguments(Checked):
     run_name: str | None = option("Name of the run in the trackers (default: the last part of output_dir)")
     push_to_hub: bool = option("Publish every save, in the background, and the final model on the Hub", False)
     hub_model_id: str | None = option("Repository to push to, USER/NAME (default: the last part of output_dir, yours)")
-    hub_private_repo: bool | None = option("Make a new repository private")
+    hub_private_repo: bool = option("Make a new repository private", False)
 
     def problems(self) -> Iterator[str]:
         yield from _below(self, 1, "logging_steps", "save_total_limit", "sample_max_new_tokens")
         yield from _below(self, 0, "eval_steps", "save_steps", "sample_steps")
-        if not self.push_to_hub and (self.hub_model_id is not None or self.hub_private_repo is not None):
+        if not self.push_to_hub and (self.hub_model_id is not None or self.hub_private_repo):
             yield "hub_model_id and hub_private_repo go with push_to_hub"
         known = {"tensorboard", "wandb", "trackio", "all", "none"}
         for tracker in self.report_to:

@@ -178,7 +178,7 @@ class HubPushes:
         with plain_errors(name):
             if "/" not in name:
                 name = f"{api.whoami()['name']}/{name}"
-            self.destination = Destination(name, private=bool(args.hub_private_repo))
+            self.destination = Destination(name, private=args.hub_private_repo)
             create_repository(api, self.destination)
 
     def start(self, step: int) -> None:
