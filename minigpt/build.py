@@ -10,6 +10,7 @@ from configuration_minigpt import MiniGPTConfig
 from minigpt.arguments import Arguments
 from minigpt.checkpoint import ARGUMENTS_FILE, find_checkpoints
 from minigpt.prepare import prepared_folder
+from minigpt.schedule import Schedule
 from minigpt.shards import TokenShards, open_shards
 from minigpt.tokenization import load_tokenizer, tokenizer_hash
 from minigpt.tracking import METRICS_FILE
@@ -101,6 +102,8 @@ def build_model(args: Arguments, tokenizer: Any, resume_from: Path | None) -> Mi
             f"the tokenizer has {len(tokenizer)} ids but {name} has vocab_size={config.vocab_size}; "
             "use the model's own tokenizer or a larger vocab_size"
         )
+    if args.gradient_checkpointing:
+        model.gradient_checkpointing_enable()
     model.generation_config.pad_token_id = tokenizer.pad_token_id or tokenizer.eos_token_id
     return model
 
@@ -111,6 +114,18 @@ def new_config(args: Arguments, tokenizer: Any, **options: Any) -> MiniGPTConfig
     no_dropout = dict.fromkeys(("embd_pdrop", "attn_pdrop", "resid_pdrop"), 0.0)
     ids = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
     return MiniGPTConfig(**(no_dropout | shape | ids | options))
+
+
+def build_schedule(args: Arguments, max_steps: int, processes: int) -> Schedule:
+    """The learning rates of the run, times the number of processes if `scale_learning_rate` says so."""
+    scale = processes if args.scale_learning_rate else 1
+    return Schedule(
+        learning_rate=args.learning_rate * scale,
+        min_learning_rate=args.min_learning_rate * scale,
+        warmup_steps=args.warmup_steps,
+        max_steps=max_steps,
+        lr_scheduler_type=args.lr_scheduler_type,
+    )
 
 
 def check_ids(shards: TokenShards, vocab_size: int) -> None:

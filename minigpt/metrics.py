@@ -1,6 +1,7 @@
 """What do the numbers mean? Names, units and formulas of everything that a run measures."""
 
 import math
+from typing import Any
 
 import torch
 
@@ -29,12 +30,16 @@ def peak_flops(device: torch.device) -> float | None:
     return next((peak for part, peak in PEAK_FLOPS.items() if part in name), None)
 
 
-def train_flops_per_token(parameters: int, layers: int, hidden_size: int, block_size: int) -> float:
-    """FLOPs of forward and backward for one token; `parameters` without the position table.
+def train_flops_per_token(parameters: int, config: Any, block_size: int) -> float:
+    """FLOPs of forward and backward for one token, attention over the whole block counted.
 
+    Looking a position up is no arithmetic, so its table does not count; the token embedding does, as the output head.
     Source: Chowdhery et al. 2022 (arXiv:2204.02311), appendix B.
     """
-    return 6 * parameters + 12 * layers * hidden_size * block_size
+    multiplied = parameters - config.max_position_embeddings * config.hidden_size
+    if not config.tie_word_embeddings:
+        multiplied -= config.vocab_size * config.hidden_size
+    return 6 * multiplied + 12 * config.num_hidden_layers * config.hidden_size * block_size
 
 
 def validation_metrics(loss_nats: float, targets: int, text_bytes: int | None) -> dict[str, float]:
