@@ -35,13 +35,13 @@ from minigpt.command_line import parse_arguments
 from minigpt.data import Batch, SampleOrder, TokenBlocks, TrainBatches, loader, samples_per_step, steps_of_run
 from minigpt.errors import one_line_errors
 from minigpt.evaluation import Evaluation
-from minigpt.generate import sample_text
 from minigpt.metrics import train_flops_per_token
 from minigpt.optim import build_optimizer
 from minigpt.plan import describe
 from minigpt.plot import plot_runs
 from minigpt.provenance import record_provenance
 from minigpt.publish import HubPushes
+from minigpt.sampling import sample_text
 from minigpt.schedule import Schedule, learning_rate_at, set_learning_rate
 from minigpt.secret_scan import refuse_secret_words
 from minigpt.state import TrainingClock, TrainingState, is_due

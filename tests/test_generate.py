@@ -13,7 +13,8 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from configuration_minigpt import MiniGPTConfig
 from minigpt import generate
-from minigpt.generate import Sampling, _Printer, complete, prompt_ids, sample_text
+from minigpt.generate import _Printer
+from minigpt.sampling import Sampling, complete, prompt_ids, sample_text
 from modeling_minigpt import MiniGPTForCausalLM
 
 CONTEXT = 32

@@ -31,6 +31,7 @@ LAYERS = [
         "gpt2_export",
         "optim",
         "plot",
+        "sampling",
         "provenance",
         "run_facts",
         "tokenization",
