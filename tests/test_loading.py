@@ -33,6 +33,7 @@ def test_batches_do_not_depend_on_how_the_tokens_are_sharded(tmp_path: Path, sha
     assert all(torch.equal(a, b) for a, b in zip(one, many, strict=True))
 
 
+@pytest.mark.slow
 def test_ten_billion_tokens_are_sampled_from_end_to_end(tmp_path: Path) -> None:
     """Five sparse files; every 4096th token says which of 65,521 stripes of the text it lies in."""
     per_shard, step = 2_000_000_000, 400_000_000

@@ -34,7 +34,7 @@ WORDS = [
     "over",
     "hills",
 ]
-SHARD_TOKENS = 10_000
+SHARD_TOKENS = 4_000
 
 
 def content(folder: Path) -> dict[str, bytes]:
@@ -46,8 +46,8 @@ def job(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[str], Path]:
     """The words of a preparation of many shards, and the folder that it makes when nothing stops it."""
     folder = tmp_path_factory.mktemp("job")
     generator = random.Random(0)
-    texts = [" ".join(generator.choices(WORDS, k=generator.randrange(400))) for _ in range(3_000)]
-    texts[1_500] = " ".join(generator.choices(WORDS, k=150_000))  # one document of several parts and shards
+    texts = [" ".join(generator.choices(WORDS, k=generator.randrange(400))) for _ in range(1_200)]
+    texts[1_500] = " ".join(generator.choices(WORDS, k=60_000))  # one document of several parts and shards
     file = folder / "data.jsonl"
     file.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
     train_bpe(texts[:100], 300).save_pretrained(folder / "tokenizer")
@@ -152,6 +152,7 @@ def test_too_little_space_is_foreseen(job, tmp_path: Path, monkeypatch) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_other_text_or_options_do_not_go_on_with_what_was_begun(job, tmp_path: Path) -> None:
     words, whole = job
     output_dir = tmp_path / "out"
