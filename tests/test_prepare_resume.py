@@ -47,7 +47,7 @@ def job(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[str], Path]:
     folder = tmp_path_factory.mktemp("job")
     generator = random.Random(0)
     texts = [" ".join(generator.choices(WORDS, k=generator.randrange(400))) for _ in range(1_200)]
-    texts[1_500] = " ".join(generator.choices(WORDS, k=60_000))  # one document of several parts and shards
+    texts[600] = " ".join(generator.choices(WORDS, k=60_000))  # one document of several parts and shards
     file = folder / "data.jsonl"
     file.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
     train_bpe(texts[:100], 300).save_pretrained(folder / "tokenizer")
