@@ -138,9 +138,7 @@ def set_up(args: Arguments) -> Run:
     resume_from = checkpoint_to_resume(args)
     with accelerator.main_process_first():
         shards, tokenizer = load_data(args)
-    state = TrainingState(data_fingerprint=shards.fingerprint)
-    if resume_from is not None:
-        state = load_training_state(resume_from, shards.fingerprint)
+    state = load_training_state(resume_from, shards.fingerprint)
     set_seed(args.seed)
     model = build_model(args, tokenizer, resume_from)
     config, parameters = model.config, model.num_parameters()
@@ -149,10 +147,9 @@ def set_up(args: Arguments) -> Run:
     order = SampleOrder(len(shards.train), args.block_size, args.seed, args.stride)
     max_steps = steps_of_run(args, order.samples, accelerator.num_processes)
     schedule = build_schedule(args, max_steps, accelerator.num_processes)
-    batch_size = args.per_device_eval_batch_size or args.per_device_train_batch_size
-    evaluation = shards.validation and Evaluation(
-        shards.validation, args.block_size, batch_size, args.eval_steps, max_steps
-    )
+    end_of_text = tokenizer.eos_token_id if args.document_attention else None
+    blocks = TokenBlocks(shards.train, args.block_size, end_of_text)
+    validation = shards.validation and TokenBlocks(shards.validation, args.block_size, end_of_text)
     pushes = HubPushes(args, accelerator.is_main_process)
     accelerator.wait_for_everyone()
 
@@ -174,10 +171,10 @@ def set_up(args: Arguments) -> Run:
         model=model,
         optimizer=optimizer,
         schedule=schedule,
-        batches=train_batches(args, TokenBlocks(shards.train, args.block_size), order, state, accelerator),
+        batches=train_batches(args, blocks, order, state, accelerator),
         state=state,
         log=log,
-        evaluation=evaluation,
+        evaluation=validation and Evaluation(validation, args.eval_batch_size, args.eval_steps, max_steps),
         checkpoints=Checkpoints(args, tokenizer, max_steps),
         pushes=pushes,
     )

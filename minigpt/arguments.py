@@ -141,6 +141,7 @@ class BatchArguments(Checked):
 
     block_size: int = option("Tokens a sample", 1024)
     stride: int | None = option("Distance between the starts of two samples; less than block_size overlaps them")
+    document_attention: bool = option("Keep the documents of a sample apart, in attention and in positions", False)
     per_device_train_batch_size: int = option("Samples in one micro-batch of one process", 8)
     gradient_accumulation_steps: int = option("Micro-batches of one process in one step", 1)
     per_device_eval_batch_size: int | None = option("Samples in one evaluation batch (default: as in training)")
@@ -148,6 +149,10 @@ class BatchArguments(Checked):
     num_train_epochs: float = option("Passes over the training tokens, when max_steps is not given", 1.0)
     dataloader_num_workers: int = option("Processes that load batches beside each training process", 0)
     seed: int = option("Decides initial weights, data order and dropout", 1337)
+
+    @property
+    def eval_batch_size(self) -> int:
+        return self.per_device_eval_batch_size or self.per_device_train_batch_size
 
     def problems(self) -> Iterator[str]:
         yield from _below(self, 1, "block_size", "stride", "per_device_train_batch_size", "max_steps")
@@ -209,7 +214,7 @@ class RunArguments(Checked):
     save_total_limit: int | None = option("Keep this many checkpoints, and the best one", 2)
     load_best_model_at_end: bool = option("The final model is the one with the lowest validation loss", False)
     sample_steps: int = option("Steps between sample texts; 0: only at the end", 0)
-    sample_prompts: list[str] = option("Prompts of the sample texts", ["\n"])
+    sample_prompts: list[str] = option('Prompts of the sample texts; "" begins a text', [""])
     sample_max_new_tokens: int = option("Length of a sample text, tokens", 100)
     report_to: list[str] = option("Trackers: tensorboard, wandb, trackio, all or none", ["tensorboard"])
     run_name: str | None = option("Name of the run in the trackers (default: the last part of output_dir)")

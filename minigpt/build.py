@@ -10,6 +10,7 @@ from configuration_minigpt import MiniGPTConfig
 from minigpt.arguments import Arguments
 from minigpt.checkpoint import ARGUMENTS_FILE, find_checkpoints
 from minigpt.prepare import prepared_folder
+from minigpt.sampling import prompt_ids
 from minigpt.schedule import Schedule
 from minigpt.shards import TokenShards, open_shards
 from minigpt.tokenization import load_tokenizer, tokenizer_hash
@@ -104,6 +105,8 @@ def build_model(args: Arguments, tokenizer: Any, resume_from: Path | None) -> Mi
         )
     if args.gradient_checkpointing:
         model.gradient_checkpointing_enable()
+    for prompt in args.sample_prompts:
+        prompt_ids(model, tokenizer, prompt)  # a prompt that cannot be continued is refused before the training
     model.generation_config.pad_token_id = tokenizer.pad_token_id or tokenizer.eos_token_id
     return model
 

@@ -135,8 +135,10 @@ def checkpoint_to_resume(args: Arguments) -> Path | None:
     return folder
 
 
-def load_training_state(folder: Path, data_fingerprint: str) -> TrainingState:
-    """The counters in a checkpoint. Raises ValueError when it was trained on other data."""
+def load_training_state(folder: Path | None, data_fingerprint: str) -> TrainingState:
+    """The counters in a checkpoint, or of a new run. Raises ValueError when it was trained on other data."""
+    if folder is None:
+        return TrainingState(data_fingerprint=data_fingerprint)
     state = TrainingState.load(folder / STATE_FILE)
     if state.data_fingerprint != data_fingerprint:
         raise ValueError(

@@ -9,16 +9,14 @@ from torch import nn
 
 from minigpt.data import IGNORED, EvaluationBatches, TokenBlocks, loader
 from minigpt.metrics import validation_metrics
-from minigpt.shards import Tokens
 from minigpt.state import TrainingState, is_due
 
 
 class Evaluation:
     """Full validation loss, every `eval_steps` steps."""
 
-    def __init__(self, tokens: Tokens, block_size: int, batch_size: int, eval_steps: int, max_steps: int) -> None:
-        self.blocks = TokenBlocks(tokens, block_size)
-        self.batch_size, self.eval_steps, self.max_steps = batch_size, eval_steps, max_steps
+    def __init__(self, blocks: TokenBlocks, batch_size: int, eval_steps: int, max_steps: int) -> None:
+        self.blocks, self.batch_size, self.eval_steps, self.max_steps = blocks, batch_size, eval_steps, max_steps
 
     def due(self, state: TrainingState) -> bool:
         return is_due(state.step, self.eval_steps, self.max_steps)

@@ -99,9 +99,13 @@ def sample_text(
 def prompt_ids(model: Any, tokenizer: Any, prompt: str) -> list[int]:
     """Token ids of a prompt; an empty one becomes the token that texts begin with.
 
-    Raises ValueError for a prompt that fills the whole context, and for "" where there is no such token.
+    Raises ValueError for a prompt that fills the whole context or has characters that the tokenizer has no id for,
+    and for "" where there is no such token.
     """
-    ids: list[int] = list(tokenizer(prompt)["input_ids"]) if prompt else []
+    try:
+        ids: list[int] = list(tokenizer(prompt)["input_ids"]) if prompt else []
+    except Exception as error:  # a bare Exception from Rust, for a vocabulary without an unknown token
+        raise ValueError(f"the prompt {prompt!r} has characters that the tokenizer does not know") from error
     if not ids:
         # documents end with the end-of-text token, so after it a new one begins
         begin = next((i for i in (tokenizer.bos_token_id, tokenizer.eos_token_id) if i is not None), None)

@@ -106,6 +106,12 @@ def ids_beyond_the_vocabulary(tmp: Path) -> Case:
     ], r"holds token id 2999 but the model has vocab_size=4"
 
 
+def sample_prompt_of_unknown_characters(tmp: Path) -> Case:
+    return [*TINY, "--train_file", text_of(tmp), "--tokenizer", "char", "--sample_prompts", "It", "ζ"], (
+        r"the prompt 'ζ' has characters that the tokenizer does not know"
+    )
+
+
 def unknown_key(tmp: Path) -> Case:
     (tmp / "a.yaml").write_text("learning_rat: 1e-3\ncorpus: python-docs\n")
     return [str(tmp / "a.yaml")], r"unknown option --learning_rat; did you mean --learning_rate\?"
@@ -157,6 +163,7 @@ CASES = [
     tokenizer_unlike_the_models_own,
     tokenizer_unlike_the_shards,
     ids_beyond_the_vocabulary,
+    sample_prompt_of_unknown_characters,
     unknown_key,
     impossible_batch,
     no_checkpoint,

@@ -173,6 +173,28 @@ def test_validation_loss_is_that_of_a_plain_loop_over_the_saved_model(
     assert bits == pytest.approx(nats / 0.6931471805599453 / shards.validation.text_bytes, rel=1e-6)
 
 
+def test_documents_that_are_kept_apart_have_the_loss_that_each_has_alone(
+    tiny_run: list[str], tmp_path: Path, train_here: Train
+) -> None:
+    lines = [json.dumps({"text": f"Number {n} follows number {n - 1}. " * (1 + n % 4)}) for n in range(60)]
+    (tmp_path / "documents.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    words = with_option(tiny_run, train_file=tmp_path / "documents.jsonl", document_attention="true", block_size=200)
+    assert train_here(words) == 0
+    args = parse_arguments(words, "")
+    shards, tokenizer = load_data(args)
+    model = MiniGPTForCausalLM.from_pretrained(tmp_path / "run").eval()
+    ids = torch.from_numpy(shards.validation.read(0, len(shards.validation)).astype("int64"))
+    assert (ids == tokenizer.eos_token_id).sum() == 6
+    nats, start = 0.0, 0
+    while start < len(ids) - 1:  # a piece ends behind a document, or where a sample of 200 tokens does
+        ends = (ids[start:] == tokenizer.eos_token_id).nonzero()
+        stop = min(start + int(ends[0]) + 1, (start // 200 + 1) * 200, len(ids) - 1)
+        logits = model(input_ids=ids[None, start:stop]).logits[0]
+        nats += torch.nn.functional.cross_entropy(logits, ids[start + 1 : stop + 1], reduction="sum").item()
+        start = stop
+    assert metrics(tmp_path / "run", "val/loss")[12] == pytest.approx(nats / (len(ids) - 1), rel=1e-5)
+
+
 # ---- what a run starts from and leaves behind --------------------------------------------------------------------
 
 
