@@ -14,8 +14,8 @@ from typing import Any
 
 from minigpt import hub_datasets, python_docs
 from minigpt.arguments import DataArguments
+from minigpt.shards import file_sha256
 from minigpt.sources import (
-    READ_BYTES,
     ArrowFile,
     Chain,
     JsonLines,
@@ -189,20 +189,12 @@ def _file_source(names: list[str], column: str) -> tuple[Source, str, list[dict[
             continue
         reader: Any = READERS.get(_kind(path))
         sources.append(reader(path, column) if reader else TextFile(path))
-        records.append({"path": str(path), "bytes": path.stat().st_size, "sha256": _sha256(path)})
+        records.append({"path": str(path), "bytes": path.stat().st_size, "sha256": file_sha256(path)})
         known = known and path.suffix not in COMPRESSED and path.suffix != ".parquet"
     content = [(_kind(Path(record["path"])), record["sha256"]) for record in records]
     key = hashlib.sha256(repr((column, content)).encode()).hexdigest()
     size = sum(record["bytes"] for record in records) if known else None
     return (sources[0] if len(sources) == 1 else Chain(sources)), key, records, size
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(READ_BYTES):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def _files_corpus(args: DataArguments) -> Corpus:

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from minigpt.shards import Tokens, TokenShards, open_shards
+from minigpt.shards import Tokens, TokenShards, file_sha256, open_shards
 from minigpt.tokenization import load_tokenizer, tokenizer_hash
 
 READ_TOKENS = 1 << 22
@@ -51,7 +51,7 @@ def verify_folder(folder: Path) -> str:
         tokens = {"train": shards.train, "validation": shards.validation}[split]
         assert tokens is not None
         for shard in record["shards"]:
-            if _sha256(folder / shard["file"]) != shard["sha256"]:
+            if file_sha256(folder / shard["file"]) != shard["sha256"]:
                 problems.append(f"{shard['file']} is not what was written: its sha256 differs")
         if len(tokens) != record["tokens"]:
             problems.append(f"{split} has {len(tokens)} tokens, the manifest says {record['tokens']}")
@@ -155,11 +155,3 @@ def documents(tokens: Tokens, end_of_text: int) -> Iterator[tuple[int, np.ndarra
 def _blocks(tokens: Tokens) -> Iterator[np.ndarray]:
     for start in range(0, len(tokens), READ_TOKENS):
         yield tokens.read(start, min(len(tokens), start + READ_TOKENS))
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(READ_TOKENS):
-            digest.update(block)
-    return digest.hexdigest()

@@ -232,6 +232,7 @@ def summarize(answers: list[Answer]) -> dict[str, float]:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of `minigpt hellaswag`."""
     parser.add_argument("--model", required=True, help="folder or Hub name")
     parser.add_argument("--data_file", help=f"JSONL file of items (default: the validation split of {HUB_NAME})")
     parser.add_argument("--limit", type=int, help="only the first items")

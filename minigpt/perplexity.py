@@ -127,6 +127,7 @@ def _size_of(text: TokenText, tokenizer: Any) -> tuple[int, int]:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of `minigpt eval`."""
     parser.add_argument("--model", nargs="+", required=True, help="folders or Hub names; several make a table")
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--data", help="folder of prepared shards")

@@ -107,6 +107,15 @@ class TokenShards:
         return folder if folder.is_dir() else None
 
 
+def file_sha256(path: Path) -> str:
+    """The SHA-256 of a file as hexadecimal digits, read a few megabytes at a time."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 22):
+            digest.update(block)
+    return digest.hexdigest()
+
+
 def open_shards(folder: str | Path) -> TokenShards:
     """Open the prepared shards in `folder`, or nanoGPT's bins. Raises ValueError if they are missing or damaged."""
     folder = Path(folder)
