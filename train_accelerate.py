@@ -22,7 +22,15 @@ from accelerate import Accelerator
 from accelerate.utils import ProjectConfiguration, send_to_device, set_seed
 
 from minigpt.arguments import Arguments
-from minigpt.build import build_model, build_schedule, check_ids, check_output_dir, clear_output_dir, load_data
+from minigpt.build import (
+    build_evaluations,
+    build_model,
+    build_schedule,
+    check_ids,
+    check_output_dir,
+    clear_output_dir,
+    load_data,
+)
 from minigpt.card import write_card
 from minigpt.checkpoint import (
     Checkpoints,
@@ -35,16 +43,17 @@ from minigpt.command_line import parse_arguments
 from minigpt.data import Batch, SampleOrder, TokenBlocks, TrainBatches, loader, samples_per_step, steps_of_run
 from minigpt.errors import one_line_errors
 from minigpt.evaluation import Evaluation
+from minigpt.hellaswag import HellaSwagEvaluation
 from minigpt.metrics import train_flops_per_token
 from minigpt.optim import build_optimizer
 from minigpt.plan import describe
 from minigpt.plot import plot_runs
 from minigpt.provenance import record_provenance
 from minigpt.publish import HubPushes
-from minigpt.sampling import sample_text
+from minigpt.sample_texts import SampleTexts
 from minigpt.schedule import Schedule, learning_rate_at, set_learning_rate
 from minigpt.secret_scan import refuse_secret_words
-from minigpt.state import TrainingClock, TrainingState, is_due
+from minigpt.state import TrainingClock, TrainingState
 from minigpt.stopping import EXIT_STOPPED, StopRequest
 from minigpt.tracking import TrainingLog, clock_time, requested_trackers
 
@@ -62,7 +71,8 @@ class Run:
     batches: Iterator[Batch]
     state: TrainingState
     log: TrainingLog
-    evaluation: Evaluation | None
+    evaluations: list[Evaluation | HellaSwagEvaluation]
+    samples: SampleTexts
     checkpoints: Checkpoints
     pushes: HubPushes
 
@@ -85,12 +95,13 @@ def train(args: Arguments) -> int:
             log.training(state, mean_loss, grad_norm, learning_rate)
         with clock.paused():
             improved = False
-            if run.evaluation and run.evaluation.due(state):
-                metrics = run.evaluation.run(run.model, accelerator)
-                improved = state.is_best(metrics["val/loss"])
-                log.validation(state, metrics, improved)
-            if is_due(state.step, args.sample_steps, max_steps):
-                log.samples(state, sample_texts(run))
+            for evaluation in run.evaluations:
+                if evaluation.due(state):
+                    metrics = evaluation.run(run.model, accelerator)
+                    improved |= state.is_best(metrics.get("val/loss"))
+                    log.evaluation(state, metrics, improved)
+            if run.samples.due(state):
+                log.samples(state, run.samples.run(run.model, accelerator))
             if run.checkpoints.due(state) or improved or stopping:
                 run.checkpoints.save(state, run.model, run.optimizer, accelerator)
                 if state.step < max_steps and not stopping:
@@ -149,7 +160,7 @@ def set_up(args: Arguments) -> Run:
     schedule = build_schedule(args, max_steps, accelerator.num_processes)
     end_of_text = tokenizer.eos_token_id if args.document_attention else None
     blocks = TokenBlocks(shards.train, args.block_size, end_of_text)
-    validation = shards.validation and TokenBlocks(shards.validation, args.block_size, end_of_text)
+    evaluations = build_evaluations(args, shards, tokenizer, max_steps)
     pushes = HubPushes(args, accelerator.is_main_process)
     accelerator.wait_for_everyone()
 
@@ -174,7 +185,8 @@ def set_up(args: Arguments) -> Run:
         batches=train_batches(args, blocks, order, state, accelerator),
         state=state,
         log=log,
-        evaluation=validation and Evaluation(validation, args.eval_batch_size, args.eval_steps, max_steps),
+        evaluations=evaluations,
+        samples=SampleTexts(args, args.seed, tokenizer, max_steps),
         checkpoints=Checkpoints(args, tokenizer, max_steps),
         pushes=pushes,
     )
@@ -219,21 +231,6 @@ def micro_batches(batches: Iterator[Batch], number: int) -> Iterator[tuple[Batch
 def seed_step(seed: int, step: int, rank: int) -> None:
     """Seed dropout by (seed, step, process): a resumed run needs no saved generator, nothing else can disturb it."""
     torch.manual_seed(int(np.random.SeedSequence([seed, step, rank]).generate_state(1, np.uint64)[0]))
-
-
-def sample_texts(run: Run) -> dict[str, str]:
-    """A continuation of every sample prompt, from the same seed each time. All processes take part (FSDP needs it)."""
-    args = run.args
-    texts = sample_text(
-        run.accelerator.unwrap_model(run.model, keep_fp32_wrapper=True, keep_torch_compile=False),
-        run.tokenizer,
-        args.sample_prompts,
-        max_new_tokens=args.sample_max_new_tokens,
-        temperature=0.8,
-        top_k=50,
-        seed=args.seed,
-    )
-    return dict(zip(args.sample_prompts, texts, strict=True))
 
 
 def main() -> None:

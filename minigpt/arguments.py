@@ -210,6 +210,9 @@ class RunArguments(Checked):
     gradient_checkpointing: bool = option("Recompute activations in the backward pass to save memory", False)
     logging_steps: int = option("Steps between log lines", 10)
     eval_steps: int = option("Steps between full validation losses; 0: only at the end", 500)
+    hellaswag_steps: int | None = option("Steps between HellaSwag accuracies; 0: only at the end (default: never)")
+    hellaswag_file: str | None = option("HellaSwag items, JSONL (default: the validation split on the Hub)")
+    hellaswag_limit: int | None = option("Only the first items of HellaSwag")
     save_steps: int = option("Steps between checkpoints; 0: only at the end", 1000)
     save_total_limit: int | None = option("Keep this many checkpoints, and the best one", 2)
     load_best_model_at_end: bool = option("The final model is the one with the lowest validation loss", False)
@@ -223,8 +226,10 @@ class RunArguments(Checked):
     hub_private_repo: bool = option("Make a new repository private", False)
 
     def problems(self) -> Iterator[str]:
-        yield from _below(self, 1, "logging_steps", "save_total_limit", "sample_max_new_tokens")
-        yield from _below(self, 0, "eval_steps", "save_steps", "sample_steps")
+        yield from _below(self, 1, "logging_steps", "save_total_limit", "sample_max_new_tokens", "hellaswag_limit")
+        yield from _below(self, 0, "eval_steps", "hellaswag_steps", "save_steps", "sample_steps")
+        if self.hellaswag_steps is None and (self.hellaswag_file is not None or self.hellaswag_limit is not None):
+            yield "hellaswag_file and hellaswag_limit go with hellaswag_steps"
         if not self.push_to_hub and (self.hub_model_id is not None or self.hub_private_repo):
             yield "hub_model_id and hub_private_repo go with push_to_hub"
         known = {"tensorboard", "wandb", "trackio", "all", "none"}

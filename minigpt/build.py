@@ -9,6 +9,9 @@ import torch
 from configuration_minigpt import MiniGPTConfig
 from minigpt.arguments import Arguments
 from minigpt.checkpoint import ARGUMENTS_FILE, find_checkpoints
+from minigpt.data import TokenBlocks
+from minigpt.evaluation import Evaluation
+from minigpt.hellaswag import HellaSwagEvaluation
 from minigpt.prepare import prepared_folder
 from minigpt.sampling import prompt_ids
 from minigpt.schedule import Schedule
@@ -153,3 +156,17 @@ def _check_shape(args: Arguments, config: MiniGPTConfig, folder: Path) -> None:
             raise ValueError(
                 f"resume_from_checkpoint={folder} is another model: its {name} is {getattr(config, name)}, not {value}"
             )
+
+
+def build_evaluations(
+    args: Arguments, shards: TokenShards, tokenizer: Any, max_steps: int
+) -> list[Evaluation | HellaSwagEvaluation]:
+    """What is measured while the model trains. Raises ValueError when the items of HellaSwag cannot be read."""
+    evaluations: list[Evaluation | HellaSwagEvaluation] = []
+    if shards.validation:
+        end_of_text = tokenizer.eos_token_id if args.document_attention else None
+        blocks = TokenBlocks(shards.validation, args.block_size, end_of_text)
+        evaluations.append(Evaluation(blocks, args.eval_batch_size, args.eval_steps, max_steps))
+    if args.hellaswag_steps is not None:
+        evaluations.append(HellaSwagEvaluation(args, tokenizer, args.eval_batch_size, max_steps))
+    return evaluations

@@ -120,6 +120,7 @@ def load_model(name: str, device: str | None, dtype: str, trust_remote_code: boo
     from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig
     from transformers.utils import logging
 
+    from minigpt.packed_linear import pack_linears
     from modeling_minigpt import MiniGPTForCausalLM
 
     logging.set_verbosity_error()
@@ -140,7 +141,7 @@ def load_model(name: str, device: str | None, dtype: str, trust_remote_code: boo
     if device is None:
         device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:
-        return model.to(device).eval(), tokenizer
+        return pack_linears(model.to(device).eval()), tokenizer
     except (RuntimeError, AssertionError) as error:
         raise ValueError(f"device={device} cannot be used: {str(error).splitlines()[0]}") from error
 

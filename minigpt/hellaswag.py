@@ -1,7 +1,7 @@
 """Can a model tell how a story goes on? HellaSwag, with the answers of lm-evaluation-harness, item by item.
 
 Each item has a context and four endings; the model's answer is the ending that it finds likeliest. The context is
-read once, and its keys and values are shared by the four endings. Source: Zellers et al. 2019 (arXiv:1905.07830).
+read once, and its keys and values are shared by the four endings.
 
 Shapes: B items of a batch, P tokens of the longest context but its last, R rows of a batch of endings, E tokens of
 the longest of them, V vocabulary.
@@ -10,28 +10,18 @@ the longest of them, V vocabulary.
 import argparse
 import copy
 import json
-import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-HUB_NAME = "Rowan/hellaswag"
-ENDINGS = 4
+from minigpt.arguments import RunArguments
+from minigpt.hellaswag_items import ENDINGS, HUB_NAME, Item, encode_item, load_rows
+from minigpt.state import TrainingState, is_due
+
 IGNORED = -100  # the target that has no loss
-
-
-@dataclass(frozen=True)
-class Item:
-    """One question: token ids of the context [c] and of each ending [e], and what scoring needs to know of them."""
-
-    number: int
-    context: list[int]
-    endings: list[list[int]]
-    ending_bytes: list[int]  # UTF-8 bytes of each ending's text
-    label: int
 
 
 @dataclass(frozen=True)
@@ -53,52 +43,6 @@ class Answer:
             int(np.argmax(scores) == item.label) for scores in (total, per_byte, per_token)
         )
         return cls(item.number, acc, acc_norm, acc_norm_tokens, loglikelihoods)
-
-
-def load_rows(data_file: str | Path | None, limit: int | None) -> list[dict[str, Any]]:
-    """The first `limit` rows of a JSONL file, or of the validation split of the Hub's data set.
-
-    Raises ValueError that names the file and line of a row that is no HellaSwag item.
-    """
-    if data_file is None:
-        from datasets import load_dataset
-
-        rows: Iterable[dict[str, Any]] = load_dataset(HUB_NAME, split="validation")
-        return [row for row, _ in zip(rows, range(limit or 10**9), strict=False)]
-    loaded: list[dict[str, Any]] = []
-    for number, line in enumerate(Path(data_file).read_text(encoding="utf-8").splitlines(), start=1):
-        if limit is not None and len(loaded) == limit:
-            break
-        try:
-            row = json.loads(line)
-            valid = len(row["endings"]) == ENDINGS and 0 <= int(row["label"]) < ENDINGS
-            if not valid or not {"activity_label", "ctx_a", "ctx_b"} <= row.keys():
-                raise ValueError("fields")
-        except (ValueError, KeyError, TypeError) as error:
-            fields = "activity_label, ctx_a, ctx_b, four endings and a label of 0 to 3"
-            raise ValueError(f"{data_file} line {number}: not a HellaSwag item, which has {fields}") from error
-        loaded.append(row)
-    if not loaded:
-        raise ValueError(f"{data_file}: no HellaSwag items in it")
-    return loaded
-
-
-def cleaned(text: str) -> str:
-    """Without the artefacts of WikiHow that the data set carries, as lm-evaluation-harness removes them."""
-    text = re.sub(r"\[.*?\]", "", text.strip().replace(" [title]", ". "))
-    return text.replace("  ", " ")
-
-
-def encode_item(number: int, row: dict[str, Any], tokenizer: Any) -> Item:
-    """Tokenize a row. An ending's tokens are those that follow when context and ending are encoded as one text."""
-    context = cleaned(f"{row['activity_label']}: {row['ctx_a']} {row['ctx_b'].capitalize()}")
-    texts = [cleaned(ending) for ending in row["endings"]]
-    # a space at the end of the context belongs to the first word of the ending
-    body, space = context.rstrip(), context[len(context.rstrip()) :]
-    context_ids = tokenizer.encode(body, add_special_tokens=False)
-    wholes = [tokenizer.encode(f"{body}{space} {text}", add_special_tokens=False) for text in texts]
-    endings = [whole[len(context_ids) :] for whole in wholes]
-    return Item(number, context_ids, endings, [len(text.encode()) for text in texts], int(row["label"]))
 
 
 def answer_items(model: Any, items: list[Item], batch_size: int) -> Iterator[Answer]:
@@ -138,12 +82,12 @@ def _share_contexts(model: Any, items: list[Item], batch_size: int) -> list[list
     endings = [(row, place) for row in range(len(items)) for place in range(ENDINGS)]
     endings.sort(key=lambda pair: len(items[pair[0]].endings[pair[1]]))
     with torch.inference_mode():
-        # the base model: nobody reads the logits of a context
-        read = model.base_model(
+        read = model(
             input_ids=contexts.to(model.device),
             attention_mask=mask.to(model.device),
             position_ids=(mask.cumsum(1) - 1).clamp(min=0).to(model.device),
             use_cache=True,
+            logits_to_keep=1,  # nobody reads the logits of a context
         ).past_key_values
         for first in range(0, len(endings), batch_size):
             group = endings[first : first + batch_size]
@@ -211,14 +155,21 @@ def _loglikelihoods(logits: Any, targets: Any) -> list[float]:
 def evaluate(
     model: Any, tokenizer: Any, rows: list[dict[str, Any]], batch_size: int, accelerator: Any
 ) -> list[Answer]:
-    """The answers to all rows in their order, each process having answered its share."""
+    """The answers to all rows in their order, each process having answered its share.
+
+    Where the weights are sharded (FSDP2) every process answers all: each forward needs all of them to take part.
+    """
     from accelerate.utils import gather_object
 
-    model.eval()
-    mine = range(accelerator.process_index, len(rows), accelerator.num_processes)
+    shared = accelerator.num_processes > 1 and not accelerator.is_fsdp2
+    mine = range(accelerator.process_index, len(rows), accelerator.num_processes) if shared else range(len(rows))
     items = [encode_item(number, rows[number], tokenizer) for number in mine]
-    answers = list(answer_items(model, items, batch_size))
-    if accelerator.num_processes > 1:
+    training = model.training
+    model.eval()
+    with accelerator.autocast():
+        answers = list(answer_items(model, items, batch_size))
+    model.train(training)
+    if shared:
         answers = gather_object(answers)
     return sorted(answers, key=lambda answer: answer.item)
 
@@ -231,6 +182,24 @@ def summarize(answers: list[Answer]) -> dict[str, float]:
     }
 
 
+class HellaSwagEvaluation:
+    """HellaSwag during training, every `hellaswag_steps` steps. Raises ValueError for a file that is not HellaSwag."""
+
+    def __init__(self, args: RunArguments, tokenizer: Any, batch_size: int, max_steps: int) -> None:
+        self.every, self.tokenizer, self.batch_size, self.max_steps = (
+            args.hellaswag_steps, tokenizer, batch_size, max_steps,
+        )  # fmt: skip
+        self.rows = load_rows(args.hellaswag_file, args.hellaswag_limit)
+
+    def due(self, state: TrainingState) -> bool:
+        return is_due(state.step, self.every or 0, self.max_steps)
+
+    def run(self, model: Any, accelerator: Any) -> dict[str, float]:
+        """The three accuracies, `hellaswag/…`."""
+        bare = accelerator.unwrap_model(model, keep_fp32_wrapper=True, keep_torch_compile=False)
+        return summarize(evaluate(bare, self.tokenizer, self.rows, self.batch_size, accelerator))
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `minigpt hellaswag`."""
     parser.add_argument("--model", required=True, help="folder or Hub name")
@@ -238,6 +207,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--limit", type=int, help="only the first items")
     parser.add_argument("--batch_size", type=int, default=32, help="sequences a batch of one process")
     parser.add_argument("--items", type=Path, help="write one JSON line an item here")
+    parser.add_argument(
+        "--output",
+        metavar="FILE",
+        help="keep the accuracies here as `evaluate.save` writes them; RUN/evaluations/hellaswag.json is on the card",
+    )
     parser.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], default="float32")
     parser.add_argument("--use_cpu", action="store_true", help="evaluate on the CPU even where there is a GPU")
     parser.add_argument("--trust_remote_code", action="store_true", help="run the code that a foreign model brings")
@@ -257,6 +231,7 @@ def main(args: argparse.Namespace) -> None:
     from transformers import AutoModelForCausalLM
 
     import modeling_minigpt  # noqa: F401 - registers MiniGPT with the Auto classes, so no trust is needed
+    from minigpt.packed_linear import pack_linears
     from minigpt.tokenization import load_tokenizer
 
     accelerator = Accelerator(cpu=args.use_cpu or not torch.accelerator.is_available())
@@ -264,6 +239,7 @@ def main(args: argparse.Namespace) -> None:
     model = AutoModelForCausalLM.from_pretrained(
         args.model, dtype=getattr(torch, args.dtype), trust_remote_code=args.trust_remote_code
     ).to(accelerator.device)
+    model = pack_linears(model)
     started = time.perf_counter()
     answers = evaluate(model, tokenizer, rows, args.batch_size, accelerator)
     seconds = time.perf_counter() - started
@@ -273,7 +249,12 @@ def main(args: argparse.Namespace) -> None:
         names = ("item", "acc", "acc_norm", "acc_norm_tokens", "loglikelihoods")
         lines = [json.dumps({name: getattr(answer, name) for name in names}) for answer in answers]
         args.items.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    for name, value in summarize(answers).items():
+    accuracies = summarize(answers)
+    if args.output:
+        from evaluate import save
+
+        save(args.output, model=args.model, items=len(answers), **accuracies)
+    for name, value in accuracies.items():
         error = (value * (1 - value) / max(1, len(answers) - 1)) ** 0.5
         print(f"{name:<26} {value:.4f} ± {error:.4f}")
     print(f"{len(answers)} items in {seconds:.1f} s, {len(answers) / seconds:.1f} items/s")

@@ -139,6 +139,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], default="float32")
     parser.add_argument("--use_cpu", action="store_true", help="evaluate on the CPU even where there is a GPU")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    parser.add_argument("--output", metavar="FILE", help="keep the results here, JSON as `evaluate.save` writes it")
     parser.add_argument("--trust_remote_code", action="store_true", help="run the code that a foreign model brings")
 
 
@@ -155,6 +156,10 @@ def main(args: argparse.Namespace) -> None:
     results = {name: evaluate(name, args, accelerator).as_dict() for name in args.model}
     if accelerator.is_main_process:
         print(json.dumps(results, indent=2) if args.json else _table(results))
+        if args.output:
+            from evaluate import save
+
+            save(args.output, text=args.data or str(args.text_file), results=results)
 
 
 def evaluate(name: str, args: argparse.Namespace, accelerator: Any) -> Score:
@@ -163,6 +168,7 @@ def evaluate(name: str, args: argparse.Namespace, accelerator: Any) -> Score:
     from transformers import AutoModelForCausalLM
 
     import modeling_minigpt  # noqa: F401 - registers MiniGPT with the Auto classes, so no trust is needed
+    from minigpt.packed_linear import pack_linears
     from minigpt.tokenization import load_tokenizer
 
     tokenizer = load_tokenizer(name)
@@ -176,7 +182,7 @@ def evaluate(name: str, args: argparse.Namespace, accelerator: Any) -> Score:
         raise ValueError(f"block_size={block_size} is longer than the {limit} positions of {name}")
     if stride > block_size:
         raise ValueError(f"stride={stride} is greater than block_size={block_size} and would skip tokens")
-    model = model.to(accelerator.device)
+    model = pack_linears(model.to(accelerator.device))
     return summarize(score(model, text, block_size, stride, args.batch_size, accelerator), text_bytes, words)
 
 

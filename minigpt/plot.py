@@ -10,6 +10,8 @@ from minigpt.errors import OneLineParser
 from minigpt.tracking import METRICS_FILE, read_metrics
 
 # Okabe and Ito's palette: told apart by readers who see colours differently, and in grey print.
+# OpenAI's models in lm-evaluation-harness, accuracy normalised by bytes
+GPT2_ON_HELLASWAG = {"GPT-2 124M": 0.3114, "GPT-2 1.5B": 0.5089}
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
 
 
@@ -27,11 +29,17 @@ def plot_runs(run_dirs: list[Path], output_dir: Path | None = None) -> list[Path
     with pyplot.rc_context(
         {"font.size": 9, "axes.grid": True, "grid.alpha": 0.25, "axes.spines.top": False, "axes.spines.right": False}
     ):
-        figure, (loss, rate, speed) = pyplot.subplots(
-            3, 1, figsize=(7, 7.5), sharex=True, height_ratios=(4, 1, 1), layout="constrained"
+        with_hellaswag = any(series["hellaswag/acc_norm"].size for series in runs.values())
+        heights = (4, 2, 1, 1) if with_hellaswag else (4, 1, 1)
+        figure, (loss, *middle, rate, speed) = pyplot.subplots(
+            len(heights), 1, figsize=(7, 1.25 * sum(heights)), sharex=True, height_ratios=heights, layout="constrained"
         )
         for colour, (label, series) in zip(cycle(COLOURS), runs.items(), strict=False):
             _draw_run(loss, rate, speed, label if len(runs) > 1 else "", series, colour)
+            for panel in middle:
+                panel.plot(*series["hellaswag/acc_norm"], "o-", color=colour, markersize=4, linewidth=1.2)
+        for panel in middle:
+            _compare_with_gpt2(panel)
         loss.set_ylabel("loss (nats per token)")
         loss.legend(frameon=False)
         rate.set_ylabel("learning\nrate")
@@ -64,6 +72,18 @@ def _draw_run(loss: Any, rate: Any, speed: Any, label: str, series: dict[str, np
     speed.plot(*series["train/tokens_per_sec"], color=colour, linewidth=1.2)
 
 
+def _compare_with_gpt2(panel: Any) -> None:
+    """What OpenAI's models reach on HellaSwag, as lines; the larger one only where the curve comes near it."""
+    panel.set_ylabel("HellaSwag\naccuracy (bytes)")
+    highest = max(line.get_ydata().max() for line in panel.lines if len(line.get_ydata()))
+    for name, accuracy in GPT2_ON_HELLASWAG.items():
+        if accuracy < highest + 0.15:
+            panel.axhline(accuracy, color="black", linewidth=0.8, linestyle=":")
+            panel.annotate(
+                name, (1, accuracy), xycoords=("axes fraction", "data"), ha="right", va="bottom", fontsize=8
+            )
+
+
 def smoothed(values: np.ndarray) -> np.ndarray:
     """Exponential moving average over about a fiftieth of the curve, without the start's bias (as Adam's moments)."""
     weight = 1 - 1 / max(1.0, len(values) / 50)
@@ -82,7 +102,7 @@ def _series(run_dir: Path) -> dict[str, np.ndarray]:
         raise ValueError(f"{run_dir}: no {METRICS_FILE}; give the folder of a run")
     lines = read_metrics(path)
     series = {}
-    for name in ("train/loss", "val/loss", "train/lr", "train/tokens_per_sec"):
+    for name in ("train/loss", "val/loss", "train/lr", "train/tokens_per_sec", "hellaswag/acc_norm"):
         points = [(line["step"], line[name]) for line in lines if name in line]
         array = np.array(points, dtype=np.float64).reshape(-1, 2).T
         series[name] = array[:, np.isfinite(array[1])]

@@ -12,7 +12,7 @@ from safetensors import safe_open
 from minigpt.arguments import Arguments
 from minigpt.provenance import DATA_FILE, ENVIRONMENT_FILE
 
-METRICS_FILE = "metrics.jsonl"
+METRICS_FILE, EVALUATIONS_DIR = "metrics.jsonl", "evaluations"
 METRIC_NAMES = {  # name in metrics.jsonl: (type in model-index, name in the table)
     "val/loss": ("loss", "Loss (nats per token)"),
     "val/perplexity": ("perplexity", "Perplexity (per token)"),
@@ -33,6 +33,7 @@ class Facts:
     data: dict[str, Any]
     environment: dict[str, Any]
     metrics: list[dict[str, float]]
+    later: list[dict[str, Any]]  # what `minigpt hellaswag --output RUN/evaluations/…` found after the training
     has_curve: bool
 
     @property
@@ -50,6 +51,8 @@ class Facts:
         found = {"step": last.get("step", 0)}
         for line in (line for line in lines if line["step"] == last["step"]):
             found |= {name: line[name] for name in METRIC_NAMES if math.isfinite(line.get(name, math.nan))}
+        for result in self.later:
+            found |= {name: result[name] for name in METRIC_NAMES if name.startswith("hellaswag/") and name in result}
         return found
 
     @property
@@ -90,6 +93,7 @@ def read_facts(run_dir: Path, model_dir: Path | None = None) -> Facts:
         data=_read_json(run_dir / DATA_FILE),
         environment=_read_json(run_dir / ENVIRONMENT_FILE),
         metrics=_read_lines(run_dir / METRICS_FILE),
+        later=[_read_json(path) for path in sorted((run_dir / EVALUATIONS_DIR).glob("*.json"))],
         has_curve=(run_dir / "loss.png").is_file(),
     )
 

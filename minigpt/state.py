@@ -31,9 +31,9 @@ class TrainingState:
         self.samples_seen += samples
         self.tokens_seen += tokens
 
-    def is_best(self, val_loss: float) -> bool:
-        """Whether `val_loss` is the lowest so far; if so it is remembered."""
-        if self.best_val_loss is not None and val_loss >= self.best_val_loss:
+    def is_best(self, val_loss: float | None) -> bool:
+        """Whether `val_loss` is the lowest so far; if so it is remembered. None, where none was taken, is not."""
+        if val_loss is None or (self.best_val_loss is not None and val_loss >= self.best_val_loss):
             return False
         self.best_step, self.best_val_loss = self.step, val_loss
         return True

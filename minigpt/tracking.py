@@ -78,12 +78,17 @@ class TrainingLog:
         self.record(state, metrics)
         self.say(self._progress_line(state, metrics))
 
-    def validation(self, state: TrainingState, metrics: dict[str, float], is_best: bool) -> None:
+    def evaluation(self, state: TrainingState, metrics: dict[str, float], is_best: bool) -> None:
+        """Log what evaluations found: `val/…`, `hellaswag/…`, or both."""
         self.record(state, metrics)
-        parts = [f"loss {metrics['val/loss']:.4f}", f"perplexity {metrics['val/perplexity']:.2f}"]
-        if "val/bits_per_byte" in metrics:
-            parts.append(f"{metrics['val/bits_per_byte']:.3f} bits per byte")
-        self.say(f"  validation: {', '.join(parts)}{' (best so far)' if is_best else ''}")
+        if "val/loss" in metrics:
+            parts = [f"loss {metrics['val/loss']:.4f}", f"perplexity {metrics['val/perplexity']:.2f}"]
+            if "val/bits_per_byte" in metrics:
+                parts.append(f"{metrics['val/bits_per_byte']:.3f} bits per byte")
+            self.say(f"  validation: {', '.join(parts)}{' (best so far)' if is_best else ''}")
+        if "hellaswag/acc" in metrics:
+            acc, by_bytes = metrics["hellaswag/acc"], metrics["hellaswag/acc_norm"]
+            self.say(f"  HellaSwag: accuracy {acc:.1%}, normalised by bytes {by_bytes:.1%}")
 
     def samples(self, state: TrainingState, texts: dict[str, str]) -> None:
         """Show sample texts by prompt, and hand them to the trackers that take text."""

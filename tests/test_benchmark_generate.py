@@ -23,7 +23,7 @@ def test_twins_compute_the_same() -> None:
     with torch.no_grad():
         torch.testing.assert_close(ours(ids).logits, theirs(ids).logits, atol=1e-5, rtol=0)
     # 124M's table and one of its twelve layers, four bytes a number; the position table is not read
-    assert weight_bytes(ours) == 4 * (50257 * 768 + 7_087_872 + 2 * 768)
+    assert weight_bytes(theirs) == 4 * (50257 * 768 + 7_087_872 + 2 * 768)
 
 
 def test_report_holds_a_row_a_setting(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

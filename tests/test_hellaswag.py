@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT, finish
+from conftest import ROOT, command, finish, metrics
 
 from configuration_minigpt import MiniGPTConfig
 from minigpt.cli import main
-from minigpt.hellaswag import cleaned, encode_item, load_rows
+from minigpt.hellaswag_items import cleaned, encode_item, load_rows
 from minigpt.tokenization import load_tokenizer, train_bpe
 from modeling_minigpt import MiniGPTForCausalLM
 
@@ -118,3 +118,28 @@ def test_a_line_that_is_no_item_is_named(folder: Path, tmp_path: Path, line: str
     (tmp_path / "empty.jsonl").touch()
     with pytest.raises(ValueError, match="no HellaSwag items"):
         load_rows(tmp_path / "empty.jsonl", None)
+
+
+def test_training_measures_what_the_command_measures(folder: Path, tmp_path: Path, tiny_run: list[str]) -> None:
+    """On two processes; the accuracies reach metrics.jsonl, the card and the plot."""
+    items = ["--hellaswag_file", str(folder / "items.jsonl"), "--hellaswag_limit", "10", "--hellaswag_steps", "0"]
+    model = ["--model_name_or_path", str(folder / "model"), "--tokenizer", str(folder / "model")]
+    shape = ("--hidden_size", "--num_hidden_layers", "--num_attention_heads", "--tokenizer", "--dropout")
+    places = {place + offset for place, word in enumerate(tiny_run) if word in shape for offset in (0, 1)}
+    words = [word for place, word in enumerate(tiny_run) if place not in places]
+    run = finish(command(*words, *model, *items, processes=2))
+    assert run.returncode == 0, run.stderr
+    assert "HellaSwag: accuracy" in run.stdout
+    answered = answers(folder, tmp_path / "a.jsonl", "--limit", "10", "--model", str(tmp_path / "run"))
+    for name in ("acc", "acc_norm", "acc_norm_tokens"):
+        [(step, value)] = metrics(tmp_path / "run", f"hellaswag/{name}").items()
+        assert step == 12
+        assert value == pytest.approx(sum(answer[name] for answer in answered) / 10)
+    assert "HellaSwag" in (tmp_path / "run" / "README.md").read_text(encoding="utf-8")
+
+
+def test_items_that_cannot_be_read_stop_a_run_before_it_writes_anything(tiny_run: list[str], tmp_path: Path) -> None:
+    run = finish(command(*tiny_run, "--hellaswag_steps", "5", "--hellaswag_file", str(tmp_path / "none.jsonl")))
+    assert run.returncode == 2
+    assert f"{tmp_path / 'none.jsonl'}: no such file" in run.stderr
+    assert not (tmp_path / "run").exists()
