@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import evaluate
 import pytest
 import yaml
 from huggingface_hub import ModelCard
@@ -111,3 +112,15 @@ def test_a_folder_that_knows_nothing_but_its_shape_still_has_a_true_card(tmp_pat
     assert "## Training" not in card.text
     assert "## Data" not in card.text
     assert card.data.to_dict().get("model-index") is None
+
+
+def test_hellaswag_measured_after_the_training_is_on_the_card(run: Path) -> None:
+    (run / "evaluations").mkdir()
+    evaluate.save(
+        str(run / "evaluations" / "hellaswag.json"), **{"hellaswag/acc": 0.2892, "hellaswag/acc_norm": 0.3114}
+    )
+    write_card(run)
+    card = ModelCard.load(run / CARD_FILE)
+    assert "| HellaSwag, accuracy normalised by bytes | 0.3114 |" in card.text
+    values = {result.metric_name: result.metric_value for result in card.data.eval_results or []}
+    assert values["HellaSwag, accuracy"] == 0.2892

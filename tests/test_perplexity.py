@@ -124,3 +124,13 @@ def test_bad_options_are_one_line(
         main(["eval", "--model", str(folder / "model"), "--data", str(folder / "shards"), *words, "--use_cpu"])
     assert stop.value.code == 2
     assert message in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_results_are_kept_as_evaluate_saves_them(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    kept = tmp_path / "eval.json"
+    shown = evaluate(capsys, "--model", folder / "model", "--data", folder / "shards", "--output", kept)
+    saved = json.loads(kept.read_text(encoding="utf-8"))
+    assert saved["results"] == shown
+    assert "_evaluate_version" in saved
