@@ -183,7 +183,7 @@ def bars_html(shares: list[tuple[str, float]]) -> str:
         for label, share in shares
     )
     total = 100 * sum(share for _, share in shares)
-    caption = f"probability in %, before temperature, top k and top p; these {len(shares)} together {total:.0f} %"
+    caption = f"probability in %, before temperature, top k and top p; together {total:.0f} %"
     return (
         f'<b>The likeliest next tokens</b><div class="caption">{caption}</div>'
         f'<div class="bars" role="img" aria-label="{caption}">{rows}</div>'
@@ -195,12 +195,12 @@ def attention_figure(weights: Any, labels: list[str], title: str) -> Any:
     import numpy as np
     from matplotlib.figure import Figure  # not pyplot: pages are drawn in several threads
 
-    figure = Figure(figsize=(6.4, 5.8), layout="constrained", dpi=110)
+    figure = Figure(figsize=(6, 5.2), layout="constrained", dpi=120)
     axes = figure.subplots()
     future = np.triu(np.ones_like(weights, dtype=bool), k=1)
     picture = axes.imshow(np.ma.array(weights, mask=future), cmap="viridis_r", vmin=0, interpolation="nearest")
     shown = [label if len(label) <= 10 else f"{label[:9]}…" for label in labels]
-    size = 9 if len(shown) <= 20 else 7
+    size = 9 if len(shown) <= 16 else 8
     # tokens may hold $ and glyphs of any script: no mathematics, and no warning for a glyph that is missing
     axes.set_xticks(range(len(shown)), shown, rotation=90, fontsize=size, family="monospace", parse_math=False)
     axes.set_yticks(range(len(shown)), shown, fontsize=size, family="monospace", parse_math=False)
@@ -224,15 +224,19 @@ def build_page(player: Player, name: str, prompts: list[str]) -> Any:
         with gr.Row():
             with gr.Column(scale=3):
                 prompt = gr.Textbox(
-                    (prompts or [""])[0], label="Prompt (empty: the start of a text)", lines=2, elem_id="prompt"
+                    (prompts or [""])[0],
+                    label="Prompt (empty: the start of a text)",
+                    lines=2,
+                    max_lines=8,
+                    elem_id="prompt",
                 )
                 with gr.Row():
                     start = gr.Button("Generate", variant="primary", elem_id="generate")
                     stop = gr.Button("Stop", elem_id="stop")
                 problem = gr.HTML(elem_id="problem")
-                text = gr.Textbox(label="Text", lines=9, max_lines=9, buttons=["copy"], elem_id="text")
+                text = gr.Textbox(label="Text", lines=7, max_lines=12, buttons=["copy"], elem_id="text")
                 if len(prompts) > 1:
-                    gr.Examples([[example] for example in prompts], [prompt], label="Prompts of its training")
+                    gr.Examples([[example] for example in prompts], [prompt], label="Examples")
             with gr.Column(scale=2):
                 knobs = [
                     gr.Slider(1, 1000, 100, step=1, label="Max new tokens"),
