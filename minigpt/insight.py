@@ -47,12 +47,12 @@ def attention_weights(model: Any, ids: list[int], layer: int, head: int) -> Any:
 @contextmanager
 def eager(model: Any) -> Iterator[None]:
     """Attention in plain operations, the only kernel that hands out its weights; afterwards the one before."""
-    before = model.config._attn_implementation
-    model.set_attn_implementation("eager")
+    before = model.config._attn_implementation  # set by hand: before 5.16 `set_attn_implementation` knows no MiniGPT
+    model.config._attn_implementation = "eager"
     try:
         yield
     finally:
-        model.set_attn_implementation(before)
+        model.config._attn_implementation = before
 
 
 def token_label(tokenizer: Any, token: int) -> str:

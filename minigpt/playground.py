@@ -21,16 +21,14 @@ BARS = 10
 SHOWN_TOKENS = 24  # more would not be readable on the axes
 CSS = f"""
 .gradio-container {{max-width: 1180px !important; margin: 0 auto !important}}
-#problem {{color: #b00020; font-weight: 600; padding: 0}}
-.dark #problem {{color: #ff9b9b}}
+#problem {{color: #b00020; font-weight: 600; padding: 0}} .dark #problem {{color: #ff9b9b}}
 #text textarea, #prompt textarea {{font-family: var(--font-mono); line-height: 1.5}}
 .bars {{display: grid; grid-template-columns: max-content 1fr max-content; gap: .75em .7em; align-items: center}}
 .bars .token {{font-family: var(--font-mono); text-align: right; max-width: 11em; overflow: hidden;
               text-overflow: ellipsis; white-space: nowrap}}
 .bars .bar {{background: {COLOURS[0]}; height: 1.15em; border-radius: 2px; min-width: 1px}}
 .bars .share {{font-variant-numeric: tabular-nums; text-align: right}}
-#bars {{padding: .6em .2em}}
-.caption {{opacity: .75; font-size: .85em; margin-bottom: 1em}}
+#bars {{padding: .6em .2em}} .caption {{opacity: .75; font-size: .85em; margin-bottom: 1em}}
 """
 
 
@@ -269,7 +267,9 @@ def _connect(
     def look(ids: list[int], layer: int, head: int) -> tuple[Any, ...]:
         return (player.bars(ids), player.attention(ids, layer, head)) if ids else (gr.skip(), gr.skip())
 
-    def follow(prompt: str, layer: int, head: int) -> tuple[Any, ...]:
+    def follow(prompt: str, layer: int, head: int, request: gr.Request) -> tuple[Any, ...]:
+        if request.session_hash in player.running:  # the views will follow its text
+            return (gr.skip(),) * 4
         try:
             ids = prompt_ids(player.model, player.tokenizer, prompt)
             return ids, "", *look(ids, layer, head)

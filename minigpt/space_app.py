@@ -55,7 +55,7 @@ demo = gr.Interface(
     ],
     outputs=gr.Textbox(label="Text", lines=12),
     title=MODEL.split("/")[-1],
-    description=f"A base model: it continues text and follows no instructions. [Its card](/{MODEL})",
+    description=f"A base model: it continues text and follows no instructions. [Its card](https://huggingface.co/{MODEL})",
     flagging_mode="never",
 )
 

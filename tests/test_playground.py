@@ -132,31 +132,42 @@ def until(found: Callable[[], Any], seconds: float = 60) -> Any:
 def test_a_visitor_sees_text_bars_attention_and_one_line_for_a_prompt_that_is_too_long(
     address: str, browser: Any
 ) -> None:
-    def all_of(selector: str) -> list[Any]:
-        return browser.find_elements("css selector", selector)
+    def page(expression: str) -> Any:
+        return browser.execute_script(f"const all = s => [...document.querySelectorAll(s)]; return {expression}")
+
+    def picture() -> str:
+        return page("all('#attention img').map(e => e.src).join()")
+
+    def shares() -> list[str]:
+        return page("all('#bars .share').map(e => e.textContent)")
 
     def text() -> str:
-        return all_of("#text textarea")[0].get_property("value")
+        return page("all('#text textarea')[0].value")
+
+    player = Player(tiny_model(), byte_tokenizer(eos_token="<|endoftext|>"))
+    *_, (written, ids) = player.generate("test", "Once upon", Sampling(100, temperature=0.8, top_k=50), seed=0)
+    written = re.sub("\r\n?", "\n", written)  # as a text box does
 
     browser.get(address)
-    assert until(lambda: all_of("#attention img"))
-    assert len(all_of("#bars .bar")) == 10  # of the empty prompt: the start of a text
-    first = all_of("#attention img")[0].get_attribute("src")
-    all_of("#prompt textarea")[0].send_keys("Once upon")
-    assert until(lambda: all_of("#attention img")[0].get_attribute("src") != first)
-    before = all_of("#bars")[0].text
-    all_of("#generate")[0].click()
-    assert until(lambda: text().startswith("Once upon") and len(text()) > len("Once upon"))
-    assert until(lambda: all_of("#bars")[0].text != before)  # they follow the text
-    assert len(all_of("#bars .bar")) == 10
-    assert all_of("#attention img")[0].size["width"] > 200
-    assert not all_of("#problem")[0].text
-    written = text()
+    assert until(picture)  # of the empty prompt: the start of a text
+    first = picture()
+    assert len(shares()) == page("all('#bars .bar').length") == 10
+    prompt = browser.find_element("css selector", "#prompt textarea")
+    prompt.send_keys("Once upon")
+    typed = re.findall(r">([\d.]+ %)<", player.bars(ids[:9]))
+    assert until(lambda: shares() == typed)  # the views follow what is typed
+    assert until(lambda: picture() != first)
+    browser.find_element("id", "generate").click()
+    assert until(lambda: text() == written)
+    after = re.findall(r">([\d.]+ %)<", player.bars(ids))
+    assert until(lambda: shares() == after)  # and then the text
+    assert page("all('#attention img')[0].naturalWidth") > 200
+    assert not page("all('#problem')[0].innerText.trim()")
 
-    all_of("#prompt textarea")[0].send_keys("x" * CONTEXT)
-    assert until(lambda: all_of("#problem")[0].text)
-    all_of("#generate")[0].click()
+    prompt.send_keys("x" * CONTEXT)
+    said = f"the prompt has {9 + CONTEXT} tokens, but the context holds {CONTEXT}"
+    assert until(lambda: page("all('#problem')[0].innerText").strip().startswith(said))
+    browser.find_element("id", "generate").click()
     time.sleep(1)
-    (line,) = all_of("#problem")[0].text.splitlines()
-    assert line.startswith(f"the prompt has {9 + CONTEXT} tokens, but the context holds {CONTEXT}")
+    assert len(page("all('#problem')[0].innerText").strip().splitlines()) == 1
     assert text() == written
