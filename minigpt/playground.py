@@ -1,10 +1,11 @@
 """How does one play with a model? `minigpt playground`: a page with its text, its next tokens and its attention.
 
-The page is Gradio's (`pip install minigpt[playground]`); what it shows is computed in sampling.py and insight.py.
+The page is Gradio's (`pip install minigpt[playground]`); sampling.py and insight.py compute what it shows.
 """
 
 import argparse
 import html
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 from queue import Empty, Queue
@@ -13,22 +14,18 @@ from typing import Any
 
 from minigpt.generate import load_model
 from minigpt.insight import attention_weights, next_token_probabilities, token_label
-from minigpt.plot import COLOURS
 from minigpt.run_facts import read_facts
 from minigpt.sampling import Sampling, complete, context_length, end_of_text_ids, prompt_ids
+from minigpt.views import BARS_CSS, attention_figure, bars_html
 
 BARS = 10
 SHOWN_TOKENS = 24  # more would not be readable on the axes
-CSS = f"""
-.gradio-container {{max-width: 1180px !important; margin: 0 auto !important}}
-#problem {{color: #b00020; font-weight: 600; padding: 0}} .dark #problem {{color: #ff9b9b}}
-#text textarea, #prompt textarea {{font-family: var(--font-mono); line-height: 1.5}}
-.bars {{display: grid; grid-template-columns: max-content 1fr max-content; gap: .75em .7em; align-items: center}}
-.bars .token {{font-family: var(--font-mono); text-align: right; max-width: 11em; overflow: hidden;
-              text-overflow: ellipsis; white-space: nowrap}}
-.bars .bar {{background: {COLOURS[0]}; height: 1.15em; border-radius: 2px; min-width: 1px}}
-.bars .share {{font-variant-numeric: tabular-nums; text-align: right}}
-#bars {{padding: .6em .2em}} .caption {{opacity: .75; font-size: .85em; margin-bottom: 1em}}
+CSS = """
+.gradio-container {max-width: 1180px !important; margin: 0 auto !important}
+#problem {color: #b00020; font-weight: 600; padding: 0}
+.dark #problem {color: #ff9b9b}
+#text textarea, #prompt textarea {font-family: var(--font-mono); line-height: 1.5}
+#bars {padding: .6em .2em}
 """
 
 
@@ -49,6 +46,11 @@ def main(args: argparse.Namespace) -> None:
         raise ValueError("the playground needs Gradio: pip install minigpt[playground]") from error
     if args.port is not None and not 1 <= args.port <= 65535:
         raise ValueError(f"port={args.port} must be from 1 to 65535")
+    try:  # Gradio would try one port after the other
+        family = socket.AF_INET6 if ":" in args.host else socket.AF_INET
+        socket.create_server((args.host, args.port or 0), family=family).close()
+    except OSError as error:
+        raise ValueError(f"cannot listen at {args.host}, port {args.port or 'any'}: {error.strerror}") from error
     folder = Path(args.model).expanduser()
     prompts = read_facts(folder).options.get("sample_prompts") or [] if folder.is_dir() else []
     player = Player(*load_model(args.model, None, "auto", False))
@@ -62,7 +64,7 @@ def main(args: argparse.Namespace) -> None:
         prevent_thread_lock=True,
         quiet=True,
         theme=gradio.themes.Default(primary_hue="blue", **fonts),
-        css=CSS,
+        css=CSS + BARS_CSS,
         footer_links=[],
     )
     print(f"playground: {local}{f' and {public}' if public else ''}     (Ctrl-C ends it)", flush=True)
@@ -169,45 +171,6 @@ class _Stream:
             except Empty:
                 return True
         return False
-
-
-def bars_html(shares: list[tuple[str, float]]) -> str:
-    """Horizontal bars, one a (label, probability), with the probability in per cent behind each."""
-    longest = max(share for _, share in shares)
-    rows = "".join(
-        f'<span class="token" title="{html.escape(label)}">{html.escape(label)}</span>'
-        f'<span class="bar" style="width: {100 * share / longest:.1f}%"></span>'
-        f'<span class="share">{100 * share:.1f} %</span>'
-        for label, share in shares
-    )
-    total = 100 * sum(share for _, share in shares)
-    caption = f"probability in %, before temperature, top k and top p; together {total:.0f} %"
-    return (
-        f'<b>The likeliest next tokens</b><div class="caption">{caption}</div>'
-        f'<div class="bars" role="img" aria-label="{caption}">{rows}</div>'
-    )
-
-
-def attention_figure(weights: Any, labels: list[str], title: str) -> Any:
-    """A matplotlib figure of attention weights [T, T]: rows look, columns are looked at; the future is left white."""
-    import numpy as np
-    from matplotlib.figure import Figure  # not pyplot: pages are drawn in several threads
-
-    figure = Figure(figsize=(6, 5.2), layout="constrained", dpi=120)
-    axes = figure.subplots()
-    future = np.triu(np.ones_like(weights, dtype=bool), k=1)
-    picture = axes.imshow(np.ma.array(weights, mask=future), cmap="viridis_r", vmin=0, interpolation="nearest")
-    shown = [label if len(label) <= 10 else f"{label[:9]}…" for label in labels]
-    size = 9 if len(shown) <= 16 else 8
-    # tokens may hold $ and glyphs of any script: no mathematics, and no warning for a glyph that is missing
-    axes.set_xticks(range(len(shown)), shown, rotation=90, fontsize=size, family="monospace", parse_math=False)
-    axes.set_yticks(range(len(shown)), shown, fontsize=size, family="monospace", parse_math=False)
-    axes.set_xlabel("token that is looked at")
-    axes.set_ylabel("token that looks")
-    axes.set_title(title, loc="left", fontsize=10)
-    axes.spines[["top", "right"]].set_visible(False)
-    figure.colorbar(picture, ax=axes, label="attention weight (share of 1)", shrink=0.85)
-    return figure
 
 
 def build_page(player: Player, name: str, prompts: list[str]) -> Any:

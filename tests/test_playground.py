@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -16,8 +17,9 @@ from conftest import ROOT
 from test_generate import CONTEXT, byte_tokenizer, tiny_model
 
 from minigpt.cli import main
-from minigpt.playground import Player, bars_html
+from minigpt.playground import Player
 from minigpt.sampling import Sampling, sample_text
+from minigpt.views import bars_html
 
 
 def test_the_text_on_the_page_is_that_of_minigpt_generate_and_grows_on_its_way_there() -> None:
@@ -79,6 +81,18 @@ def test_without_gradio_one_line_says_what_to_install(
     assert ended.value.code == 2
     said = capsys.readouterr().err
     assert said == "minigpt playground: the playground needs Gradio: pip install minigpt[playground]\n"
+
+
+def test_an_address_that_is_taken_is_one_line_before_the_model_is_loaded(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "gradio", ModuleType("gradio"))
+    with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(SystemExit) as ended:
+        main(["playground", "--model", "runs/none", "--port", str(taken.getsockname()[1])])
+    assert ended.value.code == 2
+    said = capsys.readouterr().err
+    assert said.startswith("minigpt playground: cannot listen at 127.0.0.1, port ")
+    assert len(said.splitlines()) == 1
 
 
 @pytest.fixture
