@@ -1,6 +1,6 @@
 """Publish a run on the Hugging Face Hub, with a card written from it.
 
-    python hub_upload.py RUN_DIR USER/NAME [--private] [--dry_run] ...
+    python hub_upload.py RUN_DIR USER/NAME [--private] [--space] [--dry_run] ...
 
 The token comes from HF_TOKEN or `hf auth login`. Run the same command again after an interruption, or to bring what
 has changed; what is there already is not sent again.
@@ -13,29 +13,39 @@ from pathlib import Path
 from huggingface_hub.utils import validate_repo_id
 
 from minigpt.errors import OneLineParser, one_line_errors
-from minigpt.publish import Destination, collect, left_out, publish, readable
+from minigpt.publish import Destination, collect, described, left_out, publish, readable
 from minigpt.secret_scan import refuse_secret_words
+from minigpt.space import collect_space, space_of
 
 
 def main(argv: list[str]) -> None:
     """Publish, or with --dry_run tell what would go. Raises ValueError in one line for whatever stands in the way."""
     refuse_secret_words(argv)
     args = parse(argv)
-    validate_repo_id(args.repo_id)
-    if "/" not in args.repo_id:
-        raise ValueError(f"{args.repo_id}: whose repository? Give USER/{args.repo_id} or ORGANISATION/{args.repo_id}")
+    space_id = args.repo_id if args.space == "" else args.space
+    for name in filter(None, (args.repo_id, space_id)):
+        validate_repo_id(name)
+        if "/" not in name:
+            raise ValueError(f"{name}: whose repository? Give USER/{name} or ORGANISATION/{name}")
     if not args.run_dir.is_dir():
         raise ValueError(f"{args.run_dir}: no such folder; give the folder of a run")
-    options = {name: value for name, value in vars(args).items() if name not in ("run_dir", "dry_run")}
-    destination = Destination(**options)
-    items = collect(destination, args.run_dir)
-    if not args.dry_run:
-        print(publish(destination, items))
-        return
-    for item in items:
-        print(f"{readable(item.size):>12}  {item.name}")
-    print(f"{readable(sum(item.size for item in items)):>12}  in {len(items)} files would go to {args.repo_id}")
-    print(f"stays here: {', '.join(left_out(args.run_dir, items)) or 'nothing'}")
+    options = {name: value for name, value in vars(args).items() if name not in ("run_dir", "dry_run", "space")}
+    model = Destination(**options)
+    items = collect(model, args.run_dir)
+    uploads = [(model, items)]
+    if space_id is not None:
+        space = space_of(model, space_id)
+        uploads.append((space, collect_space(model, space, args.run_dir)))
+    for destination, files in uploads:
+        if not args.dry_run:
+            print(publish(destination, files), flush=True)
+            continue
+        for item in files:
+            print(f"{readable(item.size):>12}  {item.name}")
+        size = readable(sum(item.size for item in files))
+        print(f"{size:>12}  in {len(files)} files would go to {described(destination)}")
+    if args.dry_run:
+        print(f"stays here: {', '.join(left_out(args.run_dir, items)) or 'nothing'}")
 
 
 def parse(argv: list[str]) -> Namespace:
@@ -49,6 +59,13 @@ def parse(argv: list[str]) -> Namespace:
     parser.add_argument("--revision", metavar="BRANCH", help="branch to commit to, created if need be (default: main)")
     parser.add_argument("--create_pr", action="store_true", help="open a pull request instead of committing")
     parser.add_argument("--tag", help="tag the commit")
+    parser.add_argument(
+        "--space",
+        nargs="?",
+        const="",
+        metavar="USER/NAME",
+        help="and a demo of it, as a Gradio Space (default: same name)",
+    )
     parser.add_argument("--commit_message", default=Destination.commit_message, help="(default: %(default)s)")
     parser.add_argument("--license", default=Destination.license, help="licence of the weights (default: %(default)s)")
     parser.add_argument("--dry_run", action="store_true", help="list what would go and how large; nothing is sent")

@@ -99,7 +99,7 @@ def _what_it_is(facts: Facts) -> str:
 
 def _usage(facts: Facts, name: str, revision: str | None) -> str:
     length = min(40, facts.config["max_position_embeddings"] // 2)
-    prompt = json.dumps(_prompt(facts), ensure_ascii=False)
+    prompt = json.dumps(example_prompt(facts), ensure_ascii=False)
     at = f', revision="{revision}"' if revision else ""
     return (
         "```python\nfrom transformers import pipeline\n\n"
@@ -109,7 +109,7 @@ def _usage(facts: Facts, name: str, revision: str | None) -> str:
     )
 
 
-def _prompt(facts: Facts) -> str:
+def example_prompt(facts: Facts) -> str:
     """A text that the tokenizer can read (one of characters refuses those it does not know)."""
     given = facts.options.get("sample_prompts") or []
     path = facts.model_dir / "tokenizer.json"

@@ -9,6 +9,7 @@ from minigpt.errors import OneLineParser, one_line_errors
 VERBS = {
     "prepare": ("minigpt.prepare", "turn text into token shards"),
     "generate": ("minigpt.generate", "continue prompts, or talk with a model"),
+    "playground": ("minigpt.playground", "a page to play with a model"),
     "eval": ("minigpt.perplexity", "loss, perplexity and bits per byte over a text"),
     "hellaswag": ("minigpt.hellaswag", "accuracy on HellaSwag, in three normalisations"),
     "export-gpt2": ("minigpt.gpt2_export", "write a stock GPT-2 folder"),

@@ -48,6 +48,9 @@ def main(args: argparse.Namespace) -> None:
         raise ValueError("--interactive gives one answer at a time: one seed, num_return_sequences=1")
     prompts = [] if args.interactive else read_prompts(args)
     model, tokenizer = load_model(args.model, args.device, args.dtype, args.trust_remote_code)
+    from minigpt.packed_linear import pack_linears  # here, since it needs torch
+
+    pack_linears(model)
     if args.interactive:
         _converse(model, tokenizer, sampling, args.seed[0])
         return
@@ -120,7 +123,6 @@ def load_model(name: str, device: str | None, dtype: str, trust_remote_code: boo
     from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig
     from transformers.utils import logging
 
-    from minigpt.packed_linear import pack_linears
     from modeling_minigpt import MiniGPTForCausalLM
 
     logging.set_verbosity_error()
@@ -141,7 +143,7 @@ def load_model(name: str, device: str | None, dtype: str, trust_remote_code: boo
     if device is None:
         device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:
-        return pack_linears(model.to(device).eval()), tokenizer
+        return model.to(device).eval(), tokenizer
     except (RuntimeError, AssertionError) as error:
         raise ValueError(f"device={device} cannot be used: {str(error).splitlines()[0]}") from error
 

@@ -53,6 +53,7 @@ class Destination:
     tag: str | None = None
     commit_message: str = "Upload a MiniGPT run"
     license: str = "mit"
+    repo_type: str = "model"  # or "space"
 
 
 def collect(destination: Destination, run_dir: Path, model_dir: Path | None = None) -> list[Item]:
@@ -82,6 +83,11 @@ def collect(destination: Destination, run_dir: Path, model_dir: Path | None = No
         facts = read_facts(run_dir, model_dir)
         text = model_card(facts, destination.repo_id, destination.license, destination.revision)
         items.append(Item(CARD_FILE, text.encode(), generated=True))
+    return without_secrets(items)
+
+
+def without_secrets(items: list[Item]) -> list[Item]:
+    """The same files. Raises ValueError that names every file and line with a secret."""
     refuse_secrets({item.name: item.content for item in items if isinstance(item.content, bytes)})
     return items
 
@@ -111,38 +117,48 @@ def commit(api: HfApi, destination: Destination, items: list[Item]) -> str:
 
     A card that was edited on the Hub stays as it is there, unless the run's own is a person's too.
     """
-    repo_id, revision = destination.repo_id, destination.revision
+    repo_id, revision, kind = destination.repo_id, destination.revision, destination.repo_type
     if _is_edited_there(api, destination):
         items = [item for item in items if not item.generated]
-    head = api.repo_info(repo_id, revision=revision).sha
+    head = api.repo_info(repo_id, revision=revision, repo_type=kind).sha
     made = api.create_commit(
         repo_id,
         [CommitOperationAdd(item.name, item.content) for item in items],
         commit_message=destination.commit_message,
         revision=revision,
+        repo_type=kind,
         create_pr=destination.create_pr,
     )
     if destination.tag:
         _tag(api, destination, made.oid)
     if made.oid == head:
-        return f"nothing to upload: {repo_id} has these {len(items)} files already (commit {head[:8]})"
+        return f"nothing to upload: {described(destination)} has these {len(items)} files already (commit {head[:8]})"
     size = sum(item.size for item in items)
     return f"uploaded {len(items)} files ({readable(size)}): {made.pr_url or made.commit_url}"
 
 
+def described(destination: Destination) -> str:
+    """The repository in words."""
+    return f"the Space {destination.repo_id}" if destination.repo_type == "space" else destination.repo_id
+
+
 def _is_edited_there(api: HfApi, destination: Destination) -> bool:
+    repo_id, revision, kind = destination.repo_id, destination.revision, destination.repo_type
+    if kind == "space" and not api.file_exists(repo_id, "app.py", revision=revision, repo_type=kind):
+        return False  # a new Space comes with a card of the Hub's
     try:
-        return is_edited(Path(api.hf_hub_download(destination.repo_id, CARD_FILE, revision=destination.revision)))
+        return is_edited(Path(api.hf_hub_download(repo_id, CARD_FILE, revision=revision, repo_type=kind)))
     except EntryNotFoundError:
         return False
 
 
 def create_repository(api: HfApi, destination: Destination) -> None:
     """Make sure that repository and branch are there. Raises ValueError when a private one was asked for in vain."""
-    repo_id, revision = destination.repo_id, destination.revision
+    repo_id, revision, kind = destination.repo_id, destination.revision, destination.repo_type
     api.whoami()  # the clearest answer to a wrong token
-    api.create_repo(repo_id, private=destination.private or None, exist_ok=True)
-    if destination.private and not api.repo_info(repo_id).private:
+    sdk = "gradio" if kind == "space" else None
+    api.create_repo(repo_id, private=destination.private or None, repo_type=kind, space_sdk=sdk, exist_ok=True)
+    if destination.private and not api.repo_info(repo_id, repo_type=kind).private:
         raise ValueError(f"{repo_id} exists and is public; make it private in its settings, or leave --private out")
     if revision is not None and not revision.startswith("refs/"):
         api.create_branch(repo_id, branch=revision, exist_ok=True)

@@ -107,7 +107,7 @@ class Refusal(Exception):
         self.status, self.code, self.more = status, code, more
 
 
-REPO = r"/api/models/([^/]+/[^/]+)"
+REPO = r"/api/(?:models/|(?=spaces/))((?:spaces/)?[^/]+/[^/]+)"  # a Space is kept as "spaces/USER/NAME"
 ROUTES: list[tuple[str, str, str]] = [
     ("GET", r"/api/whoami-v2", "whoami"),
     ("POST", r"/api/validate-yaml", "validate_yaml"),
@@ -124,7 +124,7 @@ ROUTES: list[tuple[str, str, str]] = [
     ("PUT", r"/large/(\w+)", "large_put"),
     ("PUT", r"/large/(\w+)/(\d+)", "large_put"),
     ("POST", r"/large/(\w+)/complete", "large_complete"),
-    ("GET", r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", "resolve"),
+    ("GET", r"/((?:spaces/)?[^/]+/[^/]+)/resolve/([^/]+)/(.+)", "resolve"),
 ]
 
 
@@ -198,7 +198,7 @@ class Handler(BaseHTTPRequestHandler):
         return self.server.users.get(token)
 
     def _repo(self, repo_id: str, write: bool = False) -> Repository:
-        user, owner = self._user(needed=write), repo_id.split("/")[0]
+        user, owner = self._user(needed=write), repo_id.removeprefix("spaces/").split("/")[0]
         repo = self.server.repos.get(repo_id)
         if repo is None or (repo.private and user != owner):
             raise Refusal(404 if user else 401, "Repository not found", "RepoNotFound")
@@ -227,12 +227,16 @@ class Handler(BaseHTTPRequestHandler):
         owner = wanted.get("organization") or user
         if owner != user:
             raise Refusal(403, f"You don't have the rights to create a model under the namespace {owner}")
-        repo_id = f"{owner}/{wanted['name']}"
+        is_space = wanted.get("type") == "space"
+        if is_space and wanted.get("sdk") != "gradio":
+            raise Refusal(400, "a Space needs an sdk")
+        repo_id = f"{'spaces/' if is_space else ''}{owner}/{wanted['name']}"
         if repo_id in self.server.repos:
             raise Refusal(409, "You already created this model repo", url=f"{self.server.endpoint}/{repo_id}")
         private = wanted.get("private") is True or wanted.get("visibility") == "private"
         self.server.repos[repo_id] = Repository(private)
-        self.server.repos[repo_id].add_commit("main", "initial commit", {})
+        first = {"README.md": Blob(b"---\nsdk: gradio\n---\n\nThe Hub's own card", large=False)} if is_space else {}
+        self.server.repos[repo_id].add_commit("main", "initial commit", first)
         self._json({"url": f"{self.server.endpoint}/{repo_id}", "name": repo_id})
 
     def info(self, repo_id: str, revision: str = "main") -> None:
