@@ -3,6 +3,7 @@
 import argparse
 import json
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ from minigpt.sampling import (
     first_stop,
     prompt_ids,
 )
+
+COMMANDS = "/again for another answer, /undo to forget the last turn"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -162,33 +165,48 @@ def model_folder(folder: Path) -> Path:
 
 def _converse(model: Any, tokenizer: Any, sampling: Sampling, seed: int) -> None:
     """Prompt, answer, prompt ...; the whole conversation stays in the context while it fits."""
+    turns: list[tuple[list[int], str]] = []  # what the context held before each prompt, and the prompt
     history: list[int] = []
     limit = context_length(model)
-    print("Type a text to continue. Ctrl-C stops an answer, Ctrl-D leaves.", file=sys.stderr)
-    turn = 0
-    while True:
-        try:
-            prompt = input("> ")
-        except (EOFError, KeyboardInterrupt):
-            print(file=sys.stderr)
-            return
+    print(f"Type a text to continue. {COMMANDS}; Ctrl-C stops an answer, Ctrl-D leaves.", file=sys.stderr)
+    while (prompt := _ask()) is not None:
+        if prompt in ("/undo", "/again"):
+            if not turns:
+                print("(there is nothing before this)", file=sys.stderr)
+                continue
+            history, last = turns.pop()
+            if prompt == "/undo":
+                continue
+            seed += 1
+            prompt = last
         try:
             new_ids = prompt_ids(model, tokenizer, prompt) if prompt or not history else []
         except ValueError as error:
             print(f"({error})", file=sys.stderr)
             continue
+        turns.append((history, prompt))
         ids = history + new_ids
         if limit is not None and len(ids) >= limit:
             ids = ids[-max(len(new_ids), limit // 2) :]
             print(f"(note: the context of {limit} tokens is full: its oldest part is forgotten)", file=sys.stderr)
         streamer = _Printer(tokenizer, sampling.stop)
         try:
-            complete(model, tokenizer, ids, sampling, seed + turn, streamer)
+            complete(model, tokenizer, ids, sampling, seed + len(turns) - 1, streamer)
         except KeyboardInterrupt:
             print(" ...", end="")
         streamer.finish()
         history = ids + streamer.new_ids
-        turn += 1
+
+
+def _ask() -> str | None:
+    """A line from the keyboard, edited and remembered as in a shell where Python has readline; None at its end."""
+    with suppress(ImportError):  # Windows has none
+        import readline  # noqa: F401 - `input` uses it once it is imported
+    try:
+        return input("> ")
+    except (EOFError, KeyboardInterrupt):
+        print(file=sys.stderr)
+        return None
 
 
 class _Printer:

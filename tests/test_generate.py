@@ -263,3 +263,20 @@ def test_saved_tokenizer_gives_back_every_character(folder: Path) -> None:
     loaded = AutoTokenizer.from_pretrained(folder)
     text = "naïve café — 10 € \n\ttabs"
     assert loaded.decode(loaded(text)["input_ids"]) == text
+
+
+def test_a_turn_can_be_undone_and_asked_again(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def talk(*lines: str) -> list[str]:
+        monkeypatch.setattr("sys.stdin", io.StringIO("".join(f"{line}\n" for line in lines)))
+        run("--model", str(folder), "--interactive", "--max_new_tokens", "6", "--temperature", "1.5", "--seed", "3")
+        said = capsys.readouterr()
+        return said.out.split("> ")[1:-1] if "nothing before this" not in said.err else ["nothing"]
+
+    first, second = talk("the cat", "the dog")
+    assert talk("the cat", "the bird", "/undo", "the dog")[-1] == second
+    again = talk("the cat", "/again")
+    assert again[0] == first
+    assert again[1] != first
+    assert talk("/undo") == ["nothing"]
