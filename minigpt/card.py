@@ -4,6 +4,7 @@ import json
 from dataclasses import fields
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub import EvalResult, ModelCardData
 
@@ -60,7 +61,17 @@ def front_matter(facts: Facts, name: str, license: str) -> ModelCardData:
         base_model=facts.environment.get("base_model"),
         datasets=[facts.dataset] if facts.dataset else None,
         eval_results=_eval_results(facts) or None,
+        **_emissions(facts),
     )
+
+
+def _emissions(facts: Facts) -> dict[str, Any]:
+    """The Hub's carbon entry, where the run was measured."""
+    if facts.co2_grams is None:
+        return {}
+    kind = "fine-tuning" if facts.environment.get("base_model") else "pre-training"
+    told = {"emissions": round(facts.co2_grams, 4), "source": "CodeCarbon", "training_type": kind}
+    return {"co2_eq_emissions": told | {"hardware_used": facts.environment.get("device") or "unknown"}}
 
 
 def _eval_results(facts: Facts) -> list[EvalResult]:
@@ -157,6 +168,8 @@ def _training(facts: Facts) -> list[str]:
             processes = environment["processes"]
             text += f" on {environment['device']}, {processes} process{'es' if processes > 1 else ''}"
             text += f", mixed precision: {environment['mixed_precision']}"
+        if facts.co2_grams is not None:
+            text += f", {facts.co2_grams:.3g} g of CO2 as CodeCarbon measured it"
         parts.append(f"{text}. Training loss at the end: {last['train/loss']:.4f}.")
     if facts.has_curve:
         parts.append("![Loss, learning rate and throughput over the steps](loss.png)")

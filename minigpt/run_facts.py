@@ -1,5 +1,6 @@
 """What does the folder of a run tell of its model? Everything that a card says is read here, and from nowhere else."""
 
+import csv
 import json
 import math
 from dataclasses import MISSING, dataclass, fields
@@ -12,7 +13,7 @@ from safetensors import safe_open
 from minigpt.arguments import Arguments
 from minigpt.provenance import DATA_FILE, ENVIRONMENT_FILE
 
-METRICS_FILE, EVALUATIONS_DIR = "metrics.jsonl", "evaluations"
+METRICS_FILE, EVALUATIONS_DIR, EMISSIONS_FILE = "metrics.jsonl", "evaluations", "emissions.csv"
 METRIC_NAMES = {  # name in metrics.jsonl: (type in model-index, name in the table)
     "val/loss": ("loss", "Loss (nats per token)"),
     "val/perplexity": ("perplexity", "Perplexity (per token)"),
@@ -34,6 +35,7 @@ class Facts:
     environment: dict[str, Any]
     metrics: list[dict[str, float]]
     later: list[dict[str, Any]]  # what `minigpt hellaswag --output RUN/evaluations/…` found after the training
+    co2_grams: float | None  # where CodeCarbon measured it
     has_curve: bool
 
     @property
@@ -94,6 +96,7 @@ def read_facts(run_dir: Path, model_dir: Path | None = None) -> Facts:
         environment=_read_json(run_dir / ENVIRONMENT_FILE),
         metrics=_read_lines(run_dir / METRICS_FILE),
         later=[_read_json(path) for path in sorted((run_dir / EVALUATIONS_DIR).glob("*.json"))],
+        co2_grams=_read_emissions(run_dir / EMISSIONS_FILE),
         has_curve=(run_dir / "loss.png").is_file(),
     )
 
@@ -117,3 +120,14 @@ def _read_json(path: Path) -> dict[str, Any]:
         return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     except ValueError as error:
         raise ValueError(f"{path}: not JSON: {error}") from error
+
+
+def _read_emissions(path: Path) -> float | None:
+    """Grams of CO2 that CodeCarbon's tracker has written into the run's folder; None where it has not."""
+    if not path.is_file():
+        return None
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            return 1000 * sum(float(row["emissions"]) for row in csv.DictReader(file))
+    except (KeyError, ValueError, TypeError) as error:
+        raise ValueError(f"{path}: not CodeCarbon's table, which has a column emissions (kg)") from error

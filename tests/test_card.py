@@ -124,3 +124,14 @@ def test_hellaswag_measured_after_the_training_is_on_the_card(run: Path) -> None
     assert "| HellaSwag, accuracy normalised by bytes | 0.3114 |" in card.text
     values = {result.metric_name: result.metric_value for result in card.data.eval_results or []}
     assert values["HellaSwag, accuracy"] == 0.2892
+
+
+def test_what_codecarbon_measured_is_on_the_card(run: Path) -> None:
+    (run / "emissions.csv").write_text("timestamp,emissions\n2026-01-01,0.0015\n2026-01-02,0.0005\n", encoding="utf-8")
+    write_card(run)
+    card = ModelCard.load(run / CARD_FILE)
+    assert card.data.to_dict()["co2_eq_emissions"]["emissions"] == 2.0
+    assert "2 g of CO2" in card.text
+    (run / "emissions.csv").write_text("a,b\n1,2\n", encoding="utf-8")
+    with pytest.raises(ValueError, match="column emissions"):
+        write_card(run)
