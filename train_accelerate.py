@@ -28,6 +28,7 @@ from minigpt.build import (
     build_schedule,
     check_ids,
     check_output_dir,
+    check_room,
     clear_output_dir,
     load_data,
 )
@@ -103,7 +104,7 @@ def train(args: Arguments) -> int:
             if run.samples.due(state):
                 log.samples(state, run.samples.run(run.model, accelerator))
             if run.checkpoints.due(state) or improved or stopping:
-                run.checkpoints.save(state, run.model, run.optimizer, accelerator)
+                run.checkpoints.save(state, run.model, run.optimizer, accelerator, stopping)
                 if state.step < max_steps and not stopping:
                     run.pushes.start(state.step)
         if stopping and state.step < max_steps:
@@ -111,6 +112,7 @@ def train(args: Arguments) -> int:
             accelerator.end_training()
             return EXIT_STOPPED
 
+    run.checkpoints.finish()
     write_final_model(args, state, run.model, run.tokenizer, accelerator)
     if accelerator.is_main_process:
         plot_runs([args.run_dir])
@@ -146,7 +148,7 @@ def set_up(args: Arguments) -> Run:
     """Everything before the first step: checks, data, model, plan. Until all is checked, nothing on disk changes."""
     accelerator = start_accelerator(args)
     check_output_dir(args)
-    resume_from = checkpoint_to_resume(args)
+    resume_from, notes = checkpoint_to_resume(args)
     with accelerator.main_process_first():
         shards, tokenizer = load_data(args)
     state = load_training_state(resume_from, shards.fingerprint)
@@ -154,6 +156,7 @@ def set_up(args: Arguments) -> Run:
     model = build_model(args, tokenizer, resume_from)
     config, parameters = model.config, model.num_parameters()
     check_ids(shards, config.vocab_size)
+    check_room(args, parameters)
     optimizer = build_optimizer(model, args, accelerator.device)
     order = SampleOrder(len(shards.train), args.block_size, args.seed, args.stride)
     max_steps = steps_of_run(args, order.samples, accelerator.num_processes)
@@ -173,6 +176,8 @@ def set_up(args: Arguments) -> Run:
         restore_optimizer(resume_from, state, model, optimizer, accelerator)
     log = TrainingLog(args, state, accelerator, max_steps, train_flops_per_token(parameters, config, args.block_size))
     log.say(describe(args, accelerator, config, parameters, shards, order, max_steps))
+    for note in notes:
+        log.say(f"  note: {note}")
     if resume_from is not None:
         log.say(f"  goes on from {resume_from} after step {state.step}")
     return Run(

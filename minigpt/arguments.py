@@ -214,6 +214,7 @@ class RunArguments(Checked):
     hellaswag_file: str | None = option("HellaSwag items, JSONL (default: the validation split on the Hub)")
     hellaswag_limit: int | None = option("Only the first items of HellaSwag")
     save_steps: int = option("Steps between checkpoints; 0: only at the end", 1000)
+    async_save: bool = option("Go on training while a checkpoint is written", False)
     save_total_limit: int | None = option("Keep this many checkpoints, and the best one", 2)
     load_best_model_at_end: bool = option("The final model is the one with the lowest validation loss", False)
     sample_steps: int = option("Steps between sample texts; 0: only at the end", 0)

@@ -8,7 +8,8 @@ import torch
 
 from configuration_minigpt import MiniGPTConfig
 from minigpt.arguments import Arguments
-from minigpt.checkpoint import ARGUMENTS_FILE, find_checkpoints
+from minigpt.checkpoint import ARGUMENTS_FILE, SMALL_FILES_BYTES
+from minigpt.checkpoint_files import find_checkpoints, lack_of_room
 from minigpt.data import TokenBlocks
 from minigpt.evaluation import Evaluation
 from minigpt.hellaswag import HellaSwagEvaluation
@@ -44,6 +45,14 @@ def clear_output_dir(args: Arguments) -> None:
         shutil.rmtree(args.run_dir, ignore_errors=True)
     args.run_dir.mkdir(parents=True, exist_ok=True)
     (args.run_dir / ARGUMENTS_FILE).write_text(args.as_yaml(), encoding="utf-8")
+
+
+def check_room(args: Arguments, parameters: int) -> None:
+    """Raises ValueError when the disk has no room for a checkpoint and the final model of `parameters` numbers."""
+    folder = next(path for path in (args.run_dir.absolute(), *args.run_dir.absolute().parents) if path.is_dir())
+    numbers = 4 * parameters  # float32: weights and at most two moments, then the weights once more
+    if problem := lack_of_room(folder, 4 * numbers + 2 * SMALL_FILES_BYTES):
+        raise ValueError(f"{problem} for one checkpoint and the final model; make room, or give another output_dir")
 
 
 def load_data(args: Arguments) -> tuple[TokenShards, Any]:

@@ -4,15 +4,20 @@ checkpoint-<step>/   a model folder for from_pretrained, and beside it
     optimizer.safetensors    <parameter>.<moment>, the same for every wrapper and number of processes
     training_state.json      the counters of minigpt.state
     arguments.yaml           the options of the run
+    checkpoint.json          sizes and hashes of all files (minigpt.checkpoint_files)
 """
 
-import os
+import errno
 import shutil
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.distributed.checkpoint.state_dict import (
@@ -23,41 +28,86 @@ from torch.distributed.checkpoint.state_dict import (
 )
 
 from minigpt.arguments import Arguments
+from minigpt.checkpoint_files import damage, find_checkpoints, lack_of_room, newest_sound, publish, reach_disk, seal
 from minigpt.state import TrainingState, is_due
 
 OPTIMIZER_FILE, STATE_FILE, ARGUMENTS_FILE = "optimizer.safetensors", "training_state.json", "arguments.yaml"
+SMALL_FILES_BYTES = 4_000_000  # room for tokenizer, code and configs
 _WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)
+Tensors = dict[str, torch.Tensor]
 
 
 class Checkpoints:
-    """The checkpoints of one run: when they are written, which are kept, where to go on."""
+    """The checkpoints of one run: when they are written, and which are kept."""
 
     def __init__(self, args: Arguments, tokenizer: Any, max_steps: int) -> None:
         self.args, self.tokenizer, self.max_steps = args, tokenizer, max_steps
+        self._writer = ThreadPoolExecutor(max_workers=1)
+        self._writing: Future[str | None] | None = None
 
     def due(self, state: TrainingState) -> bool:
         return is_due(state.step, self.args.save_steps, self.max_steps)
 
     def save(
-        self, state: TrainingState, model: nn.Module, optimizer: torch.optim.Optimizer, accelerator: Accelerator
+        self,
+        state: TrainingState,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        accelerator: Accelerator,
+        stopping: bool = False,
     ) -> None:
-        """Write `checkpoint-<step>`; older ones go only after it is there. Every process must call this."""
+        """Write `checkpoint-<step>`; older ones go only after it is there. Every process must call this.
+
+        With `async_save` the training goes on while a thread writes. A disk without room is told, and the run goes on
+        with its earlier checkpoints; where it ends here (`stopping`, the last step) that is a ValueError.
+        """
         weights = get_model_state_dict(model, options=_WHOLE)
-        moments = get_optimizer_state_dict(model, _bare(optimizer), options=_WHOLE)
+        moments = _flatten(get_optimizer_state_dict(model, _bare(optimizer), options=_WHOLE)["state"])
+        self.finish()
         if accelerator.is_main_process:
             if accelerator.scaler is not None:
                 scale = accelerator.scaler.state_dict()
                 state.loss_scale, state.loss_scale_growth = scale.get("scale"), scale.get("_growth_tracker")
-            folder = self.args.run_dir / f"checkpoint-{state.step}"
-            aside = self.args.run_dir / f".writing-checkpoint-{state.step}"
-            shutil.rmtree(aside, ignore_errors=True)
+            write = partial(self._write, replace(state), model, accelerator)
+            last = stopping or state.step == self.max_steps
+            if self.args.async_save and not last and not self.args.push_to_hub:
+                self._writing = self._writer.submit(write, _own(weights), _own(moments))
+            elif problem := write(weights, moments):
+                if last:
+                    raise ValueError(f"checkpoint-{state.step} was not saved: {problem}; make room and start again")
+                _tell(problem)
+        accelerator.wait_for_everyone()
+
+    def finish(self) -> None:
+        """Wait for the checkpoint that is being written, if there is one."""
+        if self._writing is not None and (problem := self._writing.result()):
+            _tell(problem)
+        self._writing = None
+
+    def _write(
+        self, state: TrainingState, model: nn.Module, accelerator: Accelerator, weights: Tensors, moments: Tensors
+    ) -> str | None:
+        """Write the checkpoint of `state`, and let older ones go. Returns why it could not be, in words."""
+        run_dir, name = self.args.run_dir, f"checkpoint-{state.step}"
+        aside = run_dir / f".writing-{name}"
+        shutil.rmtree(aside, ignore_errors=True)
+        needed = sum(tensor.nbytes for tensor in (*weights.values(), *moments.values())) + SMALL_FILES_BYTES
+        if problem := lack_of_room(run_dir, needed):
+            return f"{name}: {problem}"
+        try:
             write_model(aside, model, weights, self.tokenizer, accelerator)
-            save_file(_flatten(moments["state"]), aside / OPTIMIZER_FILE)
+            save_file(moments, aside / OPTIMIZER_FILE)
             state.save(aside / STATE_FILE)
             (aside / ARGUMENTS_FILE).write_text(self.args.as_yaml(), encoding="utf-8")
-            publish(aside, folder)
-            self._prune(state)
-        accelerator.wait_for_everyone()
+            seal(aside)
+        except (OSError, SafetensorError) as error:
+            shutil.rmtree(aside, ignore_errors=True)
+            if not _is_full(error):
+                raise
+            return f"{name}: the disk of {run_dir} is full; {needed / 1e6:,.1f} MB are needed"
+        publish(aside, run_dir / name)
+        self._prune(state)
+        return None
 
     def _prune(self, state: TrainingState) -> None:
         if self.args.save_total_limit is None:
@@ -92,47 +142,33 @@ def write_final_model(
         else:
             write_model(aside, model, weights, tokenizer, accelerator)
         for path in aside.iterdir():
-            _fsync(path)
+            reach_disk(path)
             path.replace(args.run_dir / path.name)
         aside.rmdir()
     accelerator.wait_for_everyone()
 
 
-def publish(aside: Path, folder: Path) -> None:
-    """Make `aside` appear as `folder`, whole: its files reach the disk before the rename does."""
-    for path in [*aside.rglob("*"), aside]:
-        _fsync(path)
-    if folder.exists():
-        shutil.rmtree(folder)
-    aside.rename(folder)
-    _fsync(folder.parent)
+def checkpoint_to_resume(args: Arguments) -> tuple[Path | None, list[str]]:
+    """The folder that `resume_from_checkpoint` means (None: start from the beginning), and notes on damaged ones.
 
-
-def find_checkpoints(run_dir: Path) -> list[Path]:
-    """The checkpoints in `run_dir`, oldest first."""
-    return sorted((path for path in run_dir.glob("checkpoint-*") if path.name[11:].isdigit()), key=_step)
-
-
-def _step(folder: Path) -> int:
-    return int(folder.name[11:])
-
-
-def checkpoint_to_resume(args: Arguments) -> Path | None:
-    """The folder that `resume_from_checkpoint` means; None to start from the beginning.
-
-    'latest' without any checkpoint starts from the beginning, so that one command both starts and restarts a run.
-    Raises ValueError when the folder is no checkpoint.
+    'latest' is the newest one that is whole; without any it starts from the beginning, so that one command both starts
+    and restarts a run. Raises ValueError when the folder is no checkpoint, or all there are have been damaged.
     """
     if args.resume_from_checkpoint is None:
-        return None
+        return None, []
     if args.resume_from_checkpoint == "latest":
-        return next(reversed(find_checkpoints(args.run_dir)), None)
+        folder, notes = newest_sound(args.run_dir)
+        if folder is None and notes:
+            raise ValueError(f"{notes[0]}; no checkpoint is whole, start anew with --overwrite_output_dir")
+        return folder, notes
     folder = Path(args.resume_from_checkpoint)
-    if not (folder / STATE_FILE).is_file() or not (folder / OPTIMIZER_FILE).is_file():
+    if not (folder / STATE_FILE).is_file() and not (folder / OPTIMIZER_FILE).is_file():
         there = ", ".join(path.name for path in find_checkpoints(folder))
         hint = f"it holds {there}: name one of them" if there else "name a checkpoint-<step> folder, or 'latest'"
         raise ValueError(f"resume_from_checkpoint={folder}: not a checkpoint of MiniGPT; {hint}")
-    return folder
+    if problem := damage(folder):
+        raise ValueError(f"resume_from_checkpoint={folder} is damaged: {problem}; 'latest' takes the newest whole one")
+    return folder, []
 
 
 def load_training_state(folder: Path | None, data_fingerprint: str) -> TrainingState:
@@ -180,11 +216,15 @@ def _unflatten(tensors: dict[str, torch.Tensor]) -> dict[str, dict[str, torch.Te
     return moments
 
 
-def _fsync(path: Path) -> None:
-    if path.is_dir() and os.name == "nt":  # Windows cannot open a folder
-        return
-    descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+def _own(tensors: Tensors) -> Tensors:
+    """Tensors that the training will not change: on a CPU the state dicts share the memory of model and optimizer."""
+    return {name: tensor.clone() for name, tensor in tensors.items()}
+
+
+def _is_full(error: Exception) -> bool:
+    """Whether a file could not be written for want of room; safetensors wraps the system's error in one of its own."""
+    return getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) or "os error 28" in str(error)
+
+
+def _tell(problem: str) -> None:
+    print(f"  NOT SAVED, the run goes on: {problem}", flush=True)

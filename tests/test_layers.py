@@ -29,6 +29,7 @@ LAYERS = [
     ],
     [
         "checkpoint",
+        "checkpoint_files",
         "data",
         "evaluation",
         "gpt2_export",
@@ -71,6 +72,7 @@ NEIGHBOURS = {
     ("command_line", "arguments"),
     ("command_line", "errors"),
     ("modeling_minigpt", "configuration_minigpt"),
+    ("checkpoint", "checkpoint_files"),
     ("corpora", "hub_datasets"),
     ("shard_writer", "encoding"),
     ("evaluation", "data"),

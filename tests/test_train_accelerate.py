@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from minigpt.build import load_data
-from minigpt.checkpoint import find_checkpoints
+from minigpt.checkpoint_files import find_checkpoints
 from minigpt.command_line import parse_arguments
 from minigpt.data import SampleOrder, TokenBlocks
 from minigpt.stopping import EXIT_STOPPED
