@@ -44,6 +44,7 @@ LAYERS = [
     [
         "build",
         "card",
+        "feed",
         "generate",
         "hellaswag",
         "perplexity",
@@ -69,6 +70,7 @@ NEIGHBOURS = {
     ("publish", "card"),
     ("run_facts", "provenance"),
     ("build", "prepare"),
+    ("plan", "feed"),
     ("benchmark_tokenize", "prepare"),
     ("__main__", "cli"),
 }
