@@ -105,6 +105,9 @@ class DataArguments(Checked):
         "python-docs needs no download; openwebtext: 38 GB of text; fineweb-edu: its sample of 10 B tokens, 46 GB"
     )
     text_column: str = option("Field of JSONL lines and data sets that holds the text", "text")
+    completion_only_loss: bool | None = option(
+        "Learn completions alone, not prompts, where JSONL rows hold 'prompt' and 'completion' or 'messages' (default)"
+    )
     validation_split_percentage: float = option("Share of the text held out when there is no validation split", 10.0)
     tokenizer: str | None = option("'bpe' or 'char' to train one, or a tokenizer folder or Hub name (default: bpe)")
     tokenizer_vocab_size: int = option("Vocabulary size of a trained 'bpe' tokenizer", 8192)
@@ -141,6 +144,10 @@ class BatchArguments(Checked):
 
     block_size: int = option("Tokens a sample", 1024)
     stride: int | None = option("Distance between the starts of two samples; less than block_size overlaps them")
+    packing_strategy: Literal["wrapped", "bfd", "bfd_split", "none"] = option(
+        "How documents fill samples: cut anywhere, whole by best fit (the too long truncated or split), or one each",
+        "wrapped",
+    )
     document_attention: bool = option("Keep the documents of a sample apart, in attention and in positions", False)
     per_device_train_batch_size: int = option("Samples in one micro-batch of one process", 8)
     gradient_accumulation_steps: int = option("Micro-batches of one process in one step", 1)
@@ -162,6 +169,8 @@ class BatchArguments(Checked):
             yield f"num_train_epochs={self.num_train_epochs} must be greater than 0"
         if self.stride is not None and self.stride > self.block_size:
             yield f"stride={self.stride} is greater than block_size={self.block_size} and would skip tokens"
+        if self.stride is not None and self.packing_strategy != "wrapped":
+            yield f"stride={self.stride} goes with packing_strategy=wrapped, not {self.packing_strategy}"
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ from configuration_minigpt import MiniGPTConfig
 from minigpt.arguments import Arguments
 from minigpt.data import samples_per_step
 from minigpt.feed import Feed
+from minigpt.packing import PackedDocuments
 from minigpt.shards import TokenShards
 
 
@@ -27,6 +28,7 @@ def describe(
         "model": f"{parameters / 1e6:.2f}M parameters: {config.num_hidden_layers} layers, {config.hidden_size} wide, "
         f"{config.num_attention_heads} heads, {config.vocab_size:,} ids",
         "data": f"{len(shards.train):,} tokens to train on in {feed.order.samples:,} samples, {validation}",
+        **({"packing": str(feed.train)} if isinstance(feed.train, PackedDocuments) else {}),
         "step": f"{per_step * args.block_size:,} tokens = {args.per_device_train_batch_size} samples x "
         f"{args.gradient_accumulation_steps} micro-batches x {processes} process(es) x {args.block_size} tokens",
         "length": f"{max_steps:,} steps of {steps_per_epoch:,.1f} an epoch = {max_steps / steps_per_epoch:.2f} epochs",
