@@ -64,6 +64,7 @@ class ModelArguments(Checked):
     intermediate_size: int | None = option("Width of the MLP (default 4 x hidden_size)")
     max_position_embeddings: int | None = option("Longest context (default block_size)")
     vocab_size: int | None = option("Rows of the embedding (default: the tokenizer's size)")
+    pad_vocab_size_to_multiple_of: int | None = option("Round the embedding's rows up; the ids beyond are never said")
     tie_word_embeddings: bool | None = option("Share input and output embedding (default true)")
     qkv_bias: bool | None = option("Bias on the query, key and value projections (default true)")
     dropout: float | None = option("Dropout on embeddings, attention and residuals (default 0, or the model's own)")
@@ -84,7 +85,9 @@ class ModelArguments(Checked):
         if self.dropout is not None and not 0 <= self.dropout < 1:
             yield f"dropout={self.dropout} must be at least 0 and below 1"
         yield from _below(self, 1, "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
-        yield from _below(self, 1, "max_position_embeddings", "vocab_size")
+        yield from _below(self, 1, "max_position_embeddings", "vocab_size", "pad_vocab_size_to_multiple_of")
+        if self.pad_vocab_size_to_multiple_of is not None and self.vocab_size is not None:
+            yield f"vocab_size={self.vocab_size} says it all; leave it or pad_vocab_size_to_multiple_of out"
 
 
 @dataclass(frozen=True)

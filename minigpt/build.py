@@ -13,7 +13,7 @@ from minigpt.prepare import prepared_folder
 from minigpt.sampling import prompt_ids
 from minigpt.schedule import Schedule
 from minigpt.shards import TokenShards, open_shards
-from minigpt.tokenization import load_tokenizer, tokenizer_hash
+from minigpt.tokenization import load_tokenizer, tokenizer_hash, vocabulary_size
 from minigpt.tracking import METRICS_FILE
 from modeling_minigpt import MiniGPTForCausalLM
 
@@ -90,6 +90,8 @@ def build_model(args: Arguments, tokenizer: Any, resume_from: Path | None) -> Mi
     else:
         model = MiniGPTForCausalLM.from_pretrained(source, dtype=torch.float32, **options)
         config = model.config
+        if resume_from is None and args.pad_vocab_size_to_multiple_of is not None:
+            model.resize_token_embeddings(pad_to_multiple_of=args.pad_vocab_size_to_multiple_of)
     if resume_from is not None:
         _check_shape(args, config, resume_from)
     name = str(source or "the new model")
@@ -108,12 +110,16 @@ def build_model(args: Arguments, tokenizer: Any, resume_from: Path | None) -> Mi
     for prompt in args.sample_prompts:
         prompt_ids(model, tokenizer, prompt)  # a prompt that cannot be continued is refused before the training
     model.generation_config.pad_token_id = tokenizer.pad_token_id or tokenizer.eos_token_id
+    # no text has the ids beyond the tokenizer's, so nothing is learned of them: whoever generates must pass them over
+    model.generation_config.suppress_tokens = list(range(vocabulary_size(tokenizer), config.vocab_size)) or None
     return model
 
 
 def new_config(args: Arguments, tokenizer: Any, **options: Any) -> MiniGPTConfig:
     """The configuration of a model from scratch."""
-    shape = {"vocab_size": len(tokenizer), "max_position_embeddings": args.block_size} | args.shape
+    multiple = args.pad_vocab_size_to_multiple_of or 1
+    rows = -(-len(tokenizer) // multiple) * multiple
+    shape = {"vocab_size": rows, "max_position_embeddings": args.block_size} | args.shape
     no_dropout = dict.fromkeys(("embd_pdrop", "attn_pdrop", "resid_pdrop"), 0.0)
     ids = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
     return MiniGPTConfig(**(no_dropout | shape | ids | options))
@@ -153,3 +159,9 @@ def _check_shape(args: Arguments, config: MiniGPTConfig, folder: Path) -> None:
             raise ValueError(
                 f"resume_from_checkpoint={folder} is another model: its {name} is {getattr(config, name)}, not {value}"
             )
+    multiple = args.pad_vocab_size_to_multiple_of
+    if multiple is not None and config.vocab_size % multiple:
+        raise ValueError(
+            f"resume_from_checkpoint={folder} is another model: its vocab_size={config.vocab_size} is no multiple of "
+            f"pad_vocab_size_to_multiple_of={multiple}"
+        )
