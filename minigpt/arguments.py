@@ -96,7 +96,8 @@ class DataArguments(Checked):
 
     _argument_group_name = "data"
 
-    data: str | None = option("Folder of token shards: ours, nanoGPT's .bin, build-nanogpt's .npy or llm.c's .bin")
+    data: list[str] | None = option("Folder of token shards: ours, or nanoGPT's, build-nanogpt's, llm.c's; or several")
+    data_weights: list[float] | None = option("Share of the samples that each of several folders of data has")
     train_file: list[str] | None = option("Text, JSONL (.gz, .zst too), Parquet or Arrow files, or folders of them")
     validation_file: list[str] | None = option("Files to validate on (default: a split of the training text)")
     dataset_name: str | None = option("Hugging Face data set: a local folder or a Hub name")
@@ -127,6 +128,11 @@ class DataArguments(Checked):
             yield f"{' and '.join(given)} are both given: choose one source of text"
         if not given:
             yield f"no text to train on: give one of {', '.join('--' + name for name in TEXT_SOURCES)}"
+        weights = self.data_weights or []
+        if len(weights) != (len(self.data or []) if weights or len(self.data or []) > 1 else 0):
+            yield f"data_weights={weights}: give one number for each folder of data={self.data}"
+        if not all(0 < weight < math.inf for weight in weights):
+            yield f"data_weights={weights} must all be above 0"
         if self.validation_file and not self.train_file:
             yield "validation_file goes with train_file"
         if not 0 < self.validation_split_percentage < 100:

@@ -9,6 +9,7 @@ import torch
 from configuration_minigpt import MiniGPTConfig
 from minigpt.arguments import Arguments
 from minigpt.checkpoint import ARGUMENTS_FILE, find_checkpoints
+from minigpt.mixing import joined
 from minigpt.prepare import prepared_folder
 from minigpt.sampling import prompt_ids
 from minigpt.schedule import Schedule
@@ -50,14 +51,15 @@ def load_data(args: Arguments) -> tuple[TokenShards, Any]:
     """
     if args.data is None and args.tokenizer is None and args.model_name_or_path is not None:
         args = args.with_values(tokenizer=args.model_name_or_path)
-    shards = open_shards(prepared_folder(args))
+    folders = [Path(name).expanduser() for name in args.data] if args.data else [prepared_folder(args)]
+    shards = joined([open_shards(folder) for folder in folders], args.data_weights or [])
     wanted = args.tokenizer if args.data is not None and args.tokenizer not in ("bpe", "char") else None
     source = wanted or shards.tokenizer_dir or args.model_name_or_path
     if source is None:
-        raise ValueError(f"data={args.data} has no tokenizer beside it; name the one that made it with --tokenizer")
+        raise ValueError(f"data={folders[0]} has no tokenizer beside it; name the one that made it with --tokenizer")
     tokenizer = load_tokenizer(source)
     if shards.tokenizer_hash is not None and tokenizer_hash(tokenizer) != shards.tokenizer_hash:
-        raise ValueError(f"data={args.data} was made with another tokenizer than {source}; prepare it again")
+        raise ValueError(f"data={folders[0]} was made with another tokenizer than {source}; prepare it again")
     _check_tokenizer_of_model(args, tokenizer)
     return shards, tokenizer
 

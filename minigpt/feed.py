@@ -1,12 +1,14 @@
 """Which samples does a run read, in which order, and how many targets has a step?"""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 from minigpt.arguments import BatchArguments
 from minigpt.data import Batch, EpochOrder, Order, SampleOrder, Samples, TokenBlocks, TrainBatches, loader
+from minigpt.mixing import MixedOrder
 from minigpt.packing import PackedDocuments
-from minigpt.shards import TokenShards
+from minigpt.shards import Tokens, TokenShards
 
 
 @dataclass(frozen=True)
@@ -34,14 +36,31 @@ class Feed:
 
 def open_feed(args: BatchArguments, shards: TokenShards, end_of_text: int) -> Feed:
     """The samples of `shards` as `args` want them cut; `end_of_text` is the id that ends a document."""
+    source_tokens = shards.source_tokens or (len(shards.train),)
+    train, validation = (
+        _samples(args, tokens, end_of_text, of) if tokens else None
+        for tokens, of in ((shards.train, source_tokens), (shards.validation, None))
+    )
+    assert train is not None
+    if isinstance(train, PackedDocuments):
+        firsts = accumulate(train.source_rows, initial=0)
+        orders: list[Order] = [
+            EpochOrder(rows, args.seed, first, source)
+            for source, (rows, first) in enumerate(zip(train.source_rows, firsts, strict=False))
+        ]
+    else:
+        firsts = accumulate(source_tokens, initial=0)
+        orders = [
+            SampleOrder(tokens, args.block_size, args.seed, args.stride, first, source)
+            for source, (tokens, first) in enumerate(zip(source_tokens, firsts, strict=False))
+        ]
+    order = orders[0] if len(orders) == 1 else MixedOrder(orders, shards.weights)
+    return Feed(train, order, validation)
+
+
+def _samples(
+    args: BatchArguments, tokens: Tokens, end_of_text: int, source_tokens: Sequence[int] | None
+) -> TokenBlocks | PackedDocuments:
     if args.packing_strategy == "wrapped":
-        apart = end_of_text if args.document_attention else None
-        order: Order = SampleOrder(len(shards.train), args.block_size, args.seed, args.stride)
-        validation = TokenBlocks(shards.validation, args.block_size, apart) if shards.validation else None
-        return Feed(TokenBlocks(shards.train, args.block_size, apart), order, validation)
-    packed = [
-        PackedDocuments(tokens, args.block_size, end_of_text, args.packing_strategy) if tokens else None
-        for tokens in (shards.train, shards.validation)
-    ]
-    assert packed[0] is not None
-    return Feed(packed[0], EpochOrder(packed[0].source_rows[0], args.seed), packed[1])
+        return TokenBlocks(tokens, args.block_size, end_of_text if args.document_attention else None)
+    return PackedDocuments(tokens, args.block_size, end_of_text, args.packing_strategy, source_tokens)

@@ -41,16 +41,18 @@ class PackedDocuments(Samples):
         self.documents = len(bounds) - 1
         self.cut = int((np.diff(bounds) - 1 > block_size).sum())  # documents that do not fit a row
         starts, sizes = pieces(bounds, block_size, split=strategy == "bfd_split")
-        if not len(starts):
-            raise ValueError("no document has two tokens, so there is nothing to foresee")
         rows = np.empty(len(starts), dtype=np.int64)
         self.source_rows: list[int] = []
         first = 0
         for last in np.searchsorted(starts, ends):
             own = sizes[first:last]
+            if not len(own):
+                raise ValueError(
+                    "no document of the text has two tokens, so there is nothing to foresee; give more text"
+                )
             filled = np.arange(len(own)) if self.padded else best_fit(own, block_size)
             rows[first:last] = filled + sum(self.source_rows)
-            self.source_rows.append(int(filled.max(initial=-1)) + 1)
+            self.source_rows.append(int(filled.max()) + 1)
             first = last
         by_row = np.argsort(rows, kind="stable")  # documents of a row in the order of the text
         self.starts, self.sizes = starts[by_row], sizes[by_row]

@@ -56,7 +56,9 @@ def prepare(args: DataArguments, output_dir: str | Path) -> Path:
     """
     output_dir = Path(output_dir)
     if args.data:
-        raise ValueError(f"data={args.data} is prepared already; give --train_file, --dataset_name or --corpus")
+        raise ValueError(
+            f"data={' '.join(args.data)} is prepared already; give --train_file, --dataset_name or --corpus"
+        )
     if output_dir.exists() and not output_dir.is_dir():
         raise ValueError(f"output_dir={output_dir} is a file; give a folder")
     in_use = output_dir.is_dir() and any(output_dir.iterdir()) and not args.overwrite_cache
@@ -74,13 +76,11 @@ def prepare(args: DataArguments, output_dir: str | Path) -> Path:
 
 
 def prepared_folder(args: DataArguments) -> Path:
-    """The folder of shards for `args`: `args.data`, or one in the cache, which is prepared the first time.
+    """The folder of shards in the cache for the text that `args` name, prepared the first time.
 
     The cache's key is the content of the text, the tokenizer and the options. Processes that ask at the same time
     wait for the first.
     """
-    if args.data:
-        return Path(args.data).expanduser()
     cache = Path(args.cache_dir).expanduser() if args.cache_dir else _default_cache()
     corpus = open_corpus(args)
     key = _key(args, corpus)

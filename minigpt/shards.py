@@ -121,13 +121,18 @@ class Tokens:
 
 @dataclass(frozen=True)
 class TokenShards:
-    """A folder of token shards. `fingerprint` changes whenever a token does; `vocab_size` is None if unknown."""
+    """A folder of token shards. `fingerprint` changes whenever a token does; `vocab_size` is None if unknown.
+
+    Of several folders that are mixed, `source_tokens` are the training tokens of each, `weights` their shares.
+    """
 
     folder: Path
     manifest: dict[str, Any]
     train: Tokens
     validation: Tokens | None
     fingerprint: str
+    source_tokens: tuple[int, ...] = ()
+    weights: tuple[float, ...] = ()
 
     @property
     def vocab_size(self) -> int | None:
