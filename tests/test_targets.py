@@ -1,6 +1,7 @@
 """Laws of training on samples with unequal numbers of targets: the loss is the mean over real targets, always."""
 
 import json
+import math
 import random
 import shutil
 from collections.abc import Callable
@@ -12,6 +13,7 @@ from accelerate.utils import set_seed
 from conftest import command, finish, metrics
 
 from minigpt.build import build_model, load_data
+from minigpt.cli import main
 from minigpt.command_line import parse_arguments
 from minigpt.data import IGNORED
 from minigpt.feed import Feed, open_feed
@@ -88,6 +90,23 @@ def test_training_and_validation_loss_are_those_of_the_documents_alone(
     last = metrics(tmp_path / "run", "val/loss")[1]
     assert last == pytest.approx(masked_loss(end, documents(validation)), rel=1e-5)
     assert not metrics(tmp_path / "run", "val/bits_per_byte")  # whose bytes would they be?
+
+
+def test_minigpt_eval_foresees_completions_each_from_its_own_prompt(
+    run_on_examples: list[str], tmp_path: Path, train_here: Train, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = with_option(run_on_examples, packing_strategy="bfd_split", max_steps=3)
+    assert train_here(words) == 0
+    _, _, validation = feed_of(words)
+    folder, run_dir = validation.shards[0].path.parent, tmp_path / "run"
+    capsys.readouterr()
+    main(["eval", "--model", str(run_dir), "--data", str(folder), "--block_size", "96", "--json", "--use_cpu"])
+    (result,) = json.loads(capsys.readouterr().out).values()
+    assert result["loss"] == pytest.approx(metrics(run_dir, "val/loss")[3], rel=1e-6)
+    learned = sum(int((labels != IGNORED).sum()) for _, labels in documents(validation))
+    assert result["tokens"] == learned
+    characters = learned - len(documents(validation))  # the ends are none
+    assert result["bits_per_byte"] == pytest.approx(result["loss"] * learned / math.log(2) / characters, rel=1e-6)
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
