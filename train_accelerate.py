@@ -155,7 +155,7 @@ def set_up(args: Arguments) -> Run:
 
     if accelerator.is_main_process:
         clear_output_dir(args)
-        record_provenance(args, shards, accelerator)
+        record_provenance(args, shards, feed.facts(), accelerator)
     accelerator.wait_for_everyone()
     model, optimizer = accelerator.prepare(model, optimizer)
     if resume_from is not None:

@@ -133,6 +133,8 @@ class DataArguments(Checked):
             yield f"data_weights={weights}: give one number for each folder of data={self.data}"
         if not all(0 < weight < math.inf for weight in weights):
             yield f"data_weights={weights} must all be above 0"
+        if self.completion_only_loss is not None and not self.train_file:
+            yield "completion_only_loss goes with train_file: it decides how text is prepared"
         if self.validation_file and not self.train_file:
             yield "validation_file goes with train_file"
         if not 0 < self.validation_split_percentage < 100:

@@ -27,7 +27,11 @@ from minigpt.fast_encoders import FastBPE, FastCharacters, fast_bpe, fast_charac
 
 BATCH_CHARACTERS = 1_000_000
 PART_CHARACTERS = 250_000
+LONGEST_WORD = 16_000_000  # characters; encoding takes about 65 bytes of memory for each
 SAFE_CUT = re.compile(r"\w(?=[ \n])")
+# where there is no white space: GPT-2's pattern never joins a letter and a digit, nor one of these signs (ideographic
+# comma and full stop, and the wide comma, among them) and what comes after it
+CUT_IN_A_WORD = re.compile(r"\w(?=[ \n])|[A-Za-z](?=[0-9])|[0-9](?=[A-Za-z])|[,.;:!?\u3001\u3002\uff0c](?=[^\W_])")
 
 
 class Interrupted(ValueError):
@@ -169,9 +173,12 @@ def parts(
     """Regroup (text, ends a document) so that the parts of a document may be encoded one by one.
 
     With `whole`, a document becomes one part. Else it is cut before a space or newline that follows a letter, a digit
-    or _, near every `limit` characters. Where the cuts fall does not depend on how the input was divided.
+    or _, near every `limit` characters; where none follows soon, between characters that are never joined. A word of
+    more than LONGEST_WORD characters is cut at that length, or memory would grow with it: the one cut that may change
+    ids, though not the text that they stand for. Where the cuts fall does not depend on how the input was divided.
     """
     buffer = ""
+    searched = 0  # no cut is before this place of the buffer
     for text, ends in texts:
         if not isinstance(text, str):  # an example, which is never cut
             yield text, True
@@ -179,17 +186,31 @@ def parts(
         buffer += text
         start = 0
         while not whole and len(buffer) - start > limit:
-            cut = SAFE_CUT.search(buffer, start + limit - 1)
-            if cut is None:
+            end = _cut(buffer, start, limit, searched)
+            if end is None:
+                searched = max(start, len(buffer) - 1)
                 break
-            yield buffer[start : cut.end()], False
-            start = cut.end()
-        buffer = buffer[start:]
+            yield buffer[start:end], False
+            start = searched = end
+        buffer, searched = buffer[start:], max(0, searched - start)
         if ends:
             yield buffer, True
-            buffer = ""
+            buffer, searched = "", 0
     if buffer:
         yield buffer, True
+
+
+def _cut(buffer: str, start: int, limit: int, searched: int) -> int | None:
+    """Where the part that begins at `start` ends, None while that cannot be said."""
+    soon = start + 4 * limit
+    cut = SAFE_CUT.search(buffer, max(start + limit - 1, searched), soon)
+    if cut is None and len(buffer) > soon:
+        # the window above may have held another kind of cut
+        first = start + limit - 1 if searched < soon else searched
+        cut = CUT_IN_A_WORD.search(buffer, first, start + LONGEST_WORD)
+    if cut is None and len(buffer) > start + LONGEST_WORD:
+        return start + LONGEST_WORD
+    return cut.end() if cut else None
 
 
 def batches(

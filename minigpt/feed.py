@@ -19,6 +19,13 @@ class Feed:
     order: Order
     validation: Samples | None
 
+    def facts(self) -> dict[str, int | str]:
+        """What became of the documents, for whoever asks later what a run has seen."""
+        if not isinstance(self.train, PackedDocuments):
+            return {}
+        names = ("strategy", "block_size", "documents", "cut")
+        return {name: getattr(self.train, name) for name in names} | {"rows": len(self.train.row_targets)}
+
     def batches(self, args: BatchArguments, start: int, rank: int, processes: int) -> Iterator[Batch]:
         """The micro-batches of one process from position `start` of the run on, without end."""
         batches = TrainBatches(self.order, start, args.per_device_train_batch_size, rank, processes)

@@ -35,7 +35,7 @@ class PackedDocuments(Samples):
         strategy: Strategy,
         source_tokens: Sequence[int] | None = None,
     ) -> None:
-        self.tokens, self.block_size, self.padded = tokens, block_size, strategy == "none"
+        self.tokens, self.block_size, self.strategy, self.padded = tokens, block_size, strategy, strategy == "none"
         ends = np.cumsum(source_tokens if source_tokens is not None else [len(tokens)])
         bounds = np.union1d(document_bounds(tokens, end_of_text), ends)
         self.documents = len(bounds) - 1
@@ -102,7 +102,8 @@ class PackedDocuments(Samples):
     def __str__(self) -> str:
         places = len(self.row_targets) * self.block_size
         filled = "" if self.padded else f", {self.sizes.sum() / places:.1%} filled"
-        cut = f"; {self.cut:,} documents are longer than a row" if self.cut else ""
+        fate = "go on in another one" if self.strategy == "bfd_split" else "are cut at its end"
+        cut = f"; {self.cut:,} documents are longer than a row and {fate}" if self.cut else ""
         return f"{self.documents:,} documents in {len(self.row_targets):,} rows{filled}{cut}"
 
 
