@@ -9,6 +9,7 @@ import pytest
 from minigpt.arguments import DataArguments
 from minigpt.data_inspect import main, verify_folder
 from minigpt.prepare import prepare
+from minigpt.shard_writer import SplitWriter
 from minigpt.shards import ENDS_DOCUMENT, IN_LOSS, Tokens, open_shards
 from minigpt.tokenization import load_tokenizer, train_bpe
 
@@ -147,6 +148,28 @@ def test_what_cannot_be_marked_is_refused_in_one_line_and_leaves_nothing(
         prepared(tmp_path, rows, **options)
     assert "\n" not in str(error.value)
     assert {path.name for path in tmp_path.iterdir()} == {"rows.jsonl", "tokenizer"}
+
+
+def test_an_interrupted_preparation_of_examples_goes_on_to_the_same_bytes(
+    tmp_path: Path, tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def content_of(folder: Path) -> dict[str, bytes]:
+        return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+    whole = content_of(prepared(tmp_path, ROWS, "whole", shard_tokens=50))
+    finish, done = SplitWriter._finish_shard, []
+
+    def interrupted(writer: SplitWriter) -> None:
+        if len(done) == 4:
+            raise KeyboardInterrupt
+        done.append(finish(writer))
+
+    monkeypatch.setattr(SplitWriter, "_finish_shard", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        prepared(tmp_path, ROWS, shard_tokens=50)
+    monkeypatch.setattr(SplitWriter, "_finish_shard", finish)
+    assert len(list((tmp_path / ".out.partial").glob("*.marks"))) == 4
+    assert content_of(prepared(tmp_path, ROWS, shard_tokens=50)) == whole
 
 
 def test_a_conversation_needs_a_chat_template(tmp_path: Path) -> None:

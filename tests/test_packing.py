@@ -156,6 +156,15 @@ def test_documents_are_found_across_blocks(tmp_path: Path, monkeypatch, block: i
     assert np.array_equal(whole.row_targets, in_blocks.row_targets)
 
 
+def test_worker_processes_change_nothing(tmp_path: Path) -> None:
+    shards = TokenShards(tmp_path, {}, tokens_of(tmp_path, documents(), marked=True), None, "")
+    args = BatchArguments(block_size=40, packing_strategy="bfd", per_device_train_batch_size=3)
+    alone = open_feed(args, shards, END).batches(args, 5, 0, 1)
+    helped = open_feed(args, shards, END).batches(args.with_values(dataloader_num_workers=2), 5, 0, 1)
+    for batch, same, _ in zip(alone, helped, range(8), strict=False):
+        assert all(torch.equal(batch[name], same[name]) for name in ("input_ids", "shift_labels", "position_ids"))
+
+
 def test_padding_is_as_wide_as_the_longest_document_of_the_batch(tmp_path: Path) -> None:
     samples = PackedDocuments(tokens_of(tmp_path, documents(), marked=False), 40, END, "none")
     assert samples.__getitems__([0, 2])["input_ids"].shape == (2, 20)

@@ -90,6 +90,10 @@ def test_training_and_validation_loss_are_those_of_the_documents_alone(
     last = metrics(tmp_path / "run", "val/loss")[1]
     assert last == pytest.approx(masked_loss(end, documents(validation)), rel=1e-5)
     assert not metrics(tmp_path / "run", "val/bits_per_byte")  # whose bytes would they be?
+    packing = json.loads((tmp_path / "run" / "data.json").read_text())["packing"]
+    assert packing["strategy"] == strategy
+    assert packing["documents"] == len(documents(train))
+    assert packing["cut"] == sum(len(ids) > 97 for ids, _ in documents(train)) > 0
 
 
 def test_minigpt_eval_foresees_completions_each_from_its_own_prompt(
