@@ -24,7 +24,7 @@ Strategy = Literal["bfd", "bfd_split", "none"]
 class PackedDocuments(Samples):
     """Rows of whole documents. Rows of several sources stand one after the other, and none holds two sources.
 
-    Memory: about 20 bytes a document. Raises ValueError when no document has a target.
+    Memory: about 20 bytes a document. Raises ValueError when a source has no document with a target.
     """
 
     def __init__(
@@ -58,6 +58,10 @@ class PackedDocuments(Samples):
         self.starts, self.sizes = starts[by_row], sizes[by_row]
         self.bounds = np.concatenate([[0], np.cumsum(np.bincount(rows))])  # of each row in the two above
         self.row_targets = np.add.reduceat(self._targets_of_pieces(), self.bounds[:-1]).astype(np.int32)
+        if not self.row_targets.any():
+            raise ValueError(
+                f"every prompt is longer than block_size={block_size}, so no completion is learned; raise it"
+            )
 
     def _targets_of_pieces(self) -> np.ndarray:
         if not self.tokens.marked:

@@ -156,6 +156,14 @@ def test_documents_are_found_across_blocks(tmp_path: Path, monkeypatch, block: i
     assert np.array_equal(whole.row_targets, in_blocks.row_targets)
 
 
+def test_documents_without_a_target_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="no document of the text has two tokens"):
+        PackedDocuments(tokens_of(tmp_path, [([END], [True])] * 3, marked=False), 8, END, "bfd")
+    long_prompt = ([*range(1, 20), END], [False] * 19 + [True])
+    with pytest.raises(ValueError, match="every prompt is longer than block_size=8"):
+        PackedDocuments(tokens_of(tmp_path, [long_prompt] * 3, marked=True), 8, END, "bfd")
+
+
 def test_worker_processes_change_nothing(tmp_path: Path) -> None:
     shards = TokenShards(tmp_path, {}, tokens_of(tmp_path, documents(), marked=True), None, "")
     args = BatchArguments(block_size=40, packing_strategy="bfd", per_device_train_batch_size=3)
