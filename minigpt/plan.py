@@ -23,7 +23,7 @@ def describe(
     processes, per_step = accelerator.num_processes, samples_per_step(args, accelerator.num_processes)
     steps_per_epoch = feed.order.samples / per_step
     validation = f"{len(shards.validation):,} for validation" if shards.validation else "none for validation"
-    places = "tokens" if feed.train.equal_targets else "tokens at most, targets are counted"
+    places = "tokens" if feed.train.equal_targets else "places for tokens"
     compiled = "" if accelerator.state.dynamo_plugin.backend == "NO" else ", compiled"
     lines = {
         "model": f"{parameters / 1e6:.2f}M parameters: {config.num_hidden_layers} layers, {config.hidden_size} wide, "
