@@ -27,6 +27,7 @@ class Example:
 
     @property
     def is_conversation(self) -> bool:
+        """Whether it holds messages, which a chat template has to write out."""
         return not isinstance(self.completion, str)
 
     def __str__(self) -> str:
@@ -48,6 +49,7 @@ class Marking:
 
     @staticmethod
     def of(tokenizer: Any, completion_only: bool) -> "Marking":
+        """With the template of a `PreTrainedTokenizerFast`, if it has one."""
         template = tokenizer.get_chat_template() if tokenizer.chat_template else None
         words = {name: str(token) for name, token in tokenizer.special_tokens_map.items() if isinstance(token, str)}
         return Marking(template, words, completion_only)
