@@ -41,9 +41,10 @@ from minigpt.checkpoint import (
     write_final_model,
 )
 from minigpt.command_line import parse_arguments
-from minigpt.data import Batch, SampleOrder, TokenBlocks, TrainBatches, loader, samples_per_step, steps_of_run
+from minigpt.data import Batch, samples_per_step, steps_of_run
 from minigpt.errors import one_line_errors
 from minigpt.evaluation import Evaluation
+from minigpt.feed import Feed, open_feed
 from minigpt.hellaswag import HellaSwagEvaluation
 from minigpt.metrics import train_flops_per_token
 from minigpt.optim import build_optimizer
@@ -69,6 +70,7 @@ class Run:
     model: torch.nn.Module
     optimizer: torch.optim.Optimizer
     schedule: Schedule
+    feed: Feed
     batches: Iterator[Batch]
     state: TrainingState
     log: TrainingLog
@@ -126,21 +128,22 @@ def train(args: Arguments) -> int:
 def take_step(run: Run, learning_rate: float) -> tuple[torch.Tensor, Any]:
     """One update. Returns this process's share of the mean loss (nats per token) and the norm of the gradient."""
     args, accelerator, state = run.args, run.accelerator, run.state
-    # every process has as many targets in a step, so their mean of means is the mean over all targets
-    targets = args.gradient_accumulation_steps * args.per_device_train_batch_size * args.block_size
+    samples = samples_per_step(args, accelerator.num_processes)
+    targets = run.feed.targets(state.samples_seen, samples)  # of all processes, without asking them
+    divisor = max(1, targets) / accelerator.num_processes  # the processes' gradients are averaged, and are to be added
     set_learning_rate(run.optimizer, learning_rate)
     seed_step(args.seed, state.step, accelerator.process_index)
     loss = torch.zeros((), device=accelerator.device)
     for batch, is_last in micro_batches(run.batches, args.gradient_accumulation_steps):
         batch = send_to_device(batch, accelerator.device, non_blocking=True)
         with nullcontext() if is_last else accelerator.no_sync(run.model):
-            share = run.model(**batch, num_items_in_batch=targets, use_cache=False, skip_logits=True).loss
+            share = run.model(**batch, num_items_in_batch=divisor, use_cache=False, skip_logits=True).loss
             accelerator.backward(share)
         loss += share.detach()
     grad_norm = accelerator.clip_grad_norm_(run.model.parameters(), args.max_grad_norm or math.inf)
     run.optimizer.step()
     run.optimizer.zero_grad()
-    state.advance(samples_per_step(args, accelerator.num_processes), targets * accelerator.num_processes)
+    state.advance(samples, targets)
     return loss, grad_norm
 
 
@@ -158,24 +161,22 @@ def set_up(args: Arguments) -> Run:
     check_ids(shards, config.vocab_size)
     check_room(args, parameters)
     optimizer = build_optimizer(model, args, accelerator.device)
-    order = SampleOrder(len(shards.train), args.block_size, args.seed, args.stride)
-    max_steps = steps_of_run(args, order.samples, accelerator.num_processes)
+    feed = open_feed(args, shards, tokenizer.eos_token_id)
+    max_steps = steps_of_run(args, feed.order.samples, accelerator.num_processes)
     schedule = build_schedule(args, max_steps, accelerator.num_processes)
-    end_of_text = tokenizer.eos_token_id if args.document_attention else None
-    blocks = TokenBlocks(shards.train, args.block_size, end_of_text)
-    evaluations = build_evaluations(args, shards, tokenizer, max_steps)
+    evaluations = build_evaluations(args, feed, tokenizer, max_steps)
     pushes = HubPushes(args, accelerator.is_main_process)
     accelerator.wait_for_everyone()
 
     if accelerator.is_main_process:
         clear_output_dir(args)
-        record_provenance(args, shards, accelerator)
+        record_provenance(args, shards, feed.facts(), accelerator)
     accelerator.wait_for_everyone()
     model, optimizer = accelerator.prepare(model, optimizer)
     if resume_from is not None:
         restore_optimizer(resume_from, state, model, optimizer, accelerator)
     log = TrainingLog(args, state, accelerator, max_steps, train_flops_per_token(parameters, config, args.block_size))
-    log.say(describe(args, accelerator, config, parameters, shards, order, max_steps))
+    log.say(describe(args, accelerator, config, parameters, shards, feed, max_steps))
     for note in notes:
         log.say(f"  note: {note}")
     if resume_from is not None:
@@ -187,7 +188,8 @@ def set_up(args: Arguments) -> Run:
         model=model,
         optimizer=optimizer,
         schedule=schedule,
-        batches=train_batches(args, blocks, order, state, accelerator),
+        feed=feed,
+        batches=feed.batches(args, state.samples_seen, accelerator.process_index, accelerator.num_processes),
         state=state,
         log=log,
         evaluations=evaluations,
@@ -212,20 +214,6 @@ def start_accelerator(args: Arguments) -> Accelerator:
     if accelerator.device.type == "cuda":
         torch.set_float32_matmul_precision("high" if args.tf32 else "highest")
     return accelerator
-
-
-def train_batches(
-    args: Arguments, blocks: TokenBlocks, order: SampleOrder, state: TrainingState, accelerator: Accelerator
-) -> Iterator[Batch]:
-    """This process's micro-batches from the first sample that the run has not seen, without end."""
-    batches = TrainBatches(
-        order=order,
-        start=state.samples_seen,
-        micro_batch=args.per_device_train_batch_size,
-        rank=accelerator.process_index,
-        processes=accelerator.num_processes,
-    )
-    return iter(loader(blocks, batches, args.dataloader_num_workers))
 
 
 def micro_batches(batches: Iterator[Batch], number: int) -> Iterator[tuple[Batch, bool]]:

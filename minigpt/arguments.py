@@ -64,6 +64,7 @@ class ModelArguments(Checked):
     intermediate_size: int | None = option("Width of the MLP (default 4 x hidden_size)")
     max_position_embeddings: int | None = option("Longest context (default block_size)")
     vocab_size: int | None = option("Rows of the embedding (default: the tokenizer's size)")
+    pad_vocab_size_to_multiple_of: int | None = option("Round the embedding's rows up; the ids beyond are never said")
     tie_word_embeddings: bool | None = option("Share input and output embedding (default true)")
     qkv_bias: bool | None = option("Bias on the query, key and value projections (default true)")
     dropout: float | None = option("Dropout on embeddings, attention and residuals (default 0, or the model's own)")
@@ -84,7 +85,9 @@ class ModelArguments(Checked):
         if self.dropout is not None and not 0 <= self.dropout < 1:
             yield f"dropout={self.dropout} must be at least 0 and below 1"
         yield from _below(self, 1, "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
-        yield from _below(self, 1, "max_position_embeddings", "vocab_size")
+        yield from _below(self, 1, "max_position_embeddings", "vocab_size", "pad_vocab_size_to_multiple_of")
+        if self.pad_vocab_size_to_multiple_of is not None and self.vocab_size is not None:
+            yield f"vocab_size={self.vocab_size} says it all; leave it or pad_vocab_size_to_multiple_of out"
 
 
 @dataclass(frozen=True)
@@ -93,7 +96,8 @@ class DataArguments(Checked):
 
     _argument_group_name = "data"
 
-    data: str | None = option("Folder of token shards: ours, nanoGPT's .bin, build-nanogpt's .npy or llm.c's .bin")
+    data: list[str] | None = option("Folder of token shards: ours, or nanoGPT's, build-nanogpt's, llm.c's; or several")
+    data_weights: list[float] | None = option("Share of the samples that each of several folders of data has")
     train_file: list[str] | None = option("Text, JSONL (.gz, .zst too), Parquet or Arrow files, or folders of them")
     validation_file: list[str] | None = option("Files to validate on (default: a split of the training text)")
     dataset_name: str | None = option("Hugging Face data set: a local folder or a Hub name")
@@ -105,6 +109,9 @@ class DataArguments(Checked):
         "python-docs needs no download; openwebtext: 38 GB of text; fineweb-edu: its sample of 10 B tokens, 46 GB"
     )
     text_column: str = option("Field of JSONL lines and data sets that holds the text", "text")
+    completion_only_loss: bool | None = option(
+        "Learn completions alone, not prompts, where JSONL rows hold 'prompt' and 'completion' or 'messages' (default)"
+    )
     validation_split_percentage: float = option("Share of the text held out when there is no validation split", 10.0)
     tokenizer: str | None = option("'bpe' or 'char' to train one, or a tokenizer folder or Hub name (default: bpe)")
     tokenizer_vocab_size: int = option("Vocabulary size of a trained 'bpe' tokenizer", 8192)
@@ -121,6 +128,13 @@ class DataArguments(Checked):
             yield f"{' and '.join(given)} are both given: choose one source of text"
         if not given:
             yield f"no text to train on: give one of {', '.join('--' + name for name in TEXT_SOURCES)}"
+        weights = self.data_weights or []
+        if len(weights) != (len(self.data or []) if weights or len(self.data or []) > 1 else 0):
+            yield f"data_weights={weights}: give one number for each folder of data={self.data}"
+        if not all(0 < weight < math.inf for weight in weights):
+            yield f"data_weights={weights} must all be above 0"
+        if self.completion_only_loss is not None and not self.train_file:
+            yield "completion_only_loss goes with train_file: it decides how text is prepared"
         if self.validation_file and not self.train_file:
             yield "validation_file goes with train_file"
         if not 0 < self.validation_split_percentage < 100:
@@ -141,6 +155,10 @@ class BatchArguments(Checked):
 
     block_size: int = option("Tokens a sample", 1024)
     stride: int | None = option("Distance between the starts of two samples; less than block_size overlaps them")
+    packing_strategy: Literal["wrapped", "bfd", "bfd_split", "none"] = option(
+        "How documents fill samples: cut anywhere, whole by best fit (the too long truncated or split), or one each",
+        "wrapped",
+    )
     document_attention: bool = option("Keep the documents of a sample apart, in attention and in positions", False)
     per_device_train_batch_size: int = option("Samples in one micro-batch of one process", 8)
     gradient_accumulation_steps: int = option("Micro-batches of one process in one step", 1)
@@ -162,6 +180,8 @@ class BatchArguments(Checked):
             yield f"num_train_epochs={self.num_train_epochs} must be greater than 0"
         if self.stride is not None and self.stride > self.block_size:
             yield f"stride={self.stride} is greater than block_size={self.block_size} and would skip tokens"
+        if self.stride is not None and self.packing_strategy != "wrapped":
+            yield f"stride={self.stride} goes with packing_strategy=wrapped, not {self.packing_strategy}"
 
 
 @dataclass(frozen=True)

@@ -10,14 +10,15 @@ from configuration_minigpt import MiniGPTConfig
 from minigpt.arguments import Arguments
 from minigpt.checkpoint import ARGUMENTS_FILE, SMALL_FILES_BYTES
 from minigpt.checkpoint_files import find_checkpoints, lack_of_room
-from minigpt.data import TokenBlocks
 from minigpt.evaluation import Evaluation
+from minigpt.feed import Feed
 from minigpt.hellaswag import HellaSwagEvaluation
+from minigpt.mixing import joined
 from minigpt.prepare import prepared_folder
 from minigpt.sampling import prompt_ids
 from minigpt.schedule import Schedule
 from minigpt.shards import TokenShards, open_shards
-from minigpt.tokenization import load_tokenizer, tokenizer_hash
+from minigpt.tokenization import load_tokenizer, tokenizer_hash, vocabulary_size
 from minigpt.tracking import METRICS_FILE
 from modeling_minigpt import MiniGPTForCausalLM
 
@@ -62,14 +63,15 @@ def load_data(args: Arguments) -> tuple[TokenShards, Any]:
     """
     if args.data is None and args.tokenizer is None and args.model_name_or_path is not None:
         args = args.with_values(tokenizer=args.model_name_or_path)
-    shards = open_shards(prepared_folder(args))
+    folders = [Path(name).expanduser() for name in args.data] if args.data else [prepared_folder(args)]
+    shards = joined([open_shards(folder) for folder in folders], args.data_weights or [])
     wanted = args.tokenizer if args.data is not None and args.tokenizer not in ("bpe", "char") else None
     source = wanted or shards.tokenizer_dir or args.model_name_or_path
     if source is None:
-        raise ValueError(f"data={args.data} has no tokenizer beside it; name the one that made it with --tokenizer")
+        raise ValueError(f"data={folders[0]} has no tokenizer beside it; name the one that made it with --tokenizer")
     tokenizer = load_tokenizer(source)
     if shards.tokenizer_hash is not None and tokenizer_hash(tokenizer) != shards.tokenizer_hash:
-        raise ValueError(f"data={args.data} was made with another tokenizer than {source}; prepare it again")
+        raise ValueError(f"data={folders[0]} was made with another tokenizer than {source}; prepare it again")
     _check_tokenizer_of_model(args, tokenizer)
     return shards, tokenizer
 
@@ -102,6 +104,8 @@ def build_model(args: Arguments, tokenizer: Any, resume_from: Path | None) -> Mi
     else:
         model = MiniGPTForCausalLM.from_pretrained(source, dtype=torch.float32, **options)
         config = model.config
+        if resume_from is None and args.pad_vocab_size_to_multiple_of is not None:
+            model.resize_token_embeddings(pad_to_multiple_of=args.pad_vocab_size_to_multiple_of)
     if resume_from is not None:
         _check_shape(args, config, resume_from)
     name = str(source or "the new model")
@@ -120,12 +124,16 @@ def build_model(args: Arguments, tokenizer: Any, resume_from: Path | None) -> Mi
     for prompt in args.sample_prompts:
         prompt_ids(model, tokenizer, prompt)  # a prompt that cannot be continued is refused before the training
     model.generation_config.pad_token_id = tokenizer.pad_token_id or tokenizer.eos_token_id
+    # no text has the ids beyond the tokenizer's, so nothing is learned of them: whoever generates must pass them over
+    model.generation_config.suppress_tokens = list(range(vocabulary_size(tokenizer), config.vocab_size)) or None
     return model
 
 
 def new_config(args: Arguments, tokenizer: Any, **options: Any) -> MiniGPTConfig:
     """The configuration of a model from scratch."""
-    shape = {"vocab_size": len(tokenizer), "max_position_embeddings": args.block_size} | args.shape
+    multiple = args.pad_vocab_size_to_multiple_of or 1
+    rows = -(-len(tokenizer) // multiple) * multiple
+    shape = {"vocab_size": rows, "max_position_embeddings": args.block_size} | args.shape
     no_dropout = dict.fromkeys(("embd_pdrop", "attn_pdrop", "resid_pdrop"), 0.0)
     ids = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
     return MiniGPTConfig(**(no_dropout | shape | ids | options))
@@ -165,17 +173,21 @@ def _check_shape(args: Arguments, config: MiniGPTConfig, folder: Path) -> None:
             raise ValueError(
                 f"resume_from_checkpoint={folder} is another model: its {name} is {getattr(config, name)}, not {value}"
             )
+    multiple = args.pad_vocab_size_to_multiple_of
+    if multiple is not None and config.vocab_size % multiple:
+        raise ValueError(
+            f"resume_from_checkpoint={folder} is another model: its vocab_size={config.vocab_size} is no multiple of "
+            f"pad_vocab_size_to_multiple_of={multiple}"
+        )
 
 
 def build_evaluations(
-    args: Arguments, shards: TokenShards, tokenizer: Any, max_steps: int
+    args: Arguments, feed: Feed, tokenizer: Any, max_steps: int
 ) -> list[Evaluation | HellaSwagEvaluation]:
     """What is measured while the model trains. Raises ValueError when the items of HellaSwag cannot be read."""
     evaluations: list[Evaluation | HellaSwagEvaluation] = []
-    if shards.validation:
-        end_of_text = tokenizer.eos_token_id if args.document_attention else None
-        blocks = TokenBlocks(shards.validation, args.block_size, end_of_text)
-        evaluations.append(Evaluation(blocks, args.eval_batch_size, args.eval_steps, max_steps))
+    if feed.validation:
+        evaluations.append(Evaluation(feed.validation, args.eval_batch_size, args.eval_steps, max_steps))
     if args.hellaswag_steps is not None:
         evaluations.append(HellaSwagEvaluation(args, tokenizer, args.eval_batch_size, max_steps))
     return evaluations

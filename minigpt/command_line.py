@@ -74,6 +74,10 @@ def parse_arguments(argv: Sequence[str], default_config: str | Path) -> Argument
     while words and not words[0].startswith("-"):
         values |= read_config(words.pop(0))
     if any(word.split("=")[0].replace("-", "_") == f"__{source}" for word in words for source in TEXT_SOURCES):
-        values = {key: value for key, value in values.items() if key not in (*TEXT_SOURCES, "validation_file")}
+        values = {
+            key: value
+            for key, value in values.items()
+            if key not in (*TEXT_SOURCES, "validation_file", "data_weights")
+        }
     parser = OneLineErrorParser(Arguments.GROUPS, usage="%(prog)s [CONFIG.yaml ...] [--option value ...]")
     return Arguments(**parser.parse_strictly([*to_argv(values), *words]))

@@ -43,7 +43,7 @@ class Corpus:
     """The documents of both splits.
 
     `key` changes with the content, `origin` tells the manifest where it is from, and `text_bytes` is about how much
-    text there is (None if nobody knows).
+    text there is (None if nobody knows). `examples` tells whether the documents are prompts with completions.
     """
 
     key: str
@@ -51,6 +51,7 @@ class Corpus:
     train: "Documents"
     validation: "Documents"
     text_bytes: int | None
+    examples: bool = False
 
 
 class Documents:
@@ -104,6 +105,8 @@ class Split(Documents):
         start, stop = (cut, count) if self.held_out else (0, cut)
         position = 0
         for text, _ in self.source.pieces(0, 1):
+            if not isinstance(text, str):
+                raise ValueError(f"{text.where}: the only example; give more, or a --validation_file")
             part = text[max(0, start - position) : max(0, stop - position)]
             position += len(text)
             if part:
@@ -114,7 +117,14 @@ class Split(Documents):
 def open_corpus(args: DataArguments) -> Corpus:
     """The text that `args` names. Raises ValueError, here or while it is read, that says what is wrong and where."""
     if args.train_file:
-        return _files_corpus(args)
+        corpus = _files_corpus(args)
+        if corpus.examples or args.completion_only_loss is None:
+            return corpus
+    if args.completion_only_loss is not None:
+        raise ValueError(
+            "completion_only_loss goes with JSON lines that hold 'prompt' and 'completion', or 'messages', in "
+            f"train_file; there are none in {', '.join(args.train_file or [])}"
+        )
     if args.corpus == "python-docs":
         key = f"python-docs:{python_docs.RECIPE}:{sys.version}"
         origin = {"corpus": args.corpus, "python": sys.version.split()[0]}
@@ -131,6 +141,7 @@ def _split(
     origin: dict[str, Any],
     text_bytes: int | None,
     at_the_end: bool = True,
+    examples: bool = False,
 ) -> Corpus:
     share = args.validation_split_percentage / 100
     return Corpus(
@@ -139,6 +150,7 @@ def _split(
         Split(source, origin, False, share, at_the_end),
         Split(source, origin, True, share, at_the_end),
         text_bytes,
+        examples,
     )
 
 
@@ -175,8 +187,18 @@ def _is_readable(path: Path) -> bool:
     return not path.name.startswith(".") and (_kind(path) in READERS or _kind(path) in TEXT_SUFFIXES)
 
 
-def _file_source(names: list[str], column: str) -> tuple[Source, str, list[dict[str, Any]], int | None]:
+@dataclass(frozen=True)
+class Files:
     """The documents of files, a hash of their content, what the manifest says of them, and the bytes of text."""
+
+    source: Source
+    key: str
+    records: list[dict[str, Any]]
+    text_bytes: int | None
+    examples: bool
+
+
+def _open_files(names: list[str], column: str) -> Files:
     paths = list_files(names)
     empty = [path for path in paths if path.stat().st_size == 0]
     if len(empty) == len(paths):
@@ -194,19 +216,27 @@ def _file_source(names: list[str], column: str) -> tuple[Source, str, list[dict[
     content = [(_kind(Path(record["path"])), record["sha256"]) for record in records]
     key = hashlib.sha256(repr((column, content)).encode()).hexdigest()
     size = sum(record["bytes"] for record in records) if known else None
-    return (sources[0] if len(sources) == 1 else Chain(sources)), key, records, size
+    kinds = [isinstance(source, JsonLines) and source.examples for source in sources]
+    if len(set(kinds)) > 1:
+        texts, examples = (records[kinds.index(kind)]["path"] for kind in (False, True))
+        raise ValueError(f"{examples} holds prompts and completions, {texts} plain text; prepare them apart")
+    return Files(sources[0] if len(sources) == 1 else Chain(sources), key, records, size, kinds[0])
 
 
 def _files_corpus(args: DataArguments) -> Corpus:
     assert args.train_file
-    source, key, records, size = _file_source(args.train_file, args.text_column)
-    origin: dict[str, Any] = {"train_file": records}
+    files = _open_files(args.train_file, args.text_column)
+    origin: dict[str, Any] = {"train_file": files.records}
     if not args.validation_file:
-        return _split(source, args, key, origin, size)
-    held_out, held_out_key, held_out_records, held_out_size = _file_source(args.validation_file, args.text_column)
-    size = size + held_out_size if size is not None and held_out_size is not None else None
-    origin["validation_file"] = held_out_records
-    return Corpus(f"{key}:{held_out_key}", origin, All(source), All(held_out), size)
+        return _split(files.source, args, files.key, origin, files.text_bytes, examples=files.examples)
+    held_out = _open_files(args.validation_file, args.text_column)
+    if held_out.examples != files.examples:
+        raise ValueError("train_file and validation_file: only one of them holds prompts and completions")
+    known = files.text_bytes is not None and held_out.text_bytes is not None
+    size = (files.text_bytes or 0) + (held_out.text_bytes or 0) if known else None
+    origin["validation_file"] = held_out.records
+    key = f"{files.key}:{held_out.key}"
+    return Corpus(key, origin, All(files.source), All(held_out.source), size, files.examples)
 
 
 def _dataset_corpus(args: DataArguments) -> Corpus:

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from minigpt.shards import Tokens, TokenShards, file_sha256, open_shards
+from minigpt.shards import ENDS_DOCUMENT, IN_LOSS, Tokens, TokenShards, file_sha256, open_shards
 from minigpt.tokenization import load_tokenizer, tokenizer_hash
 
 READ_TOKENS = 1 << 22
@@ -51,16 +51,19 @@ def verify_folder(folder: Path) -> str:
         tokens = {"train": shards.train, "validation": shards.validation}[split]
         assert tokens is not None
         for shard in record["shards"]:
-            if file_sha256(folder / shard["file"]) != shard["sha256"]:
-                problems.append(f"{shard['file']} is not what was written: its sha256 differs")
+            for file in [shard, *([shard["marks"]] if "marks" in shard else [])]:
+                if file_sha256(folder / file["file"]) != file["sha256"]:
+                    problems.append(f"{file['file']} is not what was written: its sha256 differs")
         if len(tokens) != record["tokens"]:
             problems.append(f"{split} has {len(tokens)} tokens, the manifest says {record['tokens']}")
         largest = max((int(ids.max()) for ids in _blocks(tokens)), default=0)
         if largest >= shards.manifest["vocab_size"]:
             problems.append(f"{split} has the id {largest}, vocab_size is {shards.manifest['vocab_size']}")
-        ends = sum(int((ids == shards.manifest["eos_token_id"]).sum()) for ids in _blocks(tokens))
+        ends = sum(int(marks.sum()) for marks in _ends(tokens, shards.manifest["eos_token_id"]))
         if ends != record["documents"]:
             problems.append(f"{split} has {ends} ends of documents, the manifest says {record['documents']}")
+        if tokens.marked and _targets(tokens) != record["targets"]:
+            problems.append(f"{split} has {_targets(tokens)} targets, the manifest says {record['targets']}")
     if shards.tokenizer_dir is None:
         problems.append("the tokenizer is missing")
     elif tokenizer_hash(load_tokenizer(shards.tokenizer_dir)) != shards.tokenizer_hash:
@@ -88,6 +91,8 @@ def _describe_split(split: str, tokens: Tokens, tokenizer: Any, samples: int) ->
     lines = [f"{split}: {len(tokens):,} tokens in {len(tokens.shards)} shards"]
     if tokens.text_bytes:
         lines[0] += f", {tokens.text_bytes:,} bytes of text, {tokens.text_bytes / len(tokens):.3f} bytes a token"
+    if tokens.marked:
+        lines.append(f"  in the loss: {_targets(tokens):,} tokens, {_targets(tokens) / len(tokens):.2%}")
     if tokenizer is None:
         return [*lines, "  no tokenizer lies beside the shards; name one with --tokenizer to see documents"]
     # 24 bytes a document, however long it is
@@ -137,12 +142,12 @@ def _characters(used: np.ndarray, tokenizer: Any) -> list[str]:
 
 
 def documents(tokens: Tokens, end_of_text: int) -> Iterator[tuple[int, np.ndarray]]:
-    """Every document as (its first position, its ids without the end); a last one that has no end counts too."""
+    """Every document as (its first position, its ids without the last); a last one that has no end counts too."""
     begun: list[np.ndarray] = []  # what earlier blocks hold of the document that goes on
     start = position = 0
-    for ids in _blocks(tokens):
+    for ids, ends in zip(_blocks(tokens), _ends(tokens, end_of_text), strict=True):
         first = 0
-        for end in np.flatnonzero(ids == end_of_text):
+        for end in np.flatnonzero(ends):
             yield start, np.concatenate([*begun, ids[first:end]])
             begun, first = [], int(end) + 1
             start = position + first
@@ -155,3 +160,16 @@ def documents(tokens: Tokens, end_of_text: int) -> Iterator[tuple[int, np.ndarra
 def _blocks(tokens: Tokens) -> Iterator[np.ndarray]:
     for start in range(0, len(tokens), READ_TOKENS):
         yield tokens.read(start, min(len(tokens), start + READ_TOKENS))
+
+
+def _ends(tokens: Tokens, end_of_text: int) -> Iterator[np.ndarray]:
+    """Block by block, which tokens are the last of their document."""
+    for start in range(0, len(tokens), READ_TOKENS):
+        yield tokens.marks(start, min(len(tokens), start + READ_TOKENS), end_of_text) & ENDS_DOCUMENT > 0
+
+
+def _targets(tokens: Tokens) -> int:
+    return sum(
+        int(np.count_nonzero(tokens.marks(start, min(len(tokens), start + READ_TOKENS)) & IN_LOSS))
+        for start in range(0, len(tokens), READ_TOKENS)
+    )

@@ -22,11 +22,16 @@ from typing import Any
 
 import numpy as np
 
+from minigpt.examples import Example, Marking, marked_ids
 from minigpt.fast_encoders import FastBPE, FastCharacters, fast_bpe, fast_characters
 
 BATCH_CHARACTERS = 1_000_000
 PART_CHARACTERS = 250_000
+LONGEST_WORD = 16_000_000  # characters; encoding takes about 65 bytes of memory for each
 SAFE_CUT = re.compile(r"\w(?=[ \n])")
+# where there is no white space: GPT-2's pattern never joins a letter and a digit, nor one of these signs (ideographic
+# comma and full stop, and the wide comma, among them) and what comes after it
+CUT_IN_A_WORD = re.compile(r"\w(?=[ \n])|[A-Za-z](?=[0-9])|[0-9](?=[A-Za-z])|[,.;:!?\u3001\u3002\uff0c](?=[^\W_])")
 
 
 class Interrupted(ValueError):
@@ -39,18 +44,19 @@ class Batch:
 
     document: int
     part: int
-    parts: list[tuple[str, bool]]
+    parts: list[tuple[Any, bool]]  # texts, or examples
 
 
 @dataclass(frozen=True)
 class Encoded:
-    """The ids of a batch, the number of documents that end in it, and the bytes of their text."""
+    """The ids of a batch, the number of documents that end in it, the bytes of their text, and marks of examples."""
 
     document: int
     part: int
     ids: np.ndarray
     documents: int
     text_bytes: int
+    marks: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -61,13 +67,14 @@ class Encoding:
     end_of_text: int
     dtype: str
     fast: FastBPE | FastCharacters | None = None
+    marking: Marking | None = None  # of examples; None for plain text
 
     @staticmethod
-    def of(tokenizer: Any, dtype: np.dtype, large: bool = True) -> "Encoding":
+    def of(tokenizer: Any, dtype: np.dtype, large: bool = True, marking: Marking | None = None) -> "Encoding":
         """For a `PreTrainedTokenizerFast`; a stand-in for `tokenizers` is looked for if the text is `large`."""
         tokenizer_json = tokenizer.backend_tokenizer.to_str()
         fast = fast_characters(tokenizer_json) or (fast_bpe(tokenizer_json) if large else None)
-        return Encoding(tokenizer_json, tokenizer.eos_token_id, np.dtype(dtype).str, fast)
+        return Encoding(tokenizer_json, tokenizer.eos_token_id, np.dtype(dtype).str, fast, marking)
 
     @property
     def encodes_parts(self) -> bool:
@@ -97,13 +104,15 @@ class Encoder:
 
         self.encoding = encoding
         self.backend = Tokenizer.from_str(encoding.tokenizer_json)
-        self.backend.encode_special_tokens = True
         self.backend.no_truncation()
         self.backend.no_padding()
         self._fast = encoding.fast.encoder() if encoding.fast else None
 
-    def encode(self, texts: Sequence[str]) -> list[np.ndarray]:
-        """The ids of every text. Raises ValueError for a text that the vocabulary cannot express."""
+    def encode(self, texts: Sequence[str], special: bool = False) -> list[np.ndarray]:
+        """The ids of every text; with `special`, special tokens in it are such.
+
+        Raises ValueError for a text that the vocabulary cannot express.
+        """
         for text in texts:
             try:
                 text.encode()
@@ -112,7 +121,9 @@ class Encoder:
                 raise ValueError(
                     f"half a surrogate pair (U+{point:04X}) is in the text, which is no character"
                 ) from error
-        done: list[np.ndarray | None] = [self._fast(text) if self._fast else None for text in texts]
+        fast = None if special else self._fast
+        self.backend.encode_special_tokens = not special
+        done: list[np.ndarray | None] = [fast(text) if fast else None for text in texts]
         rest = [index for index, ids in enumerate(done) if ids is None]
         try:
             encodings = self.backend.encode_batch_fast([texts[index] for index in rest], add_special_tokens=False)
@@ -127,6 +138,9 @@ class Encoder:
         texts = [text for text, _ in batch.parts]
         end = np.array([self.encoding.end_of_text])
         try:
+            if self.encoding.marking:
+                ids, marks, size = marked_ids(texts, self.encoding.marking, self.encode, self.encoding.end_of_text)
+                return Encoded(batch.document, batch.part, ids.astype(self.encoding.dtype), len(texts), size, marks)
             pieces = self.encode(texts)
         except ValueError as error:
             last = batch.document + sum(ends for _, ends in batch.parts[:-1])
@@ -153,35 +167,57 @@ class Encoder:
         return f"the tokenizer failed: {error}"
 
 
-def parts(texts: Iterable[tuple[str, bool]], whole: bool, limit: int = PART_CHARACTERS) -> Iterator[tuple[str, bool]]:
+def parts(
+    texts: Iterable[tuple[str | Example, bool]], whole: bool, limit: int = PART_CHARACTERS
+) -> Iterator[tuple[Any, bool]]:
     """Regroup (text, ends a document) so that the parts of a document may be encoded one by one.
 
     With `whole`, a document becomes one part. Else it is cut before a space or newline that follows a letter, a digit
-    or _, near every `limit` characters. Where the cuts fall does not depend on how the input was divided.
+    or _, near every `limit` characters; where none follows soon, between characters that are never joined. A word of
+    more than LONGEST_WORD characters is cut at that length, or memory would grow with it: the one cut that may change
+    ids, though not the text that they stand for. Where the cuts fall does not depend on how the input was divided.
     """
     buffer = ""
+    searched = 0  # no cut is before this place of the buffer
     for text, ends in texts:
+        if not isinstance(text, str):  # an example, which is never cut
+            yield text, True
+            continue
         buffer += text
         start = 0
         while not whole and len(buffer) - start > limit:
-            cut = SAFE_CUT.search(buffer, start + limit - 1)
-            if cut is None:
+            end = _cut(buffer, start, limit, searched)
+            if end is None:
+                searched = max(start, len(buffer) - 1)
                 break
-            yield buffer[start : cut.end()], False
-            start = cut.end()
-        buffer = buffer[start:]
+            yield buffer[start:end], False
+            start = searched = end
+        buffer, searched = buffer[start:], max(0, searched - start)
         if ends:
             yield buffer, True
-            buffer = ""
+            buffer, searched = "", 0
     if buffer:
         yield buffer, True
 
 
+def _cut(buffer: str, start: int, limit: int, searched: int) -> int | None:
+    """Where the part that begins at `start` ends, None while that cannot be said."""
+    soon = start + 4 * limit
+    cut = SAFE_CUT.search(buffer, max(start + limit - 1, searched), soon)
+    if cut is None and len(buffer) > soon:
+        # the window above may have held another kind of cut
+        first = start + limit - 1 if searched < soon else searched
+        cut = CUT_IN_A_WORD.search(buffer, first, start + LONGEST_WORD)
+    if cut is None and len(buffer) > start + LONGEST_WORD:
+        return start + LONGEST_WORD
+    return cut.end() if cut else None
+
+
 def batches(
-    texts: Iterable[tuple[str, bool]], document: int = 0, part: int = 0, characters: int = BATCH_CHARACTERS
+    texts: Iterable[tuple[Any, bool]], document: int = 0, part: int = 0, characters: int = BATCH_CHARACTERS
 ) -> Iterator[Batch]:
     """Group parts into batches of about `characters`; the first given is part `part` of `document`."""
-    collected: list[tuple[str, bool]] = []
+    collected: list[tuple[Any, bool]] = []
     first, size = (document, part), 0
     for text, ends in texts:
         collected.append((text, ends))

@@ -1,4 +1,4 @@
-"""How good is the model? The loss of every token of a split, summed over all processes."""
+"""How good is the model? The loss of every target of a split, summed over all processes."""
 
 from typing import Any
 
@@ -7,7 +7,7 @@ from accelerate import Accelerator
 from accelerate.utils import send_to_device
 from torch import nn
 
-from minigpt.data import IGNORED, EvaluationBatches, TokenBlocks, loader
+from minigpt.data import IGNORED, EvaluationBatches, Samples, loader
 from minigpt.metrics import validation_metrics
 from minigpt.state import TrainingState, is_due
 
@@ -15,23 +15,18 @@ from minigpt.state import TrainingState, is_due
 class Evaluation:
     """Full validation loss, every `eval_steps` steps."""
 
-    def __init__(self, blocks: TokenBlocks, batch_size: int, eval_steps: int, max_steps: int) -> None:
-        self.blocks, self.batch_size, self.eval_steps, self.max_steps = blocks, batch_size, eval_steps, max_steps
+    def __init__(self, samples: Samples, batch_size: int, eval_steps: int, max_steps: int) -> None:
+        self.samples, self.batch_size, self.eval_steps, self.max_steps = samples, batch_size, eval_steps, max_steps
 
     def due(self, state: TrainingState) -> bool:
         return is_due(state.step, self.eval_steps, self.max_steps)
 
     def run(self, model: nn.Module, accelerator: Accelerator) -> dict[str, float]:
         """`val/loss`, `val/perplexity` and, where the size of the text is known, `val/bits_per_byte`."""
-        batches = EvaluationBatches(
-            len(self.blocks.tokens),
-            self.blocks.block_size,
-            self.batch_size,
-            accelerator.process_index,
-            accelerator.num_processes,
-        )
-        loss_nats, targets = summed_loss(model, loader(self.blocks, batches), accelerator)
-        return validation_metrics(loss_nats, targets, self.blocks.tokens.text_bytes)
+        rank, processes = accelerator.process_index, accelerator.num_processes
+        batches = EvaluationBatches(self.samples.every(), self.batch_size, rank, processes)
+        loss_nats, targets = summed_loss(model, loader(self.samples, batches), accelerator)
+        return validation_metrics(loss_nats, targets, self.samples.text_bytes)
 
 
 @torch.inference_mode()

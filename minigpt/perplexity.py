@@ -3,6 +3,8 @@
 The text is read in windows of `block_size` tokens that start `stride` apart. A window scores only targets that no
 window before it has scored, so every token but the very first counts once, and with stride < block_size each is
 foreseen from at least block_size - stride tokens (the strided perplexity of transformers' guide).
+
+Of prompts with completions, each is read alone, and the completions are what is to be foreseen.
 """
 
 import argparse
@@ -10,19 +12,25 @@ import json
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
+from minigpt.shards import ENDS_DOCUMENT, IN_LOSS
+
 DECODED_AT_ONCE = 1 << 20
 
 
 class TokenText(Protocol):
-    """Token ids that can be read by position, as `minigpt.shards.Tokens`."""
+    """Token ids that can be read by position, with marks if not all are targets, as `minigpt.shards.Tokens`."""
 
+    @property
+    def marked(self) -> bool: ...
     def __len__(self) -> int: ...
     def read(self, start: int, stop: int) -> np.ndarray: ...
+    def marks(self, start: int, stop: int) -> np.ndarray: ...
 
 
 @dataclass(frozen=True)
@@ -30,12 +38,16 @@ class EncodedText:
     """A text in memory as token ids [N]."""
 
     ids: np.ndarray
+    marked = False
 
     def __len__(self) -> int:
         return len(self.ids)
 
     def read(self, start: int, stop: int) -> np.ndarray:
         return self.ids[start:stop]
+
+    def marks(self, start: int, stop: int) -> np.ndarray:
+        return np.full(stop - start, IN_LOSS, np.uint8)
 
 
 @dataclass(frozen=True)
@@ -73,6 +85,18 @@ def windows(length: int, block_size: int, stride: int) -> Iterator[tuple[int, in
             return
 
 
+def text_windows(text: TokenText, block_size: int, stride: int) -> list[tuple[int, int, int]]:
+    """The windows of the whole text, or of each of its documents where it is marked."""
+    if not text.marked:
+        return list(windows(len(text), block_size, stride))
+    ends = np.flatnonzero(text.marks(0, len(text)) & ENDS_DOCUMENT) + 1
+    return [
+        (start + window, start + end, start + first)
+        for start, stop in pairwise([0, *ends.tolist()])
+        for window, end, first in windows(stop - start, block_size, stride)
+    ]
+
+
 def score(model: Any, text: TokenText, block_size: int, stride: int, batch_size: int, accelerator: Any) -> list[list]:
     """(loss in nats, targets) of each window, in the order of the text, gathered from all processes.
 
@@ -81,7 +105,7 @@ def score(model: Any, text: TokenText, block_size: int, stride: int, batch_size:
     import torch
     from accelerate.utils import gather_object
 
-    spans = list(windows(len(text), block_size, stride))
+    spans = text_windows(text, block_size, stride)
     batches = [spans[first : first + batch_size] for first in range(0, len(spans), batch_size)]
     scored = []
     model.eval()
@@ -94,6 +118,8 @@ def score(model: Any, text: TokenText, block_size: int, stride: int, batch_size:
             ids = torch.from_numpy(text.read(start, end + 1).astype(np.int64))
             inputs[row, : end - start] = ids[:-1]
             targets[row, first - start - 1 : end - start] = ids[first - start :]
+            if text.marked:
+                targets[row, : end - start][torch.from_numpy(text.marks(start + 1, end + 1) & IN_LOSS == 0)] = -100
         with torch.inference_mode():
             logits = model(input_ids=inputs.to(accelerator.device), use_cache=False).logits.float()
             nats = torch.nn.functional.cross_entropy(
@@ -117,12 +143,19 @@ def summarize(scored: list[list], text_bytes: int, words: int) -> Score:
 
 
 def _size_of(text: TokenText, tokenizer: Any) -> tuple[int, int]:
-    """(UTF-8 bytes, words) of a token text without its special tokens, decoded piece by piece."""
+    """(UTF-8 bytes, words) of what is to be foreseen, without special tokens, decoded piece by piece."""
     text_bytes = words = 0
     for start in range(0, len(text), DECODED_AT_ONCE):
-        ids = text.read(start, min(start + DECODED_AT_ONCE, len(text)))
-        decoded = tokenizer.decode(ids.tolist(), skip_special_tokens=True)
-        text_bytes, words = text_bytes + len(decoded.encode()), words + len(decoded.split())
+        stop = min(start + DECODED_AT_ONCE, len(text))
+        parts = [text.read(start, stop)]
+        if text.marked:
+            marks = text.marks(start, stop)
+            ends = np.flatnonzero(marks & ENDS_DOCUMENT) + 1
+            learned = zip(np.split(parts[0], ends), np.split(marks & IN_LOSS > 0, ends), strict=True)
+            parts = [ids[of] for ids, of in learned]
+        for ids in parts:
+            decoded = tokenizer.decode(ids.tolist(), skip_special_tokens=True)
+            text_bytes, words = text_bytes + len(decoded.encode()), words + len(decoded.split())
     return text_bytes, words
 
 
@@ -208,7 +241,7 @@ def _text(args: argparse.Namespace, name: str, tokenizer: Any) -> tuple[TokenTex
     if shards.tokenizer_hash is not None and shards.tokenizer_hash != tokenizer_hash(tokenizer):
         raise ValueError(f"data={args.data} was made with another tokenizer than that of {name}; use --text_file")
     text_bytes, words = _size_of(tokens, tokenizer)
-    return tokens, tokens.text_bytes or text_bytes, words
+    return tokens, text_bytes if tokens.marked else tokens.text_bytes or text_bytes, words
 
 
 def _table(results: dict[str, dict[str, float]]) -> str:

@@ -4,7 +4,9 @@ from accelerate import Accelerator
 
 from configuration_minigpt import MiniGPTConfig
 from minigpt.arguments import Arguments
-from minigpt.data import SampleOrder, samples_per_step
+from minigpt.data import samples_per_step
+from minigpt.feed import Feed
+from minigpt.packing import PackedDocuments
 from minigpt.shards import TokenShards
 
 
@@ -14,19 +16,21 @@ def describe(
     config: MiniGPTConfig,
     parameters: int,
     shards: TokenShards,
-    order: SampleOrder,
+    feed: Feed,
     max_steps: int,
 ) -> str:
     """The plan of a run, a line for each thing that decides its cost or its result."""
     processes, per_step = accelerator.num_processes, samples_per_step(args, accelerator.num_processes)
-    steps_per_epoch = order.samples / per_step
+    steps_per_epoch = feed.order.samples / per_step
     validation = f"{len(shards.validation):,} for validation" if shards.validation else "none for validation"
+    places = "tokens" if feed.train.equal_targets else "places for tokens"
     compiled = "" if accelerator.state.dynamo_plugin.backend == "NO" else ", compiled"
     lines = {
         "model": f"{parameters / 1e6:.2f}M parameters: {config.num_hidden_layers} layers, {config.hidden_size} wide, "
         f"{config.num_attention_heads} heads, {config.vocab_size:,} ids",
-        "data": f"{len(shards.train):,} tokens to train on in {order.samples:,} samples, {validation}",
-        "step": f"{per_step * args.block_size:,} tokens = {args.per_device_train_batch_size} samples x "
+        "data": f"{len(shards.train):,} tokens to train on in {feed.order.samples:,} samples, {validation}",
+        **({"packing": str(feed.train)} if isinstance(feed.train, PackedDocuments) else {}),
+        "step": f"{per_step * args.block_size:,} {places} = {args.per_device_train_batch_size} samples x "
         f"{args.gradient_accumulation_steps} micro-batches x {processes} process(es) x {args.block_size} tokens",
         "length": f"{max_steps:,} steps of {steps_per_epoch:,.1f} an epoch = {max_steps / steps_per_epoch:.2f} epochs",
         "device": f"{processes} x {accelerator.device.type}, {_dtype(accelerator)}{compiled}",

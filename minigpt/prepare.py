@@ -26,6 +26,7 @@ from minigpt.encoding import (
     encode_all,
     parts,
 )
+from minigpt.examples import Marking
 from minigpt.shard_writer import (
     JOURNAL,
     Journal,
@@ -55,7 +56,9 @@ def prepare(args: DataArguments, output_dir: str | Path) -> Path:
     """
     output_dir = Path(output_dir)
     if args.data:
-        raise ValueError(f"data={args.data} is prepared already; give --train_file, --dataset_name or --corpus")
+        raise ValueError(
+            f"data={' '.join(args.data)} is prepared already; give --train_file, --dataset_name or --corpus"
+        )
     if output_dir.exists() and not output_dir.is_dir():
         raise ValueError(f"output_dir={output_dir} is a file; give a folder")
     in_use = output_dir.is_dir() and any(output_dir.iterdir()) and not args.overwrite_cache
@@ -73,13 +76,11 @@ def prepare(args: DataArguments, output_dir: str | Path) -> Path:
 
 
 def prepared_folder(args: DataArguments) -> Path:
-    """The folder of shards for `args`: `args.data`, or one in the cache, which is prepared the first time.
+    """The folder of shards in the cache for the text that `args` name, prepared the first time.
 
     The cache's key is the content of the text, the tokenizer and the options. Processes that ask at the same time
     wait for the first.
     """
-    if args.data:
-        return Path(args.data).expanduser()
     cache = Path(args.cache_dir).expanduser() if args.cache_dir else _default_cache()
     corpus = open_corpus(args)
     key = _key(args, corpus)
@@ -103,7 +104,8 @@ def _prepare(args: DataArguments, corpus: Corpus, key: str, output_dir: Path) ->
         vocab_size = vocabulary_size(tokenizer)
         dtype = smallest_dtype(vocab_size)
         large = corpus.text_bytes is None or corpus.text_bytes > LARGE
-        encoding = Encoding.of(tokenizer, dtype, large)
+        marking = Marking.of(tokenizer, args.completion_only_loss is not False) if corpus.examples else None
+        encoding = Encoding.of(tokenizer, dtype, large, marking)
         workers = args.preprocessing_num_workers or (_cores() if large else 1)
         splits = {}
         for split, documents in (("train", corpus.train), ("validation", corpus.validation)):
@@ -117,7 +119,7 @@ def _prepare(args: DataArguments, corpus: Corpus, key: str, output_dir: Path) ->
             eos_token_id=tokenizer.eos_token_id,
             tokenizer_hash=tokenizer_hash(tokenizer),
             source=corpus.origin,
-            options=_options(args),
+            options=_options(args, corpus),
         )
         publish(folder, output_dir)
     except Interrupted:
@@ -146,7 +148,7 @@ def make_tokenizer(args: DataArguments, corpus: Corpus) -> "PreTrainedTokenizerF
     if kind == "bpe":
         return train_bpe(_training_texts(args, corpus), args.tokenizer_vocab_size, args.tokenizer_special_tokens)
     if kind == "char":
-        return train_characters(text for text, _ in chain(corpus.train.pieces(), corpus.validation.pieces()))
+        return train_characters(str(text) for text, _ in chain(corpus.train.pieces(), corpus.validation.pieces()))
     return load_tokenizer(kind)
 
 
@@ -156,7 +158,7 @@ def _training_texts(args: DataArguments, corpus: Corpus) -> Iterator[str]:
     every = -(-corpus.text_bytes // limit) if corpus.text_bytes else 1
     taken = 0
     for text, _ in islice(parts(corpus.train.pieces(), whole=False), 0, None, every):
-        yield text
+        yield str(text)
         taken += len(text)
         if taken >= limit:  # the corpus is larger than it said, or did not say
             return
@@ -230,21 +232,26 @@ def _check_space(writer: SplitWriter, first: Encoded, text_bytes: int | None) ->
         )
 
 
-def _options(args: DataArguments) -> dict[str, Any]:
+def _options(args: DataArguments, corpus: Corpus) -> dict[str, Any]:
     """The options that decide which bytes come out, besides the text itself."""
     kind = args.tokenizer or "bpe"
     options: dict[str, Any] = {"tokenizer": kind, "text_column": args.text_column, "shard_tokens": args.shard_tokens}
     if kind == "bpe":
         names = ("tokenizer_vocab_size", "tokenizer_special_tokens", "tokenizer_training_megabytes")
         options |= {name: getattr(args, name) for name in names}
+    if corpus.examples:
+        options["completion_only_loss"] = args.completion_only_loss is not False
     return options
 
 
 def _key(args: DataArguments, corpus: Corpus) -> str:
     """A hash of everything that decides the result."""
-    options = _options(args)
+    options = _options(args, corpus)
     if options["tokenizer"] not in ("bpe", "char"):
-        options["tokenizer"] = tokenizer_hash(load_tokenizer(options["tokenizer"]))
+        tokenizer = load_tokenizer(options["tokenizer"])
+        options["tokenizer"] = tokenizer_hash(tokenizer)
+        if corpus.examples:
+            options["chat_template"] = tokenizer.chat_template
     key = json.dumps([FORMAT_VERSION, BATCH_CHARACTERS, PART_CHARACTERS, corpus.key, options], sort_keys=True)
     return hashlib.sha256(key.encode()).hexdigest()[:32]
 

@@ -16,10 +16,12 @@ DATA_FILE, ENVIRONMENT_FILE = "data.json", "environment.json"
 LIBRARIES = ("torch", "transformers", "accelerate", "tokenizers")
 
 
-def record_provenance(args: Arguments, shards: TokenShards, accelerator: "Accelerator") -> None:
-    """Write both files into the run's folder; a resumed run writes them again."""
+def record_provenance(
+    args: Arguments, shards: TokenShards, packing: dict[str, int | str], accelerator: "Accelerator"
+) -> None:
+    """Write both files into the run's folder, again when it is resumed. `packing` tells how rows were filled."""
     for name, facts in (
-        (DATA_FILE, data_facts(shards)),
+        (DATA_FILE, data_facts(shards) | ({"packing": packing} if packing else {})),
         (ENVIRONMENT_FILE, environment_facts(args.model_name_or_path, accelerator)),
     ):
         text = json.dumps(facts, indent=2, ensure_ascii=False)

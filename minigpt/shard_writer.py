@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from minigpt.encoding import Encoded
-from minigpt.shards import FORMAT, FORMAT_VERSION, MANIFEST
+from minigpt.shards import FORMAT, FORMAT_VERSION, IN_LOSS, MANIFEST
 
 JOURNAL = "journal.json"
 
@@ -27,13 +27,14 @@ JOURNAL = "journal.json"
 class Progress:
     """How far a split has come: what its whole shards hold, and where the text goes on.
 
-    `documents` and `text_bytes` count what ends before part `part` of document `document`; the next shard begins
-    `skip` tokens into the batch that begins there.
+    `documents`, `text_bytes` and `targets` (of examples) count what ends before part `part` of document `document`;
+    the next shard begins `skip` tokens into the batch that begins there.
     """
 
     shards: list[dict[str, Any]] = field(default_factory=list)
     documents: int = 0
     text_bytes: int = 0
+    targets: int = 0
     document: int = 0
     part: int = 0
     skip: int = 0
@@ -45,8 +46,10 @@ class Progress:
 
     def as_split(self) -> dict[str, Any]:
         """What the manifest says about the split."""
+        targets = {"targets": self.targets} if any("marks" in shard for shard in self.shards) else {}
         return {
             "tokens": self.tokens,
+            **targets,
             "documents": self.documents,
             "text_bytes": self.text_bytes,
             "shards": self.shards,
@@ -68,7 +71,8 @@ class Journal:
                 raise ValueError("another preparation")
             self.splits = {name: Progress(**progress) for name, progress in found["splits"].items()}
             for shard in (shard for progress in self.splits.values() for shard in progress.shards):
-                (folder / shard["file"]).stat()
+                for record in [shard, *([shard["marks"]] if "marks" in shard else [])]:
+                    (folder / record["file"]).stat()
         except (OSError, ValueError, KeyError, TypeError):
             self.splits = {}
             shutil.rmtree(folder, ignore_errors=True)
@@ -99,8 +103,7 @@ class SplitWriter:
         self.journal, self.split, self.dtype, self.shard_tokens = journal, split, dtype, shard_tokens
         self.progress = journal.split(split)
         self._skip = self.progress.skip
-        self._file: Any = None
-        self._digest = hashlib.sha256()
+        self._files: dict[str, _PartialFile] = {}  # by suffix: the ids, and their marks if there are any
         self._tokens = 0
 
     def write(self, encoded: Encoded) -> None:
@@ -113,19 +116,24 @@ class SplitWriter:
         at, self._skip = self._skip, 0
         here.document, here.part = encoded.document, encoded.part
         while at < len(ids):
-            part = ids[at : at + self.shard_tokens - self._tokens]
-            self._append(part)
-            at += len(part)
+            end = min(len(ids), at + self.shard_tokens - self._tokens)
+            self._append("bin", ids[at:end])
+            if encoded.marks is not None:
+                self._append("marks", encoded.marks[at:end])
+            self._tokens += end - at
+            at = end
             if self._tokens == self.shard_tokens:
                 here.skip = at
                 self._finish_shard()
         here.skip = 0
         here.documents += encoded.documents
         here.text_bytes += encoded.text_bytes
+        if encoded.marks is not None:
+            here.targets += int(np.count_nonzero(encoded.marks & IN_LOSS))
 
     def close(self) -> Progress:
         """Finish the last shard."""
-        if self._file is not None:
+        if self._files:
             self._finish_shard()
         self.progress.done = True
         self.journal.save()
@@ -133,32 +141,43 @@ class SplitWriter:
 
     def abandon(self) -> None:
         """Let go of a shard that will not be finished."""
-        if self._file is not None:
+        for file in self._files.values():
             with suppress(OSError):
-                self._file.close()
+                file.file.close()
 
-    def _append(self, ids: np.ndarray) -> None:
-        if self._file is None:
-            self._file = self._partial.open("wb")
-        block = ids.tobytes()
-        self._file.write(block)
-        self._digest.update(block)
-        self._tokens += len(ids)
-
-    @property
-    def _partial(self) -> Path:
-        return self.journal.folder / f"{self.split}-{len(self.progress.shards):05d}.bin.partial"
+    def _append(self, suffix: str, values: np.ndarray) -> None:
+        if suffix not in self._files:
+            name = f"{self.split}-{len(self.progress.shards):05d}.{suffix}"
+            self._files[suffix] = _PartialFile(self.journal.folder / name)
+        self._files[suffix].write(values.tobytes())
 
     def _finish_shard(self) -> None:
-        partial = self._partial
-        self._file.flush()
-        os.fsync(self._file.fileno())
-        self._file.close()
-        partial.rename(partial.with_suffix(""))
-        record = {"file": partial.stem, "tokens": self._tokens, "sha256": self._digest.hexdigest()}
-        self.progress.shards.append(record)
-        self._file, self._tokens, self._digest = None, 0, hashlib.sha256()
+        files = {suffix: file.finish() for suffix, file in self._files.items()}
+        marks = {"marks": files["marks"]} if "marks" in files else {}
+        self.progress.shards.append({"file": files["bin"]["file"], "tokens": self._tokens, **files["bin"], **marks})
+        self._files, self._tokens = {}, 0
         self.journal.save()
+
+
+class _PartialFile:
+    """A file that has another name until it is whole."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.partial = path, path.with_name(path.name + ".partial")
+        self.file = self.partial.open("wb")
+        self.digest = hashlib.sha256()
+
+    def write(self, block: bytes) -> None:
+        self.file.write(block)
+        self.digest.update(block)
+
+    def finish(self) -> dict[str, str]:
+        """Give the file its name, when its content is on the disk. Returns what the manifest says about it."""
+        self.file.flush()
+        os.fsync(self.file.fileno())
+        self.file.close()
+        self.partial.rename(self.path)
+        return {"file": self.path.name, "sha256": self.digest.hexdigest()}
 
 
 def write_manifest(folder: Path, dtype: np.dtype, vocab_size: int, splits: dict[str, Progress], **about: Any) -> None:

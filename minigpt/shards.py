@@ -1,6 +1,7 @@
 """What do tokens look like on disk? A folder of raw little-endian shards and a manifest that lets anyone check them.
 
     train-00000.bin  validation-00000.bin  …   uint16 if every id fits, else uint32
+    train-00000.marks  …                       a byte a token, where not every token is a target: see IN_LOSS
     manifest.json                              counts, hashes, tokenizer and source of the above
     tokenizer/                                 what `AutoTokenizer.from_pretrained` reads
 
@@ -11,6 +12,7 @@ Other programs' shards are read as they are: nanoGPT's `train.bin` and `val.bin`
 import hashlib
 import json
 from bisect import bisect_right
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
@@ -22,6 +24,7 @@ import numpy as np
 FORMAT = "minigpt-token-shards"
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
+IN_LOSS, ENDS_DOCUMENT = 1, 2  # bits of a mark: the token is a target; the token is the last of its document
 LLMC_HEADER_BYTES = 1024
 LLMC_DTYPES = {(20240520, 1): "<u2", (20240801, 7): "<u4"}  # by magic number and version: GPT-2's and Llama 3's ids
 
@@ -35,11 +38,12 @@ def smallest_dtype(vocab_size: int) -> np.dtype:
 
 @dataclass(frozen=True)
 class Shard:
-    """One file of token ids: `tokens` ids from byte `offset` on."""
+    """One file of token ids: `tokens` ids from byte `offset` on, and the file of their marks if they have any."""
 
     path: Path
     tokens: int
     offset: int = 0
+    marks: Path | None = None
 
 
 class Tokens:
@@ -61,20 +65,45 @@ class Tokens:
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_maps": {}}  # numpy would pickle the mapped data; a worker maps the files itself
 
+    @property
+    def marked(self) -> bool:
+        """Whether some tokens are no targets."""
+        return any(shard.marks for shard in self.shards)
+
     def read(self, start: int, stop: int) -> np.ndarray:
         """A copy of the ids at positions [start, stop), across shards. Raises IndexError outside the split."""
+        out = np.empty(self._checked(start, stop), self.dtype)
+        for index, begin, at, length in self._spans(start, stop):
+            out[at : at + length] = self._map(index)[begin : begin + length]
+        return out
+
+    def marks(self, start: int, stop: int, end_of_text: int | None = None) -> np.ndarray:
+        """The marks of positions [start, stop), uint8.
+
+        Where a shard has none, every token is in the loss, and `end_of_text` ends a document.
+        """
+        out = np.empty(self._checked(start, stop), np.uint8)
+        for index, begin, at, length in self._spans(start, stop):
+            if self.shards[index].marks:
+                out[at : at + length] = self._map_marks(index)[begin : begin + length]
+            else:
+                ends = self._map(index)[begin : begin + length] == (-1 if end_of_text is None else end_of_text)
+                out[at : at + length] = IN_LOSS + ENDS_DOCUMENT * ends
+        return out
+
+    def _checked(self, start: int, stop: int) -> int:
         if not 0 <= start <= stop <= len(self):
             raise IndexError(f"tokens [{start}, {stop}) are outside a split of {len(self)} tokens")
-        out = np.empty(stop - start, self.dtype)
-        done = 0
-        index = bisect_right(self._ends, start)
-        while done < len(out):
+        return stop - start
+
+    def _spans(self, start: int, stop: int) -> Iterator[tuple[int, int, int, int]]:
+        """The parts of [start, stop) shard by shard: (shard, place in it, place in the result, length)."""
+        index, done = bisect_right(self._ends, start), 0
+        while start + done < stop:
             begin = start + done - (self._ends[index] - self.shards[index].tokens)
-            part = self._map(index)[begin : begin + len(out) - done]
-            out[done : done + len(part)] = part
-            done += len(part)
-            index += 1
-        return out
+            length = min(stop - start - done, self.shards[index].tokens - begin)
+            yield index, begin, done, length
+            index, done = index + 1, done + length
 
     def _map(self, index: int) -> np.ndarray:
         if index not in self._maps:
@@ -82,16 +111,28 @@ class Tokens:
             self._maps[index] = np.memmap(shard.path, self.dtype, mode="r", offset=shard.offset, shape=(shard.tokens,))
         return self._maps[index]
 
+    def _map_marks(self, index: int) -> np.ndarray:
+        if -1 - index not in self._maps:
+            marks = self.shards[index].marks
+            assert marks is not None
+            self._maps[-1 - index] = np.memmap(marks, np.uint8, mode="r")
+        return self._maps[-1 - index]
+
 
 @dataclass(frozen=True)
 class TokenShards:
-    """A folder of token shards. `fingerprint` changes whenever a token does; `vocab_size` is None if unknown."""
+    """A folder of token shards. `fingerprint` changes whenever a token does; `vocab_size` is None if unknown.
+
+    Of several folders that are mixed, `source_tokens` are the training tokens of each, `weights` their shares.
+    """
 
     folder: Path
     manifest: dict[str, Any]
     train: Tokens
     validation: Tokens | None
     fingerprint: str
+    source_tokens: tuple[int, ...] = ()
+    weights: tuple[float, ...] = ()
 
     @property
     def vocab_size(self) -> int | None:
@@ -137,7 +178,8 @@ def _open_manifest(folder: Path) -> TokenShards:
         dtype = np.dtype(manifest["dtype"]).newbyteorder("<")
         splits = {name: _open_split(folder, split, dtype) for name, split in manifest["splits"].items()}
         train = splits["train"]
-        hashes = [shard["sha256"] for name in sorted(splits) for shard in manifest["splits"][name]["shards"]]
+        records = [shard for name in sorted(splits) for shard in manifest["splits"][name]["shards"]]
+        hashes = [record["sha256"] for record in records] + [r["marks"]["sha256"] for r in records if "marks" in r]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         reason = f"{error} is missing" if isinstance(error, KeyError) else error
         raise ValueError(f"{path}: {reason}; prepare the data again") from error
@@ -150,7 +192,10 @@ def _open_split(folder: Path, split: dict[str, Any], dtype: np.dtype) -> Tokens:
     for record in split["shards"]:
         path = folder / record["file"]
         _check_size(path, record["tokens"] * dtype.itemsize)
-        shards.append(Shard(path, record["tokens"]))
+        marks = folder / record["marks"]["file"] if "marks" in record else None
+        if marks:
+            _check_size(marks, record["tokens"])
+        shards.append(Shard(path, record["tokens"], marks=marks))
     return Tokens(shards, dtype, split["text_bytes"], split["documents"])
 
 

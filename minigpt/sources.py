@@ -14,10 +14,13 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
+from minigpt.examples import Example, example_of, is_example
+
 READ_BYTES = 1 << 22
 ROWS = 256  # rows of a table in memory at a time
 
-Pieces = Iterator[tuple[str, bool]]
+Document = str | Example
+Pieces = Iterator[tuple[Document, bool]]  # an example is always in one piece
 
 
 class Source(Protocol):
@@ -62,10 +65,16 @@ class TextFile:
 
 @dataclass
 class JsonLines:
-    """A file with one JSON object a line, the text in one field: one document a line."""
+    """A file with one JSON object a line: one document a line, the text in one field, or an example in several."""
 
     path: Path
     column: str
+
+    @cached_property
+    def examples(self) -> bool:
+        """Whether the rows are examples: the first one has no text, but prompt and completion, or messages."""
+        first = next((self._record(number, line) for number, line in self._lines()), {})
+        return self.column not in first and is_example(first)
 
     @cached_property
     def _count(self) -> int:
@@ -76,7 +85,8 @@ class JsonLines:
 
     def pieces(self, start: int, stop: int) -> Pieces:
         for number, line in islice(self._lines(), start, stop):
-            yield self._text(number, line), True
+            record, where = self._record(number, line), f"{self.path} line {number}"
+            yield (example_of(record, where) if self.examples else self._text(record, where)), True
 
     def _lines(self) -> Iterator[tuple[int, str]]:
         """Line numbers, from 1, and lines; blank ones are left out."""
@@ -90,7 +100,7 @@ class JsonLines:
         if rest.strip():
             yield number + 1, rest
 
-    def _text(self, number: int, line: str) -> str:
+    def _record(self, number: int, line: str) -> dict[str, Any]:
         where = f"{self.path} line {number}"
         try:
             record = json.loads(line)
@@ -98,6 +108,9 @@ class JsonLines:
             raise ValueError(f"{where}: not a JSON object: {error}") from error
         if not isinstance(record, dict):
             raise ValueError(f"{where}: not a JSON object but {type(record).__name__}")
+        return record
+
+    def _text(self, record: dict[str, Any], where: str) -> str:
         if self.column not in record:
             known = ", ".join(record) or "none"
             raise ValueError(f"{where}: no field {self.column!r} (its fields: {known}); name one with --text_column")

@@ -32,7 +32,7 @@ def tokens_of(folder: Path, documents: list[list[int]]) -> Tokens:
 
 def test_positions_restart_behind_every_end() -> None:
     rows = np.array([[5, 6, END, END, 7, 8, 9], [END, 5, 6, 7, 8, END, 9]])
-    assert document_positions(rows, END).tolist() == [[0, 1, 2, 0, 0, 1, 2], [0, 0, 1, 2, 3, 4, 0]]
+    assert document_positions(rows == END).tolist() == [[0, 1, 2, 0, 0, 1, 2], [0, 0, 1, 2, 3, 4, 0]]
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])

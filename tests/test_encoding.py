@@ -155,6 +155,36 @@ def test_a_document_encoded_in_parts_has_the_ids_of_the_whole(tokenizer: PreTrai
     assert list(parts(pieces, whole=True, limit=10)) == [(TEXT, True)]
 
 
+UNSPACED = {
+    "base64": "aGVsbG8gd29ybGQ5Zm9yZXZlcjEyMw" * 40,
+    "chinese": "\u4f60\u597d\uff0c\u4e16\u754c\u3002\u8fd9\u662f\u4e00\u4e2a\u6587\u672c\u3002" * 60,
+    "addresses": "www.example.com/it's.a_b,_c;d:e!f?'s,1" * 30,
+}
+
+
+@pytest.mark.parametrize("step", [1, 37, 10_000])
+@pytest.mark.parametrize("kind", UNSPACED)
+def test_text_without_spaces_is_cut_where_nothing_is_joined(kind: str, step: int) -> None:
+    text = UNSPACED[kind]
+    encoder = Encoder(Encoding.of(train_bpe([*UNSPACED.values()], 400), np.dtype("<u2"), large=False))
+    pieces = [(text[start : start + step], False) for start in range(0, len(text), step)]
+    cut = list(parts([*pieces, ("", True)], whole=False, limit=10))
+    assert len(cut) > 10
+    assert cut == list(parts([(text, True)], whole=False, limit=10))
+    in_parts = np.concatenate(encoder.encode([part for part, _ in cut]))
+    assert in_parts.tolist() == encoder.encode([text])[0].tolist()
+
+
+@pytest.mark.parametrize("step", [1, 37, 10_000])
+def test_a_word_without_end_is_cut_so_that_memory_is_bounded(monkeypatch, step: int) -> None:
+    monkeypatch.setattr("minigpt.encoding.LONGEST_WORD", 100)
+    text = "acgt" * 200 + "5 " + "tgca" * 70
+    pieces = [(text[start : start + step], False) for start in range(0, len(text), step)]
+    cut = [part for part, _ in parts([*pieces, ("", True)], whole=False, limit=10)]
+    assert "".join(cut) == text
+    assert max(map(len, cut)) == 100
+
+
 def test_a_tokenizer_that_may_join_across_spaces_gets_whole_documents() -> None:
     tokenizer = train_bpe([TEXT], 300)
     tokenizer.backend_tokenizer.pre_tokenizer.add_prefix_space = True

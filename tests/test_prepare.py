@@ -80,10 +80,6 @@ def test_the_cache_prepares_once_for_the_same_content(jsonl: str, tmp_path: Path
     assert prepared_folder(args) != folder
 
 
-def test_prepared_shards_are_taken_as_they_are(tmp_path: Path) -> None:
-    assert prepared_folder(DataArguments(data=str(tmp_path))) == tmp_path
-
-
 def test_processes_that_race_prepare_once_and_agree(jsonl: str, tmp_path: Path) -> None:
     code = (
         "import sys; from minigpt.arguments import DataArguments; from minigpt.prepare import prepared_folder;"
