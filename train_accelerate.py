@@ -15,13 +15,13 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import transformers
 from accelerate import Accelerator
 from accelerate.utils import ProjectConfiguration, send_to_device, set_seed
 
 from minigpt.arguments import Arguments
+from minigpt.bad_steps import EXIT_DIVERGED, BadSteps, is_applicable
 from minigpt.build import (
     build_evaluations,
     build_model,
@@ -46,7 +46,7 @@ from minigpt.errors import one_line_errors
 from minigpt.evaluation import Evaluation
 from minigpt.feed import Feed, open_feed
 from minigpt.hellaswag import HellaSwagEvaluation
-from minigpt.metrics import train_flops_per_token
+from minigpt.metrics import as_float, train_flops_per_token
 from minigpt.optim import build_optimizer
 from minigpt.plan import describe
 from minigpt.plot import plot_runs
@@ -55,7 +55,7 @@ from minigpt.publish import HubPushes
 from minigpt.sample_texts import SampleTexts
 from minigpt.schedule import Schedule, learning_rate_at, set_learning_rate
 from minigpt.secret_scan import refuse_secret_words
-from minigpt.state import TrainingClock, TrainingState
+from minigpt.state import TrainingClock, TrainingState, seed_step
 from minigpt.stopping import EXIT_STOPPED, StopRequest
 from minigpt.tracking import TrainingLog, clock_time, requested_trackers
 
@@ -76,6 +76,7 @@ class Run:
     log: TrainingLog
     evaluations: list[Evaluation | HellaSwagEvaluation]
     samples: SampleTexts
+    bad_steps: BadSteps
     checkpoints: Checkpoints
     pushes: HubPushes
 
@@ -91,7 +92,8 @@ def train(args: Arguments) -> int:
     while state.step < max_steps:
         learning_rate = learning_rate_at(state.step, run.schedule)
         loss, grad_norm = take_step(run, learning_rate)
-        stopping = stop.agreed()
+        diverged = run.bad_steps.too_many(state)
+        stopping = stop.agreed() or diverged
         if log.due(state) or stopping:  # the only wait for the device
             mean_loss = float(accelerator.reduce(loss, "mean"))
             clock.tick()
@@ -110,9 +112,11 @@ def train(args: Arguments) -> int:
                 if state.step < max_steps and not stopping:
                     run.pushes.start(state.step)
         if stopping and state.step < max_steps:
-            log.say(f"stopped at step {state.step}; go on with --resume_from_checkpoint latest")
+            log.say(
+                f"{'diverged' if diverged else 'stopped'} at step {state.step}; the checkpoint is there to go on from"
+            )
             accelerator.end_training()
-            return EXIT_STOPPED
+            return EXIT_DIVERGED if diverged else EXIT_STOPPED
 
     run.checkpoints.finish()
     write_final_model(args, state, run.model, run.tokenizer, accelerator)
@@ -125,8 +129,11 @@ def train(args: Arguments) -> int:
     return 0
 
 
-def take_step(run: Run, learning_rate: float) -> tuple[torch.Tensor, Any]:
-    """One update. Returns this process's share of the mean loss (nats per token) and the norm of the gradient."""
+def take_step(run: Run, learning_rate: float) -> tuple[torch.Tensor, float]:
+    """One update. Returns this process's share of the mean loss (nats per token) and the norm of the gradient.
+
+    An update by a gradient that is not finite is left out.
+    """
     args, accelerator, state = run.args, run.accelerator, run.state
     samples = samples_per_step(args, accelerator.num_processes)
     targets = run.feed.targets(state.samples_seen, samples)  # of all processes, without asking them
@@ -140,8 +147,12 @@ def take_step(run: Run, learning_rate: float) -> tuple[torch.Tensor, Any]:
             share = run.model(**batch, num_items_in_batch=divisor, use_cache=False, skip_logits=True).loss
             accelerator.backward(share)
         loss += share.detach()
-    grad_norm = accelerator.clip_grad_norm_(run.model.parameters(), args.max_grad_norm or math.inf)
-    run.optimizer.step()
+    grad_norm = as_float(accelerator.clip_grad_norm_(run.model.parameters(), args.max_grad_norm or math.inf))
+    if is_applicable(grad_norm, accelerator.scaler):
+        run.optimizer.step()
+    else:
+        numbers = run.feed.numbers(state.samples_seen, samples)
+        run.bad_steps.leave_out(state, run.model, accelerator, numbers, learning_rate, grad_norm)
     run.optimizer.zero_grad()
     state.advance(samples, targets)
     return loss, grad_norm
@@ -194,6 +205,7 @@ def set_up(args: Arguments) -> Run:
         log=log,
         evaluations=evaluations,
         samples=SampleTexts(args, args.seed, tokenizer, max_steps),
+        bad_steps=BadSteps(args, tokenizer),
         checkpoints=Checkpoints(args, tokenizer, max_steps),
         pushes=pushes,
     )
@@ -219,11 +231,6 @@ def start_accelerator(args: Arguments) -> Accelerator:
 def micro_batches(batches: Iterator[Batch], number: int) -> Iterator[tuple[Batch, bool]]:
     """The next `number` micro-batches, each with whether it is the last of its step."""
     return ((batch, place == number) for place, batch in enumerate(islice(batches, number), start=1))
-
-
-def seed_step(seed: int, step: int, rank: int) -> None:
-    """Seed dropout by (seed, step, process): a resumed run needs no saved generator, nothing else can disturb it."""
-    torch.manual_seed(int(np.random.SeedSequence([seed, step, rank]).generate_state(1, np.uint64)[0]))
 
 
 def main() -> None:

@@ -202,10 +202,11 @@ class OptimizerArguments(Checked):
     adam_beta2: float = option("Second moment's decay", 0.95)
     adam_epsilon: float = option("Added to the denominator of AdamW", 1e-8)
     max_grad_norm: float = option("Clip the gradient to this norm; 0 leaves it alone", 1.0)
+    max_skipped_steps: int = option("Steps that may be left out because their gradient is not finite", 10)
 
     def problems(self) -> Iterator[str]:
         yield from _below(self, 0, "learning_rate", "muon_learning_rate", "min_learning_rate", "warmup_steps")
-        yield from _below(self, 0, "weight_decay", "adam_epsilon", "max_grad_norm")
+        yield from _below(self, 0, "weight_decay", "adam_epsilon", "max_grad_norm", "max_skipped_steps")
         if self.learning_rate == 0:
             yield "learning_rate=0.0 must be above 0"
         if self.min_learning_rate > self.learning_rate:

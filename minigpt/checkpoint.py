@@ -62,7 +62,7 @@ class Checkpoints:
         with its earlier checkpoints; where it ends here (`stopping`, the last step) that is a ValueError.
         """
         weights = get_model_state_dict(model, options=_WHOLE)
-        moments = _flatten(get_optimizer_state_dict(model, _bare(optimizer), options=_WHOLE)["state"])
+        moments = _flatten(get_optimizer_state_dict(model, _bare(optimizer), options=_WHOLE).get("state", {}))
         self.finish()
         if accelerator.is_main_process:
             if accelerator.scaler is not None:
@@ -126,6 +126,13 @@ def write_model(
     bare = accelerator.unwrap_model(model, keep_fp32_wrapper=True, keep_torch_compile=False)
     bare.save_pretrained(folder, state_dict=weights)
     tokenizer.save_pretrained(folder)
+
+
+def save_model(folder: Path, model: nn.Module, tokenizer: Any, accelerator: Accelerator) -> None:
+    """The weights as they are now, as a folder that `from_pretrained` loads. Every process must call this."""
+    weights = get_model_state_dict(model, options=_WHOLE)
+    if accelerator.is_main_process:
+        write_model(folder, model, weights, tokenizer, accelerator)
 
 
 def write_final_model(

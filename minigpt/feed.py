@@ -38,7 +38,11 @@ class Feed:
         """
         if self.train.equal_targets is not None:
             return samples * self.train.equal_targets
-        return self.train.targets([self.order[position] for position in range(start, start + samples)])
+        return self.train.targets(self.numbers(start, samples))
+
+    def numbers(self, start: int, samples: int) -> list[int]:
+        """The samples at positions `start` … `start + samples`."""
+        return [self.order[position] for position in range(start, start + samples)]
 
 
 def open_feed(args: BatchArguments, shards: TokenShards, end_of_text: int) -> Feed:

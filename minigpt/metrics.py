@@ -51,6 +51,12 @@ def validation_metrics(loss_nats: float, targets: int, text_bytes: int | None) -
     return metrics
 
 
+def as_float(number: Any) -> float:
+    """A number on the host; FSDP2 hands out sharded ones, and what was not measured is 0."""
+    whole = number.full_tensor() if hasattr(number, "full_tensor") else number
+    return float(whole or 0.0)
+
+
 def peak_memory_gib(device: torch.device) -> float:
     """Most memory held so far: by the allocator on a GPU, by the process elsewhere. GiB."""
     if device.type == "cuda":

@@ -9,6 +9,9 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
+
 
 @dataclass
 class TrainingState:
@@ -18,6 +21,7 @@ class TrainingState:
     samples_seen: int = 0
     tokens_seen: int = 0  # targets that had a loss
     elapsed_s: float = 0.0  # training time; evaluation, sampling and saving excluded
+    skipped_steps: int = 0  # of them, those whose gradient was not finite
     best_step: int | None = None
     best_val_loss: float | None = None
     loss_scale: float | None = None  # fp16 only
@@ -49,6 +53,11 @@ class TrainingState:
             return cls(**{f.name: values[f.name] for f in fields(cls)})
         except (json.JSONDecodeError, KeyError, TypeError) as error:
             raise ValueError(f"{path}: not a training state of MiniGPT") from error
+
+
+def seed_step(seed: int, step: int, rank: int) -> None:
+    """Seed dropout by (seed, step, process): a resumed run needs no saved generator, nothing else can disturb it."""
+    torch.manual_seed(int(np.random.SeedSequence([seed, step, rank]).generate_state(1, np.uint64)[0]))
 
 
 class TrainingClock:

@@ -62,12 +62,9 @@ class TrainingLog:
     def due(self, state: TrainingState) -> bool:
         return state.step == 1 or is_due(state.step, self.args.logging_steps, self.max_steps)
 
-    def training(self, state: TrainingState, loss: float, grad_norm: Any, learning_rate: float) -> None:
+    def training(self, state: TrainingState, loss: float, grad_norm: float, learning_rate: float) -> None:
         """Log one step: its loss (nats per token, over all processes), gradient norm before clipping, and speed."""
-        metrics = {"train/loss": loss, "train/lr": learning_rate}
-        if grad_norm is not None:
-            whole = grad_norm.full_tensor() if hasattr(grad_norm, "full_tensor") else grad_norm  # FSDP2's is sharded
-            metrics["train/grad_norm"] = float(whole)
+        metrics = {"train/loss": loss, "train/lr": learning_rate, "train/grad_norm": grad_norm}
         seconds, tokens = state.elapsed_s - self._last_elapsed_s, state.tokens_seen - self._last_tokens
         tokens_per_sec = tokens / seconds if seconds > 0 else math.nan
         metrics["train/tokens_per_sec"] = tokens_per_sec
@@ -106,7 +103,8 @@ class TrainingLog:
                 tracker.log({f"samples/{number}": text for number, text in enumerate(texts.values())}, step=state.step)
 
     def record(self, state: TrainingState, metrics: dict[str, float]) -> None:
-        """One line of metrics.jsonl, and the same to every tracker."""
+        """One line of metrics.jsonl, and the same to every tracker; JSON has no word for what is not finite."""
+        metrics = {name: value for name, value in metrics.items() if math.isfinite(value)}
         if self.accelerator.is_main_process:
             line = {"step": state.step, "elapsed_s": round(state.elapsed_s, 3), **metrics}
             with self.path.open("a", encoding="utf-8") as file:
