@@ -21,6 +21,7 @@ import transformers
 from accelerate import Accelerator
 from accelerate.utils import ProjectConfiguration, send_to_device, set_seed
 
+from minigpt.agreement import refuse_disagreement
 from minigpt.arguments import Arguments
 from minigpt.build import build_model, build_schedule, check_ids, check_output_dir, clear_output_dir, load_data
 from minigpt.card import write_card
@@ -143,6 +144,7 @@ def set_up(args: Arguments) -> Run:
     model = build_model(args, tokenizer, resume_from)
     config, parameters = model.config, model.num_parameters()
     check_ids(shards, config.vocab_size)
+    refuse_disagreement(args, config, shards.fingerprint, state.step, accelerator)
     optimizer = build_optimizer(model, args, accelerator.device)
     order = SampleOrder(len(shards.train), args.block_size, args.seed, args.stride)
     max_steps = steps_of_run(args, order.samples, accelerator.num_processes)

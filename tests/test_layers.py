@@ -25,6 +25,7 @@ LAYERS = [
         "sources",
     ],
     [
+        "agreement",
         "checkpoint",
         "data",
         "evaluation",

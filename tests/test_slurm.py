@@ -48,7 +48,7 @@ def submit(
 
 
 def wait_for_a_step(run_dir: Path, job: "subprocess.Popen[str]") -> None:
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 240
     while not ((run_dir / "metrics.jsonl").exists() and metrics(run_dir, "train/loss")):
         assert job.poll() is None, "the job ended before it was interrupted"
         assert time.monotonic() < deadline
@@ -66,7 +66,7 @@ def test_a_job_whose_time_runs_out_is_queued_again_and_ends_as_if_it_had_had_the
     with submit(script, state, run_dir, words, processes_per_node, nodes) as job:
         wait_for_a_step(run_dir, job)
         os.kill(int((state / "batch.pid").read_text()), signal.SIGUSR1)
-        output, errors = job.communicate(timeout=120)
+        output, errors = job.communicate(timeout=240)
     assert job.returncode == 0, errors
     assert (state / "requeued").read_text() == "4242\n"
     assert output.count("stopped and saved in time; job 4242 goes back into the queue") == 1
