@@ -1,6 +1,7 @@
 """Do all hosts mean the same run? What must agree is compared before the first step, and a difference is named."""
 
 import hashlib
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +58,8 @@ def refuse_disagreement(
     }
     difference = first_difference(gather_object([own]))
     if difference is not None:
+        with suppress(RuntimeError):  # who leaves first must not cut off another that is still comparing
+            accelerator.wait_for_everyone()
         raise ValueError(difference)
 
 
