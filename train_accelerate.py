@@ -20,6 +20,7 @@ import transformers
 from accelerate import Accelerator
 from accelerate.utils import ProjectConfiguration, send_to_device, set_seed
 
+from minigpt.agreement import refuse_disagreement
 from minigpt.arguments import Arguments
 from minigpt.bad_steps import EXIT_DIVERGED, BadSteps, is_applicable
 from minigpt.build import (
@@ -112,9 +113,8 @@ def train(args: Arguments) -> int:
                 if state.step < max_steps and not stopping:
                     run.pushes.start(state.step)
         if stopping and state.step < max_steps:
-            log.say(
-                f"{'diverged' if diverged else 'stopped'} at step {state.step}; the checkpoint is there to go on from"
-            )
+            what = "diverged" if diverged else "stopped"
+            log.say(f"{what} at step {state.step}; go on with --resume_from_checkpoint latest")
             accelerator.end_training()
             return EXIT_DIVERGED if diverged else EXIT_STOPPED
 
@@ -170,6 +170,7 @@ def set_up(args: Arguments) -> Run:
     model = build_model(args, tokenizer, resume_from)
     config, parameters = model.config, model.num_parameters()
     check_ids(shards, config.vocab_size)
+    refuse_disagreement(args, config, shards.fingerprint, state.step, accelerator)
     check_room(args, parameters)
     optimizer = build_optimizer(model, args, accelerator.device)
     feed = open_feed(args, shards, tokenizer.eos_token_id)

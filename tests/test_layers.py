@@ -30,6 +30,7 @@ LAYERS = [
     ],
     [
         "bad_steps",
+        "agreement",
         "checkpoint",
         "checkpoint_files",
         "data",
