@@ -169,7 +169,11 @@ class TrainBatches:
 
 @dataclass(frozen=True)
 class EvaluationBatches:
-    """Every target once. Batch b belongs to process b mod `processes`: batches are the same for any number of them."""
+    """Every target once. Batch b belongs to process b mod `processes`: batches are the same for any number of them.
+
+    In the last round a process for which none is left reads the first sample again, which does not count (`counted`):
+    where weights are sharded each forward needs all processes.
+    """
 
     samples: Sequence[int]
     batch_size: int
@@ -177,8 +181,18 @@ class EvaluationBatches:
     processes: int
 
     def __iter__(self) -> Iterator[list[int]]:
-        for first in range(self.rank * self.batch_size, len(self.samples), self.batch_size * self.processes):
-            yield list(self.samples[first : first + self.batch_size])
+        for number in range(self.rank, self.processes * -(-self._batches // self.processes), self.processes):
+            first = number * self.batch_size if number < self._batches else 0
+            yield list(self.samples[first : first + (self.batch_size if number < self._batches else 1)])
+
+    @property
+    def counted(self) -> int:
+        """Batches of this process whose targets count: all but a last one, perhaps."""
+        return len(range(self.rank, self._batches, self.processes))
+
+    @property
+    def _batches(self) -> int:
+        return -(-len(self.samples) // self.batch_size)
 
 
 def loader(samples: Samples, batches: TrainBatches | EvaluationBatches, workers: int = 0) -> DataLoader[Batch]:

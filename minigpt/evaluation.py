@@ -25,20 +25,22 @@ class Evaluation:
         """`val/loss`, `val/perplexity` and, where the size of the text is known, `val/bits_per_byte`."""
         rank, processes = accelerator.process_index, accelerator.num_processes
         batches = EvaluationBatches(self.samples.every(), self.batch_size, rank, processes)
-        loss_nats, targets = summed_loss(model, loader(self.samples, batches), accelerator)
+        loss_nats, targets = summed_loss(model, loader(self.samples, batches), accelerator, batches.counted)
         return validation_metrics(loss_nats, targets, self.samples.text_bytes)
 
 
 @torch.inference_mode()
-def summed_loss(model: nn.Module, batches: Any, accelerator: Accelerator) -> tuple[float, int]:
-    """Loss in nats summed over every real target of `batches` on all processes, and how many there are.
+def summed_loss(model: nn.Module, batches: Any, accelerator: Accelerator, counted: int) -> tuple[float, int]:
+    """Loss in nats summed over every real target of the first `counted` batches on all processes, and their number.
 
     Each batch is summed in float32 on the device, the batches in float64 on the host.
     """
     training = model.training
     model.eval()
     targets, losses = 0, [torch.zeros((), device=accelerator.device)]
-    for batch in batches:
+    for number, batch in enumerate(batches):
+        if number >= counted:
+            batch["shift_labels"] = torch.full_like(batch["shift_labels"], IGNORED)
         targets += int((batch["shift_labels"] != IGNORED).sum())
         batch = send_to_device(batch, accelerator.device, non_blocking=True)
         losses.append(model(**batch, num_items_in_batch=1, use_cache=False, skip_logits=True).loss.float())

@@ -86,7 +86,8 @@ def test_a_step_has_the_same_samples_however_it_is_split_and_wherever_it_is_resu
 @pytest.mark.parametrize("processes", [1, 2, 3])
 def test_evaluation_batches_are_the_same_for_any_number_of_processes(processes: int) -> None:
     shared = [EvaluationBatches(range(0, 184, 8), 4, rank, processes) for rank in range(processes)]
-    batches = sorted(batch for part in shared for batch in part)
+    assert len({len(list(part)) for part in shared}) == 1, "a process takes part in fewer forwards than another"
+    batches = sorted(batch for part in shared for batch in list(part)[: part.counted])
     assert batches == [list(range(first, min(first + 32, 184), 8)) for first in range(0, 184, 32)]
 
 

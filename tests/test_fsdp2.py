@@ -13,8 +13,11 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
 from configuration_minigpt import MiniGPTConfig
-from minigpt.arguments import OptimizerArguments
-from minigpt.checkpoint import Checkpoints, find_checkpoints, restore_optimizer
+from minigpt.arguments import Arguments, OptimizerArguments
+from minigpt.checkpoint import Checkpoints, restore_optimizer
+from minigpt.checkpoint_files import find_checkpoints
+from minigpt.data import Batch, Samples
+from minigpt.evaluation import Evaluation
 from minigpt.optim import build_optimizer
 from minigpt.state import TrainingState
 from modeling_minigpt import MiniGPTForCausalLM
@@ -26,9 +29,15 @@ class Process:
     """What saving and loading ask of an Accelerator, of a process that has none."""
 
     scaler = None
+    device = torch.device("cpu")
 
-    def __init__(self, rank: int) -> None:
-        self.is_main_process = rank == 0
+    def __init__(self, rank: int, processes: int = 1) -> None:
+        self.process_index, self.num_processes, self.is_main_process = rank, processes, rank == 0
+
+    def reduce(self, numbers: torch.Tensor, how: str) -> torch.Tensor:
+        assert how == "sum"
+        torch.distributed.all_reduce(numbers)
+        return numbers
 
     def unwrap_model(self, model: nn.Module, **_: Any) -> nn.Module:
         return model
@@ -43,16 +52,15 @@ class Tokenizer:
         """Nothing to save."""
 
 
-class Options:
-    """The options that a checkpoint looks at."""
+class FiveTexts(Samples):
+    """So few that of two processes, with one text a batch, one has a batch more."""
 
-    save_total_limit = None
+    def __getitems__(self, samples: list[int]) -> Batch:
+        ids = torch.stack([torch.randint(0, 32, (17,), generator=torch.Generator().manual_seed(n)) for n in samples])
+        return {"input_ids": ids[:, :-1], "shift_labels": ids[:, 1:].contiguous()}
 
-    def __init__(self, run_dir: Path) -> None:
-        self.run_dir = run_dir
-
-    def as_yaml(self) -> str:
-        return ""
+    def every(self) -> range:
+        return range(5)
 
 
 def new_model() -> MiniGPTForCausalLM:
@@ -71,7 +79,8 @@ def take_steps(model: nn.Module, optimizer: torch.optim.Optimizer, steps: range)
 
 
 def save(run_dir: Path, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, process: Process) -> None:
-    checkpoints = Checkpoints(Options(run_dir), Tokenizer(), 10)  # type: ignore[arg-type]
+    args = Arguments(train_file=["text.txt"], output_dir=str(run_dir), save_total_limit=None)
+    checkpoints = Checkpoints(args, Tokenizer(), 10)
     checkpoints.save(TrainingState(step=step), model, optimizer, process)  # type: ignore[arg-type]
 
 
@@ -86,10 +95,14 @@ def go_on_sharded(rank: int, port: int, start: Path, run_dir: Path) -> None:
     fully_shard(model, mesh=mesh)
     set_model_state_dict(model, weights, options=WHOLE)
     optimizer = build_optimizer(model, OptimizerArguments(), torch.device("cpu"))
-    process = Process(rank)
+    process = Process(rank, 2)
     restore_optimizer(start, TrainingState(), model, optimizer, process)  # type: ignore[arg-type]
     moment = optimizer.state[model.transformer.layers[0].mlp.up_proj.weight]["exp_avg"]
     assert moment.to_local().numel() == moment.numel() // 2, "the moments are not sharded"
+    evaluation = Evaluation(FiveTexts(), batch_size=1, eval_steps=0, max_steps=10)
+    whole = MiniGPTForCausalLM.from_pretrained(start)
+    expected = evaluation.run(whole, Process(0))  # type: ignore[arg-type]
+    assert abs(evaluation.run(model, process)["val/loss"] - expected["val/loss"]) < 1e-6  # type: ignore[arg-type]
     take_steps(model, optimizer, range(3, 4))
     save(run_dir, 4, model, optimizer, process)
     torch.distributed.destroy_process_group()
