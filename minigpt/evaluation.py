@@ -29,7 +29,7 @@ class Evaluation:
         return validation_metrics(loss_nats, targets, self.samples.text_bytes)
 
 
-@torch.inference_mode()
+@torch.no_grad()  # not inference_mode: FSDP2 could not train on afterwards
 def summed_loss(model: nn.Module, batches: Any, accelerator: Accelerator, counted: int) -> tuple[float, int]:
     """Loss in nats summed over every real target of the first `counted` batches on all processes, and their number.
 

@@ -81,7 +81,7 @@ def _share_contexts(model: Any, items: list[Item], batch_size: int) -> list[list
     loglikelihoods = [[0.0] * ENDINGS for _ in items]
     endings = [(row, place) for row in range(len(items)) for place in range(ENDINGS)]
     endings.sort(key=lambda pair: len(items[pair[0]].endings[pair[1]]))
-    with torch.inference_mode():
+    with torch.no_grad():
         read = model(
             input_ids=contexts.to(model.device),
             attention_mask=mask.to(model.device),
@@ -135,7 +135,7 @@ def _cut_contexts(model: Any, items: list[Item], limit: int) -> list[list[float]
     for row, (ids, count) in enumerate(zip(rows, counts, strict=True)):
         inputs[row, : len(ids) - 1] = torch.tensor(ids[:-1])
         targets[row, max(0, len(ids) - 1 - count) : len(ids) - 1] = torch.tensor(ids[max(1, len(ids) - count) :])
-    with torch.inference_mode():
+    with torch.no_grad():
         scores = _loglikelihoods(model(input_ids=inputs.to(model.device), use_cache=False).logits, targets)
     return [scores[first : first + ENDINGS] for first in range(0, len(scores), ENDINGS)]
 
