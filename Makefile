@@ -1,5 +1,6 @@
 # make train    a GPT of your own from nothing, in a few minutes
 # make test     the tests                    make test-all   and the slow proofs
+# make soak     kill -9 at random moments, other numbers of processes, other splits: the tables of docs/reliability.md
 # make check    lint, format, types          make format     mend what can be mended
 # Each sets up .venv first when it is missing or older than requirements.txt.
 
@@ -9,7 +10,7 @@ READY := .venv/ready
 # The launch profile of this machine: a GPU where one answers, else the CPU (and MPS, which needs no profile of its own).
 PROFILE = $(shell $(BIN)/python -c "import torch; print('cpu' if not torch.accelerator.is_available() else 'single_gpu')")
 
-.PHONY: train test test-all check format clean
+.PHONY: train test test-all soak check format clean
 
 train: $(READY)
 	@echo "==> Training configs/quickstart.yaml with accelerate_configs/$(PROFILE).yaml"
@@ -22,6 +23,10 @@ test: $(READY)
 test-all: $(READY)
 	@echo "==> Running the tests and the slow proofs"
 	$(BIN)/python -m pytest -n 2 --dist worksteal
+
+soak: $(READY)
+	@echo "==> Killing, resizing and splitting runs (about a quarter of an hour)"
+	$(BIN)/python tests/reliability.py
 
 check: $(READY)
 	@echo "==> Checking lint, format and types"

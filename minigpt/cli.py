@@ -14,6 +14,7 @@ VERBS = {
     "hellaswag": ("minigpt.hellaswag", "accuracy on HellaSwag, in three normalisations"),
     "export-gpt2": ("minigpt.gpt2_export", "write a stock GPT-2 folder"),
     "plot": ("minigpt.plot", "draw the curves of runs"),
+    "verify-resume": ("minigpt.verify_resume", "prove that a run resumes exactly"),
     "replay": ("minigpt.replay", "run a step again whose gradient was not finite"),
     "data": ("minigpt.data_inspect", "inspect or verify token shards"),
     "bench tokenize": ("minigpt.benchmark_tokenize", "measure tokenizing"),

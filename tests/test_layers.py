@@ -66,6 +66,7 @@ LAYERS = [
         "replay",
         "sample_texts",
         "space",
+        "verify_resume",
         "views",
         "benchmark_generate",
         "benchmark_tokenize",
