@@ -95,7 +95,7 @@ def train(args: Arguments) -> int:
         loss, grad_norm = take_step(run, learning_rate)
         diverged = run.bad_steps.too_many(state)
         stopping = stop.agreed() or diverged
-        if log.due(state) or stopping:  # the only wait for the device
+        if log.due(state) or stopping:
             mean_loss = float(accelerator.reduce(loss, "mean"))
             clock.tick()
             log.training(state, mean_loss, grad_norm, learning_rate)

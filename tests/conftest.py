@@ -67,6 +67,25 @@ def train_here() -> Iterator[Callable[[list[str]], int]]:
         signal.signal(number, handler)
 
 
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[tuple[Path, Callable[[int], None]]]:
+    """A file system of 16 MB, and how to give it another size."""
+    if sys.platform != "linux":
+        pytest.skip("a small file system is made with Linux's tmpfs")
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    made = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=16m", "tmpfs", folder], capture_output=True, text=True)
+    if made.returncode != 0:
+        pytest.skip(f"no file system may be mounted here: {made.stderr.strip()}")
+    yield (
+        folder,
+        lambda megabytes: subprocess.run(
+            ["mount", "-o", f"remount,size={megabytes}m", folder], check=True
+        ) and None,
+    )  # fmt: skip
+    subprocess.run(["umount", folder], check=True)
+
+
 def command(*words: str | Path, processes: int = 1) -> list[str]:
     """The command line that trains as a user would: alone, or by `accelerate launch` with gloo processes."""
     script = [str(ROOT / "train_accelerate.py"), *map(str, words)]

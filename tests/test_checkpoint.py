@@ -2,9 +2,7 @@
 
 import os
 import shutil
-import subprocess
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -97,24 +95,6 @@ def test_saving_while_training_saves_the_same(
             assert all(torch.equal(ours[key], theirs[key]) for key in ours)
 
 
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[tuple[Path, Callable[[int], None]]]:
-    """A file system of 16 MB, and how to give it another size."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    made = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=16m", "tmpfs", folder], capture_output=True, text=True)
-    if made.returncode != 0:
-        pytest.skip(f"no file system may be mounted here: {made.stderr.strip()}")
-    yield (
-        folder,
-        lambda megabytes: subprocess.run(
-            ["mount", "-o", f"remount,size={megabytes}m", folder], check=True
-        ) and None,
-    )  # fmt: skip
-    subprocess.run(["umount", folder], check=True)
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="a small file system is made with Linux's tmpfs")
 def test_a_full_disk_is_told_in_time_and_costs_nothing_that_is_safe(
     small_disk: tuple[Path, Callable[[int], None]], tiny_run: list[str], tmp_path: Path
 ) -> None:

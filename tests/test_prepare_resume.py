@@ -3,11 +3,12 @@
 import json
 import os
 import random
-import resource
 import shutil
+import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -125,23 +126,25 @@ def test_the_bytes_do_not_depend_on_the_number_of_processes(job, tmp_path: Path)
     assert content(tmp_path / "out") == content(whole)
 
 
-def test_a_full_disk_is_said_and_gone_on_with_after_space_is_made(job, tmp_path: Path) -> None:
-    """A limit on the size of one file stands for the disk: the system refuses to write, as a full disk does."""
+def test_a_full_disk_is_said_and_gone_on_with_after_space_is_made(job, small_disk) -> None:
     words, whole = job
-    limit = 30 * SHARD_TOKENS
-
-    def limited() -> None:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
-
-    words = [*words[:-1], str(10**9)]
-    full = run(words, tmp_path / "out", 1, preexec_fn=limited)
-    _, said = full.communicate()
+    disk, _ = small_disk
+    full = run(words, disk / "out", 1)
+    while whole_shards(disk / "out") < 2:
+        assert full.poll() is None
+        time.sleep(0.002)
+    full.send_signal(signal.SIGSTOP)
+    with suppress(OSError), (disk / "ballast").open("wb", buffering=0) as ballast:
+        while True:
+            ballast.write(bytes(4096))
+    full.send_signal(signal.SIGCONT)
+    _, said = full.communicate(timeout=60)
     assert full.returncode == 2
     assert "the disk is full; make space and run the same command again" in said
     assert "Traceback" not in said
-    assert run(words, tmp_path / "out", 1).wait() == 0
-    joined = b"".join(part for name, part in sorted(content(whole).items()) if name.startswith("train-"))
-    assert content(tmp_path / "out")["train-00000.bin"] == joined
+    (disk / "ballast").unlink()
+    assert run(words, disk / "out", 1).wait() == 0
+    assert content(disk / "out") == content(whole)
 
 
 def test_too_little_space_is_foreseen(job, tmp_path: Path, monkeypatch) -> None:
