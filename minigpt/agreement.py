@@ -15,10 +15,9 @@ from minigpt.arguments import Arguments
 from minigpt.shards import file_sha256
 
 # where things lie on a host, and how many helpers work there, is its own affair; their content is compared instead
-OWN_OPTIONS = set(
-    "data train_file validation_file dataset_name model_name_or_path tokenizer cache_dir overwrite_cache "
-    "preprocessing_num_workers dataloader_num_workers output_dir resume_from_checkpoint".split()  # noqa: SIM905
-)
+SOURCES = {"data", "train_file", "validation_file", "dataset_name", "model_name_or_path", "tokenizer", "cache_dir"}
+PLACES_AND_HELPERS = {"output_dir", "resume_from_checkpoint", "preprocessing_num_workers", "dataloader_num_workers"}
+OWN_OPTIONS = SOURCES | PLACES_AND_HELPERS | {"overwrite_cache"}
 WAY_OUT = {
     "options": "start every host with the same options and the same launch profile",
     "versions": "install the same versions on every host",
