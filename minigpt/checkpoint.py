@@ -28,7 +28,17 @@ from torch.distributed.checkpoint.state_dict import (
 )
 
 from minigpt.arguments import Arguments
-from minigpt.checkpoint_files import damage, find_checkpoints, lack_of_room, newest_sound, publish, reach_disk, seal
+from minigpt.checkpoint_files import (
+    clear_leftovers,
+    damage,
+    find_checkpoints,
+    lack_of_room,
+    newest_sound,
+    publish,
+    reach_disk,
+    remove,
+    seal,
+)
 from minigpt.state import TrainingState, is_due
 
 OPTIMIZER_FILE, STATE_FILE, ARGUMENTS_FILE = "optimizer.safetensors", "training_state.json", "arguments.yaml"
@@ -90,7 +100,7 @@ class Checkpoints:
         """Write the checkpoint of `state`, and let older ones go. Returns why it could not be, in words."""
         run_dir, name = self.args.run_dir, f"checkpoint-{state.step}"
         aside = run_dir / f".writing-{name}"
-        shutil.rmtree(aside, ignore_errors=True)
+        clear_leftovers(run_dir)
         needed = sum(tensor.nbytes for tensor in (*weights.values(), *moments.values())) + SMALL_FILES_BYTES
         if problem := lack_of_room(run_dir, needed):
             return f"{name}: {problem}"
@@ -115,7 +125,7 @@ class Checkpoints:
         best = f"checkpoint-{state.best_step}"
         for folder in find_checkpoints(self.args.run_dir)[: -self.args.save_total_limit]:
             if folder.name != best:
-                shutil.rmtree(folder)
+                remove(folder)
 
 
 def write_model(

@@ -30,9 +30,23 @@ def seal(aside: Path) -> None:
 def publish(aside: Path, folder: Path) -> None:
     """Make the sealed folder `aside` appear as `folder`."""
     if folder.exists():
-        shutil.rmtree(folder)
+        remove(folder)
     aside.rename(folder)
     reach_disk(folder.parent)
+
+
+def remove(folder: Path) -> None:
+    """Delete a checkpoint; nobody ever sees half of it under its name."""
+    aside = folder.with_name(f".deleting-{folder.name}")
+    folder.rename(aside)
+    shutil.rmtree(aside)
+
+
+def clear_leftovers(run_dir: Path) -> None:
+    """Delete what a kill has left of checkpoints that were being written or deleted."""
+    for pattern in (".writing-*", ".deleting-*"):
+        for folder in run_dir.glob(pattern):
+            shutil.rmtree(folder)
 
 
 def damage(folder: Path) -> str | None:

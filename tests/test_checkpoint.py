@@ -65,6 +65,28 @@ def test_a_run_whose_newest_checkpoint_is_damaged_ends_as_if_nothing_had_happene
     assert all(torch.equal(resumed[name], tensor) for name, tensor in uninterrupted.items())
 
 
+def test_a_checkpoint_that_goes_is_never_seen_in_part(
+    run_dir: Path, tiny_run: list[str], train_here: Train, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (run_dir / ".writing-checkpoint-7").mkdir()
+    (run_dir / ".deleting-checkpoint-3").mkdir()
+    (run_dir / ".deleting-checkpoint-3" / "model.safetensors").touch()
+    real, seen = shutil.rmtree, []
+
+    def look_and_remove(folder: Path, *args: object, **kwargs: object) -> None:
+        seen.append(Path(folder).name)
+        real(folder, *args, **kwargs)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(shutil, "rmtree", look_and_remove)
+    shutil.rmtree(run_dir / "checkpoint-12")
+    seen.clear()
+    assert train_here([*tiny_run, "--save_total_limit", "1", "--resume_from_checkpoint", "latest"]) == 0
+    assert [path.name for path in find_checkpoints(run_dir)] == ["checkpoint-12"]
+    assert {".writing-checkpoint-7", ".deleting-checkpoint-3", ".deleting-checkpoint-10"} <= set(seen)
+    assert not any(name.startswith("checkpoint-") for name in seen)
+    assert not list(run_dir.glob(".deleting-*"))
+
+
 def test_a_damaged_checkpoint_that_was_asked_for_by_name_is_refused(run_dir: Path, tiny_run: list[str]) -> None:
     truncate(run_dir / "checkpoint-10" / "model.safetensors")
     run = finish(command(*tiny_run, "--resume_from_checkpoint", run_dir / "checkpoint-10"))
