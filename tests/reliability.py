@@ -4,6 +4,7 @@ Prints the tables of docs/reliability.md. Every run is a real process, started a
 """
 
 import argparse
+import json
 import random
 import shutil
 import subprocess
@@ -33,9 +34,10 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="decides the moments")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="reliability-") as folder:
-        text = Path(folder, "text.txt")
+        text = Path(folder, "text.jsonl")  # short documents: a sample has room for one, two or three
         words = random.Random(0)
-        text.write_text(" ".join(words.choice(WORDS) for _ in range(4000)), encoding="utf-8")
+        documents = [" ".join(words.choices(WORDS, k=words.randint(1, 4))) for _ in range(2000)]
+        text.write_text("".join(json.dumps({"text": of}) + "\n" for of in documents), encoding="utf-8")
         common = [*TINY, "--train_file", str(text), "--cache_dir", str(Path(folder, "cache"))]
         for proof in args.proofs:
             begin = time.perf_counter()
