@@ -12,6 +12,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 FLOAT32 = 4
+RUNTIME_BYTES = 0.05 * 2**30  # of a CPU process that trains beside its imports: threads, kernels, loader, trackers
+UNRETURNED = 0.6  # of the activations: what glibc's malloc keeps besides. Observed 0.4 to 0.7, no law (docs/plan.md)
 Parts = dict[str, float]
 
 
@@ -180,7 +182,7 @@ def backward_bytes(setup: Setup) -> float:
 
 
 def communication_bytes(setup: Setup, backward: bool) -> float:
-    """Beyond its own share of the numbers: DDP's buckets, or what FSDP2 gathers: all outside the layers, and two layers.
+    """DDP's buckets, or what FSDP2 gathers beyond its share: all that is outside the layers, and two layers.
 
     FSDP2 sends in the compute dtype, and holds the whole gradients of what it has gathered before they are reduced.
     """
@@ -196,25 +198,44 @@ def moments(setup: Setup) -> dict[str, Parts]:
     """The parts of each moment that can be the peak, bytes of one device."""
     config = setup.config
     weights = parameters(config) * FLOAT32 / setup.shards
-    always = {
+    always: Parts = {
         "process": setup.process_bytes,
         "weights": weights,
         "optimizer state": optimizer_bytes(config, setup.optimizer) / setup.shards,
     }
     kept = weights if setup.accumulation > 1 else 0.0  # gradients of the micro-batches before
-    forward = {"gradients": kept, "activations": activation_bytes(setup), "communication": communication_bytes(setup, False)}
+    heap = {"kept by malloc": UNRETURNED * activation_bytes(setup) if setup.device == "cpu" else 0.0}
+    always |= heap
+    forward = {
+        "gradients": kept,
+        "activations": activation_bytes(setup),
+        "communication": communication_bytes(setup, False),
+    }
     table = config.vocab_size * config.hidden_size * FLOAT32 if config.tie_word_embeddings else 0
     copies = low_precision_bytes(setup)
     backward = {"communication": communication_bytes(setup, True)}
     held = 0.0 if setup.gradient_checkpointing else copies
     recomputed = forward["activations"] + recomputed_bytes(setup)
     return {
-        "forward": always | forward | {"weights in low precision": copies, "logits and loss": loss_bytes(setup, "forward")},
-        "loss": always | forward | {"weights in low precision": held, "logits and loss": loss_bytes(setup, "backward")},
+        "forward": always
+        | forward
+        | {"weights in low precision": copies, "logits and loss": loss_bytes(setup, "forward")},
+        "loss": always
+        | forward
+        | {"weights in low precision": held, "logits and loss": loss_bytes(setup, "backward")},
         "layers": always
         | forward
         | backward
         | {"activations": recomputed, "weights in low precision": held, "working memory": backward_bytes(setup)},
+        # all gradients are there, and what one layer needs: with checkpointing that is made again just now
+        "first layer": always
+        | backward
+        | {
+            "gradients": weights,
+            "activations": layer_bytes(setup),
+            "weights in low precision": copies / config.num_hidden_layers,
+            "working memory": backward_bytes(setup),
+        },
         # a tied table gets its second gradient last: once as the head, once as the embedding
         "end of backward": always | backward | {"gradients": weights, "working memory": table / setup.shards},
         "update": always | {"gradients": weights, "working memory": update_bytes(setup)},
