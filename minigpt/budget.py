@@ -247,7 +247,7 @@ def forecast_run(args: "Arguments", own: argparse.Namespace) -> Budget:
         compute_bytes=4 if precision == "no" else 2,
         optimizer=args.optimizer,
         attention=args.attn_implementation,
-        document_attention=args.document_attention or args.packing_strategy != "wrapped",
+        document_attention=args.document_attention or args.packing_strategy.startswith("bfd"),
         gradient_checkpointing=args.gradient_checkpointing,
         device=kind,
         devices=own.devices,

@@ -117,7 +117,10 @@ def attention_bytes(setup: Setup) -> float:
         return 3 * wide * setup.compute_bytes + weights * (FLOAT32 + cast + (mask if drops else 0))
     if drops and setup.device == "cpu":
         return 3 * wide * FLOAT32 + weights * 3 * FLOAT32
-    return 3 * wide * setup.compute_bytes + heads * FLOAT32  # and the logarithm of each row's sum
+    apart = (
+        setup.tokens * setup.block_size * setup.compute_bytes if setup.document_attention else 0
+    )  # a mask [B, T, T]
+    return 3 * wide * setup.compute_bytes + heads * FLOAT32 + apart  # and the logarithm of each row's sum
 
 
 def layer_bytes(setup: Setup) -> float:
@@ -141,7 +144,8 @@ def activation_bytes(setup: Setup) -> float:
     config, tokens = setup.config, setup.tokens
     wide = tokens * config.hidden_size
     layer = wide * FLOAT32 if setup.gradient_checkpointing else layer_bytes(setup)
-    embedding = 8 * tokens + (wide * _mask_bytes(setup, FLOAT32) if config.embd_pdrop > 0 else 0)
+    ids = 8 * tokens * (2 if setup.document_attention else 1)  # and positions
+    embedding = ids + (wide * _mask_bytes(setup, FLOAT32) if config.embd_pdrop > 0 else 0)
     last_norm = wide * FLOAT32 + 2 * tokens * FLOAT32
     return config.num_hidden_layers * layer + embedding + last_norm + wide * setup.compute_bytes
 
@@ -227,11 +231,11 @@ def moments(setup: Setup) -> dict[str, Parts]:
         | forward
         | backward
         | {"activations": recomputed, "weights in low precision": held, "working memory": backward_bytes(setup)},
-        # all gradients are there, and what one layer needs: with checkpointing that is made again just now
+        # all gradients but its own are there, and what it needs: with checkpointing that is made again just now
         "first layer": always
         | backward
         | {
-            "gradients": weights,
+            "gradients": weights - layer_parameters(config) * FLOAT32 / setup.shards,
             "activations": layer_bytes(setup),
             "weights in low precision": copies / config.num_hidden_layers,
             "working memory": backward_bytes(setup),

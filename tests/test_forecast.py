@@ -1,7 +1,9 @@
 """Laws of the forecast of memory, checked against the model, autograd and the optimizers themselves."""
 
 import itertools
+import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -35,8 +37,11 @@ def saved_by_autograd(model: MiniGPTForCausalLM, setup: Setup) -> int:
     ids, labels = torch.randint(setup.config.vocab_size, (2, setup.micro_batch, setup.block_size)).unbind()
     labels = labels.clone()
     mixed = torch.autocast("cpu", torch.bfloat16, enabled=setup.is_mixed)
+    halves = torch.arange(setup.block_size).remainder(setup.block_size // 2).expand_as(ids).clone()
+    positions = {"position_ids": halves} if setup.document_attention else {}
+    kwargs = {"num_items_in_batch": ids.numel(), "use_cache": False, "skip_logits": True}
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor), mixed:
-        model(ids.clone(), shift_labels=labels, num_items_in_batch=ids.numel(), use_cache=False, skip_logits=True)
+        model(ids.clone(), shift_labels=labels, **positions, **kwargs)
     return sum(storage.nbytes() for storage in storages.values())
 
 
@@ -75,6 +80,83 @@ def test_saved_bytes_are_those_that_autograd_keeps(
     predicted = forecast.activation_bytes(setup) + copies + forecast.loss_bytes(setup, "saved")
     # what is left out: positions, the divisor of the loss
     assert predicted == pytest.approx(saved_by_autograd(model, setup), abs=8 * setup.block_size + 64)
+
+
+@pytest.mark.parametrize("compute_bytes", [4, 2], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize(("attention", "dropout"), [("sdpa", NO_DROPOUT), ("sdpa", DROPOUT), ("eager", NO_DROPOUT)])
+def test_documents_kept_apart_cost_a_mask_in_every_layer(compute_bytes: int, attention: str, dropout: dict) -> None:
+    config = tiny_config(**dropout)
+    config._attn_implementation = attention
+    setup = Setup(
+        config, block_size=32, micro_batch=3, compute_bytes=compute_bytes, attention=attention, document_attention=True
+    )
+    saved = saved_by_autograd(MiniGPTForCausalLM(config).train(), setup)
+    copies = forecast.low_precision_bytes(setup)
+    assert forecast.activation_bytes(setup) + copies + forecast.loss_bytes(setup, "saved") == pytest.approx(
+        saved, abs=64
+    )
+
+
+class Peaks:
+    """What torch's allocator held at most in a training step, bytes, the model and its optimizer included."""
+
+    def __init__(self, setup: Setup, folder: Path) -> None:
+        self.setup, self.file = setup, folder / "trace.json"
+        self.model = MiniGPTForCausalLM(setup.config).train()
+        if setup.gradient_checkpointing:
+            self.model.gradient_checkpointing_enable()
+        self.optimizer = build_optimizer(
+            self.model, OptimizerArguments(optimizer=setup.optimizer), torch.device("cpu")
+        )
+        self.ids = torch.randint(setup.config.vocab_size, (setup.micro_batch, setup.block_size))
+
+    def step(self) -> None:
+        kwargs = {"num_items_in_batch": self.ids.numel(), "use_cache": False, "skip_logits": True}
+        for _ in range(self.setup.accumulation):
+            with torch.autocast("cpu", torch.bfloat16, enabled=self.setup.is_mixed):
+                loss = self.model(self.ids, shift_labels=self.ids, **kwargs).loss
+            loss.backward()
+            del loss
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+
+    def measured(self) -> float:
+        self.step()  # makes the optimizer's state
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+            self.step()
+        profile.export_chrome_trace(str(self.file))
+        events = json.loads(self.file.read_text())["traceEvents"]
+        held = [(event["ts"], event["args"]["Total Allocated"]) for event in events if event.get("name") == "[memory]"]
+        held.sort()
+        config = self.setup.config
+        between = 4 * forecast.parameters(config) + forecast.optimizer_bytes(config, self.setup.optimizer)
+        return max(number for _, number in held) - held[-1][1] + between
+
+
+WIDE_VOCABULARY = {"vocab_size": 8000, "hidden_size": 96, "num_attention_heads": 3, "num_hidden_layers": 3}
+NARROW_VOCABULARY = WIDE_VOCABULARY | {"vocab_size": 100}
+
+
+@pytest.mark.parametrize("compute_bytes", [4, 2], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize(
+    ("shape", "options"),
+    [
+        (WIDE_VOCABULARY, {}),
+        (WIDE_VOCABULARY, {"accumulation": 2}),
+        (NARROW_VOCABULARY, {"accumulation": 2}),
+        (NARROW_VOCABULARY, {"gradient_checkpointing": True}),
+        (NARROW_VOCABULARY | {"max_position_embeddings": 16}, {"optimizer": "muon", "micro_batch": 1}),
+    ],
+    ids=["loss", "accumulation", "layers", "checkpointing", "muon"],
+)
+def test_forecast_is_the_peak_of_the_allocator(shape: dict, options: dict, compute_bytes: int, tmp_path: Path) -> None:
+    config = tiny_config(**shape)
+    setup = Setup(
+        **({"config": config, "block_size": config.max_position_embeddings, "micro_batch": 8} | options),
+        compute_bytes=compute_bytes,
+    )
+    predicted = max(sum(parts.values()) - parts["kept by malloc"] for parts in forecast.moments(setup).values())
+    assert predicted == pytest.approx(Peaks(setup, tmp_path).measured(), rel=0.08)
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=["tiny", "deep", "untied"])
