@@ -5,8 +5,8 @@ read unless it decides the number of ids (characters) or of steps (prepared shar
 """
 
 import argparse
+import difflib
 import json
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -42,7 +42,9 @@ def _parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str]) -> None:
     """`minigpt plan`. Raises ValueError on bad input, and where no batch fits into the memory."""
-    own, words = _parser().parse_known_args(argv)
+    parser = _parser()
+    own, words = parser.parse_known_args(argv)
+    _refuse_misspelt(words, [word for word in parser._option_string_actions if word.startswith("--")])
     if own.devices < 1:
         raise ValueError(f"devices={own.devices} must be at least 1")
     if own.memory is not None and not 0 < own.memory < float("inf"):
@@ -51,94 +53,24 @@ def main(argv: list[str]) -> None:
         raise ValueError(f"efficiency={own.efficiency} must be above 0 and at most 1")
     if own.fsdp and own.devices == 1:
         raise ValueError("fsdp shards over several devices; give --devices")
+    from minigpt.planned import planned_arguments
+
     budget = forecast_run(planned_arguments(words), own)
     print(json.dumps(budget.as_dict(), indent=2) if own.json else budget.as_table())
 
 
-def planned_arguments(words: Sequence[str]) -> "Arguments":
-    """The options of the run. A preset that leaves its text to the command line can be planned without it."""
-    from minigpt.arguments import TEXT_SOURCES
-    from minigpt.command_line import parse_arguments, read_config
+def _refuse_misspelt(words: Sequence[str], own_options: list[str]) -> None:
+    """Raises ValueError for an option that is none of the training's and near one of the plan's."""
+    from minigpt.arguments import Arguments
 
-    words = list(words)
-    if not words or words[0].startswith("-"):
-        raise ValueError("give a preset first, as in: minigpt plan configs/quickstart.yaml")
-    sys.argv[0] = "minigpt plan"  # the parser of the options names itself by it
-    configs = [word for word in words if not word.startswith("-") and word.endswith((".yaml", ".yml"))]
-    named = {key for config in configs for key in read_config(config)} | {word.split("=")[0] for word in words}
-    if not any(name in named or f"--{name}" in named for name in TEXT_SOURCES):
-        words += ["--corpus", "python-docs"]  # any: the shape does not depend on it, or says so
-        if "--tokenizer" not in named and any(read_config(config).get("tokenizer") == "char" for config in configs):
-            raise ValueError("tokenizer=char: the text decides how many ids there are; give --train_file")
-    return parse_arguments(words, words[0])
-
-
-def planned_config(args: "Arguments") -> Any:
-    """The configuration of the model as `minigpt.build` would make it, without its tokenizer where that is not there.
-
-    Raises ValueError where the model cannot be found or options do not go together.
-    """
-    from configuration_minigpt import MiniGPTConfig
-
-    dropout = {} if args.dropout is None else dict.fromkeys(("embd_pdrop", "attn_pdrop", "resid_pdrop"), args.dropout)
-    multiple = args.pad_vocab_size_to_multiple_of or 1
-    if args.model_name_or_path is not None:
-        try:
-            config = MiniGPTConfig.from_pretrained(args.model_name_or_path, **dropout)
-        except OSError as error:
-            raise ValueError(
-                f"model_name_or_path={args.model_name_or_path}: {' '.join(str(error).split())}"
-            ) from error
-        config.vocab_size = -(-config.vocab_size // multiple) * multiple
-    else:
-        rows = args.vocab_size or -(-_ids(args) // multiple) * multiple
-        no_dropout = dict.fromkeys(("embd_pdrop", "attn_pdrop", "resid_pdrop"), 0.0)
-        shape = {"max_position_embeddings": args.block_size} | args.shape | {"vocab_size": rows}
-        config = MiniGPTConfig(**(no_dropout | dropout | shape))
-    if args.block_size > config.max_position_embeddings:
-        raise ValueError(
-            f"block_size={args.block_size} is longer than the position table; "
-            f"try its max_position_embeddings, block_size={config.max_position_embeddings}"
-        )
-    return config
-
-
-def _ids(args: "Arguments") -> int:
-    """How many ids the tokenizer has, or will have once it is trained."""
-    from minigpt.corpora import open_corpus
-    from minigpt.shards import open_shards
-    from minigpt.tokenization import load_tokenizer
-
-    if args.data is not None:
-        shards = open_shards(args.data[0])
-        if args.tokenizer is None and shards.tokenizer_dir is None and shards.vocab_size is None:
-            raise ValueError(f"data={args.data[0]} does not say how many ids it has; give --vocab_size or --tokenizer")
-        source = args.tokenizer or shards.tokenizer_dir
-        return shards.vocab_size or len(load_tokenizer(source or ""))
-    if args.tokenizer == "char":
-        corpus = open_corpus(args)
-        characters: set[str] = set()
-        for documents in (corpus.train, corpus.validation):
-            for text, _ in documents.pieces():
-                characters.update(str(text))
-        return len(characters) + 1  # <|endoftext|>
-    if args.tokenizer in (None, "bpe"):
-        return args.tokenizer_vocab_size
-    return len(load_tokenizer(args.tokenizer))
-
-
-def planned_steps(args: "Arguments", devices: int) -> int | None:
-    """Steps of the whole run; None where only a text that is not prepared yet knows."""
-    from minigpt.data import SampleOrder, steps_of_run
-    from minigpt.shards import open_shards
-
-    if args.max_steps is not None:
-        return args.max_steps
-    if args.data is None or args.packing_strategy != "wrapped":
-        return None
-    tokens = [len(open_shards(folder).train) for folder in args.data]
-    samples = sum(SampleOrder(number, args.block_size, args.seed, args.stride).samples for number in tokens)
-    return steps_of_run(args, samples, devices)
+    for word in words:
+        name = word.split("=")[0]
+        if name.startswith("--") and name.strip("-").replace("-", "_") not in Arguments.__dataclass_fields__:
+            nearest = difflib.get_close_matches(
+                name.replace("-", "_").replace("__", "--", 1), own_options, n=1, cutoff=0.7
+            )
+            if nearest:
+                raise ValueError(f"unknown option {name}; did you mean {nearest[0]}?")
 
 
 @dataclass(frozen=True)
@@ -227,6 +159,7 @@ def forecast_run(args: "Arguments", own: argparse.Namespace) -> Budget:
     from minigpt import probe
     from minigpt.forecast import RUNTIME_BYTES, Setup, largest_that_fits
     from minigpt.metrics import PEAK_FLOPS, peak_memory_gib
+    from minigpt.planned import planned_config, planned_steps
 
     here = "cuda" if torch.cuda.is_available() and not args.use_cpu else "cpu"
     device = own.device or here

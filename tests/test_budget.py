@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from minigpt import budget, probe
+from minigpt import probe
 from minigpt.arguments import Arguments
 from minigpt.cli import main
+from minigpt.planned import planned_config
 
 ROOT = Path(__file__).parent.parent
 TINY_SHAPE = (
@@ -81,7 +82,7 @@ def test_ids_of_a_character_tokenizer_are_those_of_the_text(tmp_path: Path) -> N
     text = tmp_path / "text.txt"
     text.write_text("abcabc" * 50)
     args = Arguments(train_file=[str(text)], tokenizer="char", block_size=8)
-    assert budget.planned_config(args).vocab_size == len("abc") + 1
+    assert planned_config(args).vocab_size == len("abc") + 1
 
 
 def test_a_gpu_that_is_not_here_takes_the_time_of_its_arithmetic(capsys: pytest.CaptureFixture[str]) -> None:
@@ -106,7 +107,7 @@ def test_a_probe_of_many_layers_runs_a_few_of_them(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(
         probe._Stepper, "__init__", lambda self, a, c, n, *rest: built.append(n) or real(self, a, c, n, *rest)
     )
-    time = probe.measured(args, budget.planned_config(args), 1, "no", torch.device("cpu"))
+    time = probe.measured(args, planned_config(args), 1, "no", torch.device("cpu"))
     assert built == [1, probe.FEW_LAYERS]
     assert time.micro_batch_s > 0
 
@@ -121,6 +122,7 @@ def test_a_probe_of_many_layers_runs_a_few_of_them(monkeypatch: pytest.MonkeyPat
         (["--fsdp"], "give --devices"),
         (["--device", "H1000"], "device=H1000 is neither here nor one of"),
         (["--hiden_size", "8"], "unknown option --hiden_size; did you mean --hidden_size?"),
+        (["--memroy", "8"], "unknown option --memroy; did you mean --memory?"),
         (["--hidden_size", "7", "--num_attention_heads", "2"], "hidden_size"),
         (["--memory", "0.001", "--use_cpu"], "even with per_device_train_batch_size=1 this run needs"),
     ],
