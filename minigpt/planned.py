@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Sequence
+from itertools import takewhile
 from typing import Any
 
 from configuration_minigpt import MiniGPTConfig
@@ -15,17 +16,17 @@ from minigpt.tokenization import load_tokenizer
 
 def planned_arguments(words: Sequence[str]) -> Arguments:
     """The options of the run. A preset that leaves its text to the command line can be planned without it."""
-    words = list(words)
     if not words or words[0].startswith("-"):
         raise ValueError("give a preset first, as in: minigpt plan configs/quickstart.yaml")
     sys.argv[0] = "minigpt plan"  # the parser of the options names itself by it
-    configs = [word for word in words if not word.startswith("-") and word.endswith((".yaml", ".yml"))]
-    named = {key for config in configs for key in read_config(config)} | {word.split("=")[0] for word in words}
-    if not any(name in named or f"--{name}" in named for name in TEXT_SOURCES):
-        words += ["--corpus", "python-docs"]  # any: the shape does not depend on it, or says so
-        if "--tokenizer" not in named and any(read_config(config).get("tokenizer") == "char" for config in configs):
-            raise ValueError("tokenizer=char: the text decides how many ids there are; give --train_file")
-    return parse_arguments(words, words[0])
+    presets = takewhile(lambda word: not word.startswith("-"), words)
+    named = {f"--{key}" for preset in presets for key in read_config(preset)} | {word.split("=")[0] for word in words}
+    has_text = any(f"--{source}" in named for source in TEXT_SOURCES)
+    # any text: the shape does not depend on it, or the error below says so
+    args = parse_arguments([*words, *([] if has_text else ["--corpus", "python-docs"])], words[0])
+    if not has_text and args.tokenizer == "char" and args.vocab_size is None:
+        raise ValueError("tokenizer=char: the text decides how many ids there are; give --train_file or --vocab_size")
+    return args
 
 
 def planned_config(args: Arguments) -> Any:
