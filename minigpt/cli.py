@@ -13,6 +13,7 @@ VERBS = {
     "eval": ("minigpt.perplexity", "loss, perplexity and bits per byte over a text"),
     "hellaswag": ("minigpt.hellaswag", "accuracy on HellaSwag, in three normalisations"),
     "export-gpt2": ("minigpt.gpt2_export", "write a stock GPT-2 folder"),
+    "plan": ("minigpt.budget", "what a run will cost: memory and time, before it starts"),
     "plot": ("minigpt.plot", "draw the curves of runs"),
     "verify-resume": ("minigpt.verify_resume", "prove that a run resumes exactly"),
     "replay": ("minigpt.replay", "run a step again whose gradient was not finite"),
