@@ -142,12 +142,14 @@ def new_config(args: Arguments, tokenizer: Any, **options: Any) -> MiniGPTConfig
 def build_schedule(args: Arguments, max_steps: int, processes: int) -> Schedule:
     """The learning rates of the run, times the number of processes if `scale_learning_rate` says so."""
     scale = processes if args.scale_learning_rate else 1
+    decays_late = args.lr_scheduler_type == "warmup_stable_decay"
     return Schedule(
         learning_rate=args.learning_rate * scale,
         min_learning_rate=args.min_learning_rate * scale,
         warmup_steps=args.warmup_steps,
         max_steps=max_steps,
         lr_scheduler_type=args.lr_scheduler_type,
+        num_decay_steps=args.num_decay_steps or max(1, max_steps // 5) if decays_late else None,
     )
 
 
