@@ -13,6 +13,7 @@ from minigpt.checkpoint_files import find_checkpoints, lack_of_room
 from minigpt.evaluation import Evaluation
 from minigpt.feed import Feed
 from minigpt.hellaswag import HellaSwagEvaluation
+from minigpt.lean_loss import lean_loss
 from minigpt.mixing import joined
 from minigpt.prepare import prepared_folder
 from minigpt.sampling import prompt_ids
@@ -126,6 +127,7 @@ def build_model(args: Arguments, tokenizer: Any, resume_from: Path | None) -> Mi
     model.generation_config.pad_token_id = tokenizer.pad_token_id or tokenizer.eos_token_id
     # no text has the ids beyond the tokenizer's, so nothing is learned of them: whoever generates must pass them over
     model.generation_config.suppress_tokens = list(range(vocabulary_size(tokenizer), config.vocab_size)) or None
+    model.loss_function = lean_loss
     return model
 
 
