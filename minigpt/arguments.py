@@ -193,6 +193,7 @@ class OptimizerArguments(Checked):
     optimizer: Literal["adamw", "muon"] = option("muon: Muon for the layers' matrices, AdamW for the rest", "adamw")
     learning_rate: float = option("Peak learning rate of AdamW", 6e-4)
     muon_learning_rate: float = option("Peak learning rate of Muon, on the same schedule", 0.02)
+    muon_momentum: float = option("Momentum of Muon", 0.95)
     min_learning_rate: float = option("Learning rate at the end of the decay", 0.0)
     lr_scheduler_type: Literal["cosine", "linear", "warmup_stable_decay", "constant"] = option(
         "Shape of the decay", "cosine"
@@ -217,7 +218,7 @@ class OptimizerArguments(Checked):
             yield "learning_rate=0.0 must be above 0"
         if self.min_learning_rate > self.learning_rate:
             yield f"min_learning_rate={self.min_learning_rate} is above learning_rate={self.learning_rate}"
-        for name in ("adam_beta1", "adam_beta2"):
+        for name in ("adam_beta1", "adam_beta2", "muon_momentum"):
             if not 0 <= getattr(self, name) < 1:
                 yield f"{name}={getattr(self, name)} must be at least 0 and below 1"
 

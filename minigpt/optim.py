@@ -32,14 +32,15 @@ def build_optimizer(model: nn.Module, args: OptimizerArguments, device: torch.de
     if args.optimizer == "muon":
         muon = {"muon": True, "lr": args.muon_learning_rate, "lr_ratio": args.muon_learning_rate / args.learning_rate}
         groups.append({"params": hidden_matrices, "weight_decay": args.weight_decay, **muon})
-    kind = Muon if args.optimizer == "muon" else torch.optim.AdamW
-    return kind(
-        groups,
-        lr=args.learning_rate,
-        betas=(args.adam_beta1, args.adam_beta2),
-        eps=args.adam_epsilon,
-        fused=device.type in ("cpu", "cuda", "mps"),
-    )
+    options: dict[str, Any] = {
+        "lr": args.learning_rate,
+        "betas": (args.adam_beta1, args.adam_beta2),
+        "eps": args.adam_epsilon,
+        "fused": device.type in ("cpu", "cuda", "mps"),
+    }
+    if args.optimizer == "muon":
+        return Muon(groups, args.muon_momentum, **options)
+    return torch.optim.AdamW(groups, **options)
 
 
 class Muon(torch.optim.AdamW):
@@ -49,11 +50,11 @@ class Muon(torch.optim.AdamW):
     shape are orthogonalised together. Source: Jordan et al. 2024, https://kellerjordan.github.io/posts/muon.
     """
 
-    MOMENTUM = 0.95
     param_groups: list[dict[str, Any]]
 
-    def __init__(self, params: Iterable[dict[str, Any]], **defaults: Any) -> None:
+    def __init__(self, params: Iterable[dict[str, Any]], momentum: float, **defaults: Any) -> None:
         super().__init__(params, **defaults)
+        self.momentum = momentum
         for group in self.param_groups:
             group.setdefault("muon", False)
         # AdamW's fused kernel can undo fp16's loss scale by itself; the matrices cannot, so the scaler has to do it
@@ -85,8 +86,8 @@ class Muon(torch.optim.AdamW):
                 self.state[parameter].setdefault("momentum", torch.zeros_like(parameter)) for parameter in parameters
             ]
             gradients = [parameter.grad for parameter in parameters]
-            torch._foreach_lerp_(momenta, gradients, 1 - self.MOMENTUM)
-            nesterov = torch._foreach_lerp(gradients, momenta, self.MOMENTUM)
+            torch._foreach_lerp_(momenta, gradients, 1 - self.momentum)
+            nesterov = torch._foreach_lerp(gradients, momenta, self.momentum)
             directions = orthogonalize(torch.stack(nesterov))
             torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
             scale = max(1.0, rows / columns) ** 0.5  # the same root-mean-square update for every shape
