@@ -43,6 +43,9 @@ def build_optimizer(model: nn.Module, args: OptimizerArguments, device: torch.de
     return torch.optim.AdamW(groups, **options)
 
 
+NEWTON_SCHULZ = 3.4445, -4.7750, 2.0315
+
+
 class Muon(torch.optim.AdamW):
     """AdamW whose groups marked `muon` take a step of equal size in every direction of a matrix instead.
 
@@ -97,16 +100,32 @@ class Muon(torch.optim.AdamW):
 def orthogonalize(matrices: torch.Tensor, steps: int = 5) -> torch.Tensor:
     """Semi-orthogonal matrices near `matrices` [N, rows, columns]: singular values of about 0.7 to 1.2.
 
-    Newton–Schulz iteration with the coefficients of Jordan et al. 2024; in bfloat16 on a GPU, where it is stable.
+    Newton–Schulz iteration with the coefficients of Jordan et al. 2024; in bfloat16 on a GPU, where it is fast. In
+    float32 a matrix of another shape than square is multiplied once, by the product of all its steps' polynomials.
     """
-    a, b, c = 3.4445, -4.7750, 2.0315
+    a, b, c = NEWTON_SCHULZ
     x = matrices.bfloat16() if matrices.is_cuda else matrices.float()
     wide = x.shape[-2] <= x.shape[-1]
     if not wide:
         x = x.mT
     x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
-    for _ in range(steps):
-        gram = x @ x.mT
-        polynomial = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
-        x = torch.baddbmm(x, polynomial, x, beta=a)
+    if x.dtype == torch.float32 and x.shape[-2] < x.shape[-1]:
+        x = _polynomials(x @ x.mT, steps) @ x
+    else:
+        for _ in range(steps):
+            gram = x @ x.mT
+            polynomial = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
+            x = torch.baddbmm(x, polynomial, x, beta=a)
     return (x if wide else x.mT).to(matrices.dtype)
+
+
+def _polynomials(gram: torch.Tensor, steps: int) -> torch.Tensor:
+    """The product of the polynomials that `steps` steps multiply X with, from X @ X.mT [N, rows, rows]."""
+    a, b, c = NEWTON_SCHULZ
+    product = torch.eye(gram.shape[-1], device=gram.device)
+    for _ in range(steps):
+        polynomial = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
+        polynomial.diagonal(dim1=-2, dim2=-1).add_(a)
+        product = polynomial @ product
+        gram = polynomial @ gram @ polynomial
+    return product
