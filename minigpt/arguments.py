@@ -193,8 +193,12 @@ class OptimizerArguments(Checked):
     optimizer: Literal["adamw", "muon"] = option("muon: Muon for the layers' matrices, AdamW for the rest", "adamw")
     learning_rate: float = option("Peak learning rate of AdamW", 6e-4)
     muon_learning_rate: float = option("Peak learning rate of Muon, on the same schedule", 0.02)
+    muon_momentum: float = option("Momentum of Muon", 0.95)
     min_learning_rate: float = option("Learning rate at the end of the decay", 0.0)
-    lr_scheduler_type: Literal["cosine", "linear", "constant"] = option("Shape of the decay", "cosine")
+    lr_scheduler_type: Literal["cosine", "linear", "warmup_stable_decay", "constant"] = option(
+        "Shape of the decay", "cosine"
+    )
+    num_decay_steps: int | None = option("Steps of warmup_stable_decay's linear decay (default: a fifth of the run)")
     warmup_steps: int = option("Steps of linear warm-up", 0)
     scale_learning_rate: bool = option("Multiply the learning rates by the number of processes", False)
     weight_decay: float = option("Decay of matrices; biases and norms have none", 0.1)
@@ -207,11 +211,14 @@ class OptimizerArguments(Checked):
     def problems(self) -> Iterator[str]:
         yield from _below(self, 0, "learning_rate", "muon_learning_rate", "min_learning_rate", "warmup_steps")
         yield from _below(self, 0, "weight_decay", "adam_epsilon", "max_grad_norm", "max_skipped_steps")
+        yield from _below(self, 1, "num_decay_steps")
+        if self.num_decay_steps is not None and self.lr_scheduler_type != "warmup_stable_decay":
+            yield f"num_decay_steps={self.num_decay_steps} goes with lr_scheduler_type=warmup_stable_decay"
         if self.learning_rate == 0:
             yield "learning_rate=0.0 must be above 0"
         if self.min_learning_rate > self.learning_rate:
             yield f"min_learning_rate={self.min_learning_rate} is above learning_rate={self.learning_rate}"
-        for name in ("adam_beta1", "adam_beta2"):
+        for name in ("adam_beta1", "adam_beta2", "muon_momentum"):
             if not 0 <= getattr(self, name) < 1:
                 yield f"{name}={getattr(self, name)} must be at least 0 and below 1"
 

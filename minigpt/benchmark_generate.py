@@ -206,12 +206,15 @@ def machine(device: str) -> dict[str, Any]:
 
 
 def describe(report: dict[str, Any]) -> str:
-    """The sentence above the table."""
-    about = report["machine"]
+    """The sentences above the table."""
+    return f"{describe_machine(report['machine'])} Memory delivers {report['bandwidth_gb_per_s']:.1f} GB/s."
+
+
+def describe_machine(about: dict[str, Any]) -> str:
+    """What `machine` found, as a sentence."""
     return (
         f"{about['device']}, {about['threads']} threads, {about['cpu_capability']}; torch {about['torch']}, "
-        f"transformers {about['transformers']}, Python {about['python']}. "
-        f"Memory delivers {report['bandwidth_gb_per_s']:.1f} GB/s."
+        f"transformers {about['transformers']}, Python {about['python']}."
     )
 
 

@@ -13,6 +13,7 @@ from minigpt.checkpoint_files import find_checkpoints, lack_of_room
 from minigpt.evaluation import Evaluation
 from minigpt.feed import Feed
 from minigpt.hellaswag import HellaSwagEvaluation
+from minigpt.lean_loss import lean_loss
 from minigpt.mixing import joined
 from minigpt.prepare import prepared_folder
 from minigpt.sampling import prompt_ids
@@ -126,6 +127,7 @@ def build_model(args: Arguments, tokenizer: Any, resume_from: Path | None) -> Mi
     model.generation_config.pad_token_id = tokenizer.pad_token_id or tokenizer.eos_token_id
     # no text has the ids beyond the tokenizer's, so nothing is learned of them: whoever generates must pass them over
     model.generation_config.suppress_tokens = list(range(vocabulary_size(tokenizer), config.vocab_size)) or None
+    model.loss_function = lean_loss
     return model
 
 
@@ -142,12 +144,14 @@ def new_config(args: Arguments, tokenizer: Any, **options: Any) -> MiniGPTConfig
 def build_schedule(args: Arguments, max_steps: int, processes: int) -> Schedule:
     """The learning rates of the run, times the number of processes if `scale_learning_rate` says so."""
     scale = processes if args.scale_learning_rate else 1
+    decays_late = args.lr_scheduler_type == "warmup_stable_decay"
     return Schedule(
         learning_rate=args.learning_rate * scale,
         min_learning_rate=args.min_learning_rate * scale,
         warmup_steps=args.warmup_steps,
         max_steps=max_steps,
         lr_scheduler_type=args.lr_scheduler_type,
+        num_decay_steps=args.num_decay_steps or max(1, max_steps // 5) if decays_late else None,
     )
 
 

@@ -19,6 +19,8 @@ VERBS = {
     "replay": ("minigpt.replay", "run a step again whose gradient was not finite"),
     "data": ("minigpt.data_inspect", "inspect or verify token shards"),
     "bench tokenize": ("minigpt.benchmark_tokenize", "measure tokenizing"),
+    "bench train": ("minigpt.benchmark_train", "measure training against nanoGPT and transformers' Trainer"),
+    "bench loss": ("minigpt.benchmark_loss", "measure the time to a validation loss against nanoGPT"),
     "bench generate": ("minigpt.benchmark_generate", "measure generation against transformers' GPT-2"),
 }
 

@@ -32,14 +32,18 @@ def build_optimizer(model: nn.Module, args: OptimizerArguments, device: torch.de
     if args.optimizer == "muon":
         muon = {"muon": True, "lr": args.muon_learning_rate, "lr_ratio": args.muon_learning_rate / args.learning_rate}
         groups.append({"params": hidden_matrices, "weight_decay": args.weight_decay, **muon})
-    kind = Muon if args.optimizer == "muon" else torch.optim.AdamW
-    return kind(
-        groups,
-        lr=args.learning_rate,
-        betas=(args.adam_beta1, args.adam_beta2),
-        eps=args.adam_epsilon,
-        fused=device.type in ("cpu", "cuda", "mps"),
-    )
+    options: dict[str, Any] = {
+        "lr": args.learning_rate,
+        "betas": (args.adam_beta1, args.adam_beta2),
+        "eps": args.adam_epsilon,
+        "fused": device.type in ("cpu", "cuda", "mps"),
+    }
+    if args.optimizer == "muon":
+        return Muon(groups, args.muon_momentum, **options)
+    return torch.optim.AdamW(groups, **options)
+
+
+NEWTON_SCHULZ = 3.4445, -4.7750, 2.0315
 
 
 class Muon(torch.optim.AdamW):
@@ -49,11 +53,11 @@ class Muon(torch.optim.AdamW):
     shape are orthogonalised together. Source: Jordan et al. 2024, https://kellerjordan.github.io/posts/muon.
     """
 
-    MOMENTUM = 0.95
     param_groups: list[dict[str, Any]]
 
-    def __init__(self, params: Iterable[dict[str, Any]], **defaults: Any) -> None:
+    def __init__(self, params: Iterable[dict[str, Any]], momentum: float, **defaults: Any) -> None:
         super().__init__(params, **defaults)
+        self.momentum = momentum
         for group in self.param_groups:
             group.setdefault("muon", False)
         # AdamW's fused kernel can undo fp16's loss scale by itself; the matrices cannot, so the scaler has to do it
@@ -85,8 +89,8 @@ class Muon(torch.optim.AdamW):
                 self.state[parameter].setdefault("momentum", torch.zeros_like(parameter)) for parameter in parameters
             ]
             gradients = [parameter.grad for parameter in parameters]
-            torch._foreach_lerp_(momenta, gradients, 1 - self.MOMENTUM)
-            nesterov = torch._foreach_lerp(gradients, momenta, self.MOMENTUM)
+            torch._foreach_lerp_(momenta, gradients, 1 - self.momentum)
+            nesterov = torch._foreach_lerp(gradients, momenta, self.momentum)
             directions = orthogonalize(torch.stack(nesterov))
             torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
             scale = max(1.0, rows / columns) ** 0.5  # the same root-mean-square update for every shape
@@ -96,16 +100,32 @@ class Muon(torch.optim.AdamW):
 def orthogonalize(matrices: torch.Tensor, steps: int = 5) -> torch.Tensor:
     """Semi-orthogonal matrices near `matrices` [N, rows, columns]: singular values of about 0.7 to 1.2.
 
-    Newton–Schulz iteration with the coefficients of Jordan et al. 2024; in bfloat16 on a GPU, where it is stable.
+    Newton–Schulz iteration with the coefficients of Jordan et al. 2024; in bfloat16 on a GPU, where it is fast. In
+    float32 a matrix of another shape than square is multiplied once, by the product of all its steps' polynomials.
     """
-    a, b, c = 3.4445, -4.7750, 2.0315
+    a, b, c = NEWTON_SCHULZ
     x = matrices.bfloat16() if matrices.is_cuda else matrices.float()
     wide = x.shape[-2] <= x.shape[-1]
     if not wide:
         x = x.mT
     x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
-    for _ in range(steps):
-        gram = x @ x.mT
-        polynomial = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
-        x = torch.baddbmm(x, polynomial, x, beta=a)
+    if x.dtype == torch.float32 and x.shape[-2] < x.shape[-1]:
+        x = _polynomials(x @ x.mT, steps) @ x
+    else:
+        for _ in range(steps):
+            gram = x @ x.mT
+            polynomial = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
+            x = torch.baddbmm(x, polynomial, x, beta=a)
     return (x if wide else x.mT).to(matrices.dtype)
+
+
+def _polynomials(gram: torch.Tensor, steps: int) -> torch.Tensor:
+    """The product of the polynomials that `steps` steps multiply X with, from X @ X.mT [N, rows, rows]."""
+    a, b, c = NEWTON_SCHULZ
+    product = torch.eye(gram.shape[-1], device=gram.device)
+    for _ in range(steps):
+        polynomial = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
+        polynomial.diagonal(dim1=-2, dim2=-1).add_(a)
+        product = polynomial @ product
+        gram = polynomial @ gram @ polynomial
+    return product

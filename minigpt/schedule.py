@@ -8,13 +8,17 @@ import torch
 
 @dataclass(frozen=True)
 class Schedule:
-    """Linear warm-up, then a decay from `learning_rate` to `min_learning_rate` that ends at `max_steps`."""
+    """Linear warm-up, then a decay from `learning_rate` to `min_learning_rate` that ends at `max_steps`.
+
+    `warmup_stable_decay` stays at `learning_rate` until `num_decay_steps` are left.
+    """
 
     learning_rate: float
     min_learning_rate: float
     warmup_steps: int
     max_steps: int
     lr_scheduler_type: str
+    num_decay_steps: int | None = None
 
     def __post_init__(self) -> None:
         if self.warmup_steps > self.max_steps:
@@ -22,14 +26,24 @@ class Schedule:
                 f"warmup_steps={self.warmup_steps} is more than the {self.max_steps} steps of the run; "
                 f"try {self.max_steps // 10}"
             )
+        if self.warmup_steps + (self.num_decay_steps or 0) > self.max_steps:
+            raise ValueError(
+                f"warmup_steps={self.warmup_steps} and num_decay_steps={self.num_decay_steps} are more than the "
+                f"{self.max_steps} steps of the run; try num_decay_steps={self.max_steps - self.warmup_steps}"
+            )
+
+    @property
+    def decay_start(self) -> int:
+        """The first step of the decay."""
+        return self.warmup_steps if self.num_decay_steps is None else self.max_steps - self.num_decay_steps
 
 
 def learning_rate_at(step: int, schedule: Schedule) -> float:
     """Learning rate for update `step` (0-based).
 
-    Linear warm-up to `schedule.learning_rate`; then half a cosine, a line or nothing down to
-    `schedule.min_learning_rate`. Raises ValueError if `step` is negative.
-    Source: Brown et al. 2020 (arXiv:2005.14165), appendix B.
+    Linear warm-up to `schedule.learning_rate`; then half a cosine, a line, a line after a stretch at the peak, or
+    nothing down to `schedule.min_learning_rate`. Raises ValueError if `step` is negative.
+    Sources: Brown et al. 2020 (arXiv:2005.14165), appendix B; Hu et al. 2024 (arXiv:2404.06395) for the stretch.
     """
     if step < 0:
         raise ValueError(f"step={step} is negative")
@@ -38,7 +52,8 @@ def learning_rate_at(step: int, schedule: Schedule) -> float:
         return peak * (step + 1) / (warmup + 1)
     if schedule.lr_scheduler_type == "constant":
         return peak
-    progress = min(1.0, (step - warmup) / max(1, schedule.max_steps - warmup))
+    start = schedule.decay_start
+    progress = min(1.0, max(0, step - start) / max(1, schedule.max_steps - start))
     remaining = 0.5 * (1 + math.cos(math.pi * progress)) if schedule.lr_scheduler_type == "cosine" else 1 - progress
     return floor + (peak - floor) * remaining
 

@@ -63,6 +63,13 @@ def test_muon_moves_a_matrix_about_equally_in_every_direction_whatever_the_size_
             assert moved.median() > 0.6, name
 
 
+def test_wide_and_square_matrices_get_the_same_polynomial() -> None:
+    torch.manual_seed(0)
+    square = torch.randn(3, 16, 16)
+    wide = torch.cat([square, torch.zeros(3, 16, 8)], dim=2)
+    torch.testing.assert_close(orthogonalize(wide)[:, :, :16], orthogonalize(square), atol=2e-4, rtol=0)
+
+
 def test_muon_leaves_all_but_the_layers_matrices_to_adamw(model: MiniGPTForCausalLM) -> None:
     adamw = one_step(model, OptimizerArguments(optimizer="adamw"))
     muon = one_step(model, OptimizerArguments(optimizer="muon"))

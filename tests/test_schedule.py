@@ -30,8 +30,24 @@ def test_cosine_equals_the_closed_form_of_torch() -> None:
         reference.step()
 
 
+def test_warm_up_stable_decay_equals_the_schedule_of_transformers_behind_the_warm_up() -> None:
+    import torch
+    from transformers import get_wsd_schedule
+
+    ours = Schedule(1.0, 0.1, 10, max_steps=110, lr_scheduler_type="warmup_stable_decay", num_decay_steps=40)
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    reference = get_wsd_schedule(optimizer, 10, 40, num_training_steps=110, decay_type="linear", min_lr_ratio=0.1)
+    for step in range(111):
+        if step >= 10:  # theirs starts its warm-up at the floor, where the first step would do next to nothing
+            assert learning_rate_at(step, ours) == pytest.approx(reference.get_last_lr()[0], abs=1e-9)
+        optimizer.step()
+        reference.step()
+
+
 def test_impossible_schedules_are_refused_with_their_numbers() -> None:
     with pytest.raises(ValueError, match="warmup_steps=120 is more than the 110 steps"):
         schedule("cosine", 120)
+    with pytest.raises(ValueError, match="num_decay_steps=101 are more than the 110 steps"):
+        Schedule(1.0, 0.1, 10, max_steps=110, lr_scheduler_type="warmup_stable_decay", num_decay_steps=101)
     with pytest.raises(ValueError, match="step=-1"):
         learning_rate_at(-1, schedule("cosine"))

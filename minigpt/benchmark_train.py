@@ -1,0 +1,262 @@
+"""How fast does it train? `minigpt bench train`: our trainer against other ones, in turns, each in a new process.
+
+Ways: `minigpt` is train_accelerate.py as a user starts it; `bare` our model, AdamW and data in twenty lines, so that
+the two tell what the trainer costs; `nanogpt` the model and optimizer of your checkout (`--nanogpt DIR`) as shipped,
+float32 on a CPU, `nanogpt-bf16` the same with autocast around its forward; `transformers` GPT-2 under Trainer.
+All train one shape on random tokens. Whatever else the machine does meets every way; ratios are taken turn by turn.
+"""
+
+import argparse
+import importlib.util
+import json
+import os
+import re
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import asdict, dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from minigpt.benchmark_generate import describe_machine, machine
+
+SHAPES = {  # layers, heads, width, vocabulary, context, batch
+    "124m": {"layers": 12, "heads": 12, "hidden": 768, "vocab_size": 50257, "block_size": 1024, "batch_size": 1},
+    "shakespeare": {"layers": 4, "heads": 4, "hidden": 128, "vocab_size": 65, "block_size": 64, "batch_size": 12},
+}
+WAYS = ("minigpt", "bare", "nanogpt", "nanogpt-bf16", "transformers")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table: medians over the turns of each turn's median step."""
+
+    way: str
+    tokens_per_s: float
+    step_ms: float
+    step_ms_low: float  # the fastest and the slowest turn
+    step_ms_high: float
+    memory_gib: float  # the highest of the turns
+    mfu: float  # share of the measured matrix product
+    ratio: float  # median over turns of (this way's step / ours): how many times as fast we are
+    ratio_low: float
+    ratio_high: float
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of `minigpt bench train`."""
+    add = parser.add_argument
+    add("--shape", choices=sorted(SHAPES), default="124m", help="124m: GPT-2; shakespeare: nanoGPT's CPU recipe")
+    for name in SHAPES["124m"]:
+        add(f"--{name}", type=int, metavar="N", help="default: the shape's")
+    add("--ways", nargs="+", choices=WAYS, metavar="WAY", help=f"of {', '.join(WAYS)}; default: all there are")
+    add("--nanogpt", metavar="DIR", help="a checkout of nanoGPT; its model.py is imported as it is")
+    add("--mixed_precision", choices=["no", "bf16"], default="bf16", help="of all but nanogpt (default: %(default)s)")
+    add("--compile", action="store_true", help="compile every model")
+    add("--turns", type=int, default=5, metavar="N", help="turns of every way (default: %(default)s)")
+    add("--steps", type=int, default=4, metavar="N", help="timed steps a turn (default: %(default)s)")
+    add("--warmup", type=int, default=2, metavar="N", help="steps before them (default: %(default)s)")
+    add("--device", default=None, metavar="D", help="default: a GPU if there is one, else the CPU")
+    add("--threads", type=int, metavar="N", help="CPU threads (default: torch's own choice)")
+    add("--output", metavar="FILE", help="write FILE.json and FILE.md too")
+
+
+def main(args: argparse.Namespace) -> None:
+    """`minigpt bench train`. Raises ValueError on numbers that cannot be and on a checkout that is none."""
+    for name in ("turns", "steps", "warmup"):
+        if getattr(args, name) < 1:
+            raise ValueError(f"{name}={getattr(args, name)} must be at least 1")
+    ways = args.ways or [way for way in WAYS if args.nanogpt or not way.startswith("nanogpt")]
+    if "minigpt" not in ways:
+        raise ValueError("ways must hold minigpt: the ratios are to it")
+    if any(way.startswith("nanogpt") for way in ways) and not Path(args.nanogpt or "", "model.py").is_file():
+        raise ValueError(f"nanogpt={args.nanogpt}: no model.py there; give a checkout of nanoGPT, or other --ways")
+
+    import torch
+
+    device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    shape = {name: getattr(args, name) or value for name, value in SHAPES[args.shape].items()}
+    ceiling = matrix_product_flops(device, args.mixed_precision == "bf16", args.threads)
+    turns: dict[str, list[dict[str, Any]]] = {way: [] for way in ways}
+    with tempfile.TemporaryDirectory() as folder:
+        for number in range(args.turns):
+            for way in ways:
+                turn = take_turn(way, shape, args, device, Path(folder))
+                turns[way].append(turn)
+                print(f"turn {number + 1} {way}: {statistics.median(turn['seconds']) * 1e3:.1f} ms a step", flush=True)
+    rows = summarize(turns, shape, ceiling)
+    about = {name: value for name, value in vars(args).items() if name in ("mixed_precision", "compile", "steps")}
+    report = {"machine": machine(device), "shape": shape, "options": about, "matrix_product_flops": ceiling}
+    report |= {"rows": [asdict(row) for row in rows], "turns": turns}
+    text = describe(report) + "\n\n" + markdown(rows)
+    print("\n" + text)
+    if args.output:
+        Path(f"{args.output}.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+        Path(f"{args.output}.md").write_text(text + "\n", encoding="utf-8")
+
+
+def take_turn(way: str, shape: dict[str, int], args: argparse.Namespace, device: str, folder: Path) -> dict[str, Any]:
+    """One way trains once: `seconds` of each timed step and `memory_gib`. Raises RuntimeError when it cannot."""
+    if way == "minigpt":
+        return _turn_of_minigpt(shape, args, device, folder)
+    bf16 = args.mixed_precision == "bf16"
+    if way.startswith("nanogpt"):  # it has no autocast on a CPU, and bfloat16 by default on a GPU
+        bf16 = way == "nanogpt-bf16" or device == "cuda"
+    turn = {"way": way.removesuffix("-bf16"), "bf16": bf16, "compile": args.compile, "device": device, **shape}
+    turn |= {"steps": args.steps, "warmup": args.warmup, "threads": args.threads, "nanogpt": args.nanogpt}
+    words = [sys.executable, "-m", "minigpt.benchmark_turn", json.dumps(turn)]
+    done = subprocess.run(words, capture_output=True, text=True, env=_environment(args))
+    if done.returncode:
+        raise RuntimeError(f"{way} failed:\n{done.stderr[-2000:]}")
+    result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return {"seconds": result["seconds"], "memory_gib": result["memory_gib"]}
+
+
+def _turn_of_minigpt(shape: dict[str, int], args: argparse.Namespace, device: str, folder: Path) -> dict[str, Any]:
+    """train_accelerate.py, killed when it has logged enough steps: nothing of it is left out or added.
+
+    Small steps are logged ten at a time, as its log has milliseconds.
+    """
+    every = 10 if shape["hidden"] * shape["block_size"] < 1 << 18 else 1
+    run_dir, last = folder / "run", (args.warmup + args.steps) * every
+    words = [*_command_of_minigpt(shape, args, device, folder), "--logging_steps", str(every)]
+    process = subprocess.Popen(
+        words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=_environment(args)
+    )
+    assert process.stdout is not None
+    said = []
+    for line in process.stdout:  # its progress lines, the last of them when `last` steps are done
+        said.append(line)
+        if re.match(rf"step +{last}/", line):
+            break
+    process.send_signal(signal.SIGKILL)
+    _, _, usage = os.wait4(process.pid, 0)
+    process.returncode, _ = 0, process.stdout.close()
+    if not said or not re.match(rf"step +{last}/", said[-1]):
+        raise RuntimeError("minigpt failed:\n" + "".join(said[-20:]))
+    lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    at = {line["step"]: line["elapsed_s"] for line in lines}
+    ends = [at[step] for step in range(args.warmup * every, last + 1, every)]
+    seconds = [(end - begin) / every for begin, end in pairwise(ends)]
+    memory_gib = usage.ru_maxrss / 2**20
+    if device != "cpu":
+        memory_gib = max(float(number) for line in said for number in re.findall(r"\| ([\d.]+) GiB", line))
+    return {"seconds": seconds, "memory_gib": memory_gib}
+
+
+def _command_of_minigpt(shape: dict[str, int], args: argparse.Namespace, device: str, folder: Path) -> list[str]:
+    import numpy as np
+
+    from minigpt.tokenization import train_characters
+
+    data = folder / "data"
+    if not data.exists():
+        data.mkdir()
+        ids = np.random.default_rng(0).integers(shape["vocab_size"], size=64 * shape["block_size"] * 16)
+        ids.astype(np.uint16).tofile(data / "train.bin")
+        train_characters(["a"]).save_pretrained(data)
+    script = importlib.util.find_spec("train_accelerate")
+    assert script is not None
+    assert script.origin is not None
+    launch = [sys.executable]
+    if args.compile:
+        launch += ["-m", "accelerate.commands.accelerate_cli", "launch", "--num_processes", "1", "--num_machines", "1"]
+        launch += ["--dynamo_backend", "inductor", "--mixed_precision", args.mixed_precision]
+        launch += ["--cpu"] if device == "cpu" else []
+    options = f"--hidden_size {shape['hidden']} --num_hidden_layers {shape['layers']} --vocab_size "
+    options += f"{shape['vocab_size']} --num_attention_heads {shape['heads']} --block_size {shape['block_size']} "
+    options += f"--per_device_train_batch_size {shape['batch_size']} --mixed_precision {args.mixed_precision} "
+    options += f"--max_steps 1000000 --data {data} --tokenizer {data} --output_dir {folder / 'run'} "
+    options += "--overwrite_output_dir --report_to none --save_steps 0 --eval_steps 0 --dropout 0"
+    return [*launch, script.origin, *options.split(), *(["--use_cpu"] if device == "cpu" else [])]
+
+
+def _environment(args: argparse.Namespace) -> dict[str, str]:
+    threads = {} if args.threads is None else {"OMP_NUM_THREADS": str(args.threads)}
+    return {**os.environ, **threads, "PYTHONUNBUFFERED": "1"}
+
+
+def matrix_product_flops(device: str, bf16: bool, threads: int | None = None) -> float:
+    """Floating-point operations per second of the best of many matrix products, 4096 wide on a GPU, 1024 on a CPU."""
+    import torch
+
+    if threads is not None:
+        torch.set_num_threads(threads)
+    size = 1024 if device == "cpu" else 4096
+    left = torch.randn(size, size, device=device, dtype=torch.bfloat16 if bf16 else torch.float32)
+    best = float("inf")
+    for _ in range(20):
+        begin = time.perf_counter()
+        for _ in range(4):
+            product = left @ left
+        product[0, 0].item()  # waits for the device
+        best = min(best, (time.perf_counter() - begin) / 4)
+    return 2 * size**3 / best
+
+
+def summarize(turns: dict[str, list[dict[str, Any]]], shape: dict[str, int], ceiling_flops: float) -> list[Row]:
+    """The rows of the table; `minigpt` must be among the ways of `turns`."""
+    medians = {way: [statistics.median(turn["seconds"]) for turn in of] for way, of in turns.items()}
+    rows = []
+    for way, seconds in medians.items():
+        ratios = [their / our for our, their in zip(medians["minigpt"], seconds, strict=True)]
+        tokens_per_s = shape["batch_size"] * shape["block_size"] / statistics.median(seconds)
+        rows.append(
+            Row(
+                way=way,
+                tokens_per_s=tokens_per_s,
+                step_ms=statistics.median(seconds) * 1e3,
+                step_ms_low=min(seconds) * 1e3,
+                step_ms_high=max(seconds) * 1e3,
+                memory_gib=max(turn["memory_gib"] for turn in turns[way]),
+                mfu=tokens_per_s * flops_per_token(shape) / ceiling_flops,
+                ratio=statistics.median(ratios),
+                ratio_low=min(ratios),
+                ratio_high=max(ratios),
+            )
+        )
+    return rows
+
+
+def flops_per_token(shape: dict[str, int]) -> float:
+    """FLOPs of training on one token in this shape."""
+    import torch
+
+    from minigpt.benchmark_turn import config_of
+    from minigpt.metrics import train_flops_per_token
+    from modeling_minigpt import MiniGPTForCausalLM
+
+    config = config_of(shape)
+    with torch.device("meta"):
+        parameters = MiniGPTForCausalLM(config).num_parameters()
+    return train_flops_per_token(parameters, config, shape["block_size"])
+
+
+def describe(report: dict[str, Any]) -> str:
+    """The sentences above the table."""
+    shape, options = report["shape"], report["options"]
+    return (
+        f"{describe_machine(report['machine'])} {shape['layers']} layers, {shape['hidden']} wide, "
+        f"{shape['vocab_size']:,} ids; {shape['batch_size']} x {shape['block_size']} tokens and an update a step; "
+        f"mixed_precision={options['mixed_precision']}{', compiled' if options['compile'] else ''}. "
+        f"A matrix product reaches {report['matrix_product_flops'] / 1e9:,.0f} GFLOP/s."
+    )
+
+
+def markdown(rows: list[Row]) -> str:
+    """The table."""
+    lines = [
+        "| way | tokens/s | step ms (fastest to slowest turn) | peak GiB | MFU | ours is … times as fast |",
+        "| --- | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    for row in rows:
+        lines.append(
+            f"| {row.way} | {row.tokens_per_s:,.0f} | {row.step_ms:,.1f} ({row.step_ms_low:,.1f} to "
+            f"{row.step_ms_high:,.1f}) | {row.memory_gib:.2f} | {row.mfu:.0%} "
+            f"| {row.ratio:.2f} ({row.ratio_low:.2f} to {row.ratio_high:.2f}) |"
+        )
+    return "\n".join(lines)
