@@ -156,16 +156,17 @@ def recomputed_bytes(setup: Setup) -> float:
 
 
 def loss_bytes(setup: Setup, moment: str) -> float:
-    """The logits [N, V] and what the loss makes of them: the library's, which upcasts to float32 and keeps all rows.
+    """The logits [N, V], whose gradient takes their place, and what the loss makes of a few rows (minigpt.lean_loss).
 
-    saved: the log-softmax, and targets. forward: also the logits, and their float32 copy under mixed precision.
-    backward: log-softmax and two gradients.  evaluation: as forward, of an evaluation batch.
+    saved, backward: the logits. forward, evaluation: a chunk of probabilities too, and of its logits in float32.
     """
+    from minigpt.lean_loss import CHUNK_NUMBERS  # here, since it needs torch
+
     samples = setup.eval_batch if moment == "evaluation" else setup.micro_batch
     logits = samples * setup.block_size * setup.config.vocab_size
-    copy = setup.compute_bytes if setup.is_mixed else 0
-    each = {"saved": FLOAT32, "backward": 3 * FLOAT32}.get(moment, 2 * FLOAT32 + copy)
-    return logits * each + 8 * samples * setup.block_size
+    copies = (2 if setup.is_mixed else 1) if moment in ("forward", "evaluation") else 0
+    chunk = copies * FLOAT32 * min(logits, CHUNK_NUMBERS)
+    return logits * setup.compute_bytes + chunk
 
 
 def low_precision_bytes(setup: Setup) -> float:

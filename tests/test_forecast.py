@@ -12,6 +12,7 @@ from configuration_minigpt import MiniGPTConfig
 from minigpt import forecast
 from minigpt.arguments import OptimizerArguments
 from minigpt.forecast import Setup
+from minigpt.lean_loss import lean_loss
 from minigpt.optim import build_optimizer
 from modeling_minigpt import MiniGPTForCausalLM
 
@@ -40,9 +41,11 @@ def saved_by_autograd(model: MiniGPTForCausalLM, setup: Setup) -> int:
     halves = torch.arange(setup.block_size).remainder(setup.block_size // 2).expand_as(ids).clone()
     positions = {"position_ids": halves} if setup.document_attention else {}
     kwargs = {"num_items_in_batch": ids.numel(), "use_cache": False, "skip_logits": True}
+    model.loss_function = lean_loss
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor), mixed:
         model(ids.clone(), shift_labels=labels, **positions, **kwargs)
-    return sum(storage.nbytes() for storage in storages.values())
+    logits = ids.numel() * setup.config.vocab_size * setup.compute_bytes  # the loss keeps them by itself
+    return logits + sum(storage.nbytes() for storage in storages.values())
 
 
 SHAPES = [
@@ -103,6 +106,7 @@ class Peaks:
     def __init__(self, setup: Setup, folder: Path) -> None:
         self.setup, self.file = setup, folder / "trace.json"
         self.model = MiniGPTForCausalLM(setup.config).train()
+        self.model.loss_function = lean_loss
         if setup.gradient_checkpointing:
             self.model.gradient_checkpointing_enable()
         self.optimizer = build_optimizer(
