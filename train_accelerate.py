@@ -215,7 +215,7 @@ def set_up(args: Arguments) -> Run:
 
 def start_accelerator(args: Arguments) -> Accelerator:
     """Accelerate with the launch profile's processes, device, precision and compilation."""
-    # huge pages, where Linux has them: else a CPU spends a tenth of a large step on being given its gradients' memory
+    # huge pages, where Linux has them: large gradients are new memory in every step, which 4 KiB at a time takes long
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     accelerator = Accelerator(
         cpu=args.use_cpu or not torch.accelerator.is_available(),  # said aloud, or several CPU processes stay apart
