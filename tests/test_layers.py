@@ -97,6 +97,7 @@ NEIGHBOURS = {
     ("corpora", "hub_datasets"),
     ("shard_writer", "encoding"),
     ("evaluation", "data"),
+    ("forecast", "lean_loss"),
     ("lean_loss", "data"),
     ("packing", "data"),
     ("mixing", "data"),

@@ -27,7 +27,15 @@ def config(tiny_run: list[str], tmp_path: Path) -> str:
     return str(tmp_path / "run.yaml")
 
 
-@pytest.mark.parametrize("launch", [[], ["--config_file", str(ROOT / "accelerate_configs" / "cpu_ddp.yaml")]])
+@pytest.mark.parametrize(
+    "launch",
+    [
+        [],
+        pytest.param(
+            ["--config_file", str(ROOT / "accelerate_configs" / "cpu_ddp.yaml")], marks=pytest.mark.slow, id="ddp"
+        ),
+    ],
+)
 def test_a_run_that_resumes_exactly_is_found_equal(
     config: str, launch: list[str], capfd: pytest.CaptureFixture[str]
 ) -> None:
