@@ -38,6 +38,7 @@ class _SummedLoss(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: FunctionCtx, logits: Tensor, targets: Tensor) -> Tensor:
+        """The sum in float32; where a gradient is wanted, `logits` hold it afterwards."""
         gradient = logits.detach()  # the same memory
         total = torch.zeros((), device=logits.device)
         rows = max(1, CHUNK_NUMBERS // logits.shape[1])
