@@ -123,6 +123,7 @@ class DataArguments(Checked):
     overwrite_cache: bool = option("Prepare again even when the cache has the shards", False)
 
     def problems(self) -> Iterator[str]:
+        """What cannot be, a sentence each: the value, the rule, the way out."""
         given = [name for name in TEXT_SOURCES if getattr(self, name)]
         if len(given) > 1:
             yield f"{' and '.join(given)} are both given: choose one source of text"
@@ -209,6 +210,7 @@ class OptimizerArguments(Checked):
     max_skipped_steps: int = option("Steps that may be left out because their gradient is not finite", 10)
 
     def problems(self) -> Iterator[str]:
+        """What cannot be, a sentence each: the value, the rule, the way out."""
         yield from _below(self, 0, "learning_rate", "muon_learning_rate", "min_learning_rate", "warmup_steps")
         yield from _below(self, 0, "weight_decay", "adam_epsilon", "max_grad_norm", "max_skipped_steps")
         yield from _below(self, 1, "num_decay_steps")
@@ -255,6 +257,7 @@ class RunArguments(Checked):
     hub_private_repo: bool = option("Make a new repository private", False)
 
     def problems(self) -> Iterator[str]:
+        """What cannot be, a sentence each: the value, the rule, the way out."""
         yield from _below(self, 1, "logging_steps", "save_total_limit", "sample_max_new_tokens", "hellaswag_limit")
         yield from _below(self, 0, "eval_steps", "hellaswag_steps", "save_steps", "sample_steps")
         if self.hellaswag_steps is None and (self.hellaswag_file is not None or self.hellaswag_limit is not None):
