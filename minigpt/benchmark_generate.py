@@ -6,12 +6,12 @@ whatever else the machine does meets both; each figure is a median over the turn
 """
 
 import argparse
-import json
 import statistics
 import time
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
+
+from minigpt.benchmark_report import add_machine_arguments, describe_machine, machine, show
 
 PROMPT_TOKENS = 32
 
@@ -41,9 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--new_tokens", type=int, default=48, metavar="N", help="tokens a turn (default: %(default)s)")
     add("--turns", type=int, default=7, metavar="N", help="times each model speaks (default: %(default)s)")
     add("--layers", type=int, default=12, help=argparse.SUPPRESS)  # a small model, for tests
-    add("--device", default=None, metavar="D", help="default: a GPU if there is one, else the CPU")
-    add("--threads", type=int, metavar="N", help="CPU threads (default: torch's own choice)")
-    add("--output", metavar="FILE", help="write FILE.json and FILE.md too")
+    add_machine_arguments(parser)
 
 
 def main(args: argparse.Namespace) -> None:
@@ -77,10 +75,7 @@ def main(args: argparse.Namespace) -> None:
                 print(markdown([rows[-1]], bandwidth).splitlines()[-1], flush=True)
     report = {"machine": machine(device), "bandwidth_gb_per_s": bandwidth, "rows": [asdict(row) for row in rows]}
     text = describe(report) + "\n\n" + markdown(rows, bandwidth)
-    print("\n" + text)
-    if args.output:
-        Path(f"{args.output}.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
-        Path(f"{args.output}.md").write_text(text + "\n", encoding="utf-8")
+    show(report, text, args.output)
 
 
 def twins(dtype: str, device: str, layers: int = 12) -> tuple[Any, Any]:
@@ -180,42 +175,9 @@ def synchronize(device: Any) -> None:
         torch.get_device_module(device).synchronize(device)
 
 
-def machine(device: str) -> dict[str, Any]:
-    """What the figures depend on."""
-    import os
-    import platform
-
-    import torch
-    import transformers
-
-    name = platform.processor() or platform.machine()
-    if device.startswith("cuda"):
-        name = torch.cuda.get_device_name(device)
-    elif Path("/proc/cpuinfo").exists():
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-        name = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), name)
-    return {
-        "device": name,
-        "threads": torch.get_num_threads(),
-        "cores": os.cpu_count(),
-        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-        "python": platform.python_version(),
-    }
-
-
 def describe(report: dict[str, Any]) -> str:
     """The sentences above the table."""
     return f"{describe_machine(report['machine'])} Memory delivers {report['bandwidth_gb_per_s']:.1f} GB/s."
-
-
-def describe_machine(about: dict[str, Any]) -> str:
-    """What `machine` found, as a sentence."""
-    return (
-        f"{about['device']}, {about['threads']} threads, {about['cpu_capability']}; torch {about['torch']}, "
-        f"transformers {about['transformers']}, Python {about['python']}."
-    )
 
 
 def markdown(rows: list[Row], bandwidth_gb_per_s: float) -> str:

@@ -17,7 +17,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from minigpt.benchmark_generate import describe_machine, machine
+from minigpt.benchmark_report import describe_machine, machine, show
 
 RECIPE = (
     "config/train_shakespeare_char.py --device=cpu --compile=False --eval_iters=1 --log_interval=1 --block_size=64 "
@@ -58,10 +58,7 @@ def main(args: argparse.Namespace) -> None:
             print(markdown(rows[-1:], args.to_loss).splitlines()[-1], flush=True)
     report = {"machine": machine("cpu"), "to_loss": args.to_loss, "rows": rows}
     table = describe_machine(report["machine"]) + "\n\n" + markdown(rows, args.to_loss)
-    print("\n" + table)
-    if args.output:
-        Path(f"{args.output}.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
-        Path(f"{args.output}.md").write_text(table + "\n", encoding="utf-8")
+    show(report, table, args.output)
 
 
 def train_nanogpt(checkout: Path, steps: int) -> tuple[float, float]:

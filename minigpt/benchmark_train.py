@@ -22,7 +22,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from minigpt.benchmark_generate import describe_machine, machine
+from minigpt.benchmark_report import add_machine_arguments, describe_machine, machine, show
 
 SHAPES = {  # layers, heads, width, vocabulary, context, batch
     "124m": {"layers": 12, "heads": 12, "hidden": 768, "vocab_size": 50257, "block_size": 1024, "batch_size": 1},
@@ -60,9 +60,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--turns", type=int, default=5, metavar="N", help="turns of every way (default: %(default)s)")
     add("--steps", type=int, default=4, metavar="N", help="timed steps a turn (default: %(default)s)")
     add("--warmup", type=int, default=2, metavar="N", help="steps before them (default: %(default)s)")
-    add("--device", default=None, metavar="D", help="default: a GPU if there is one, else the CPU")
-    add("--threads", type=int, metavar="N", help="CPU threads (default: torch's own choice)")
-    add("--output", metavar="FILE", help="write FILE.json and FILE.md too")
+    add_machine_arguments(parser)
 
 
 def main(args: argparse.Namespace) -> None:
@@ -93,10 +91,7 @@ def main(args: argparse.Namespace) -> None:
     report = {"machine": machine(device), "shape": shape, "options": about, "matrix_product_flops": ceiling}
     report |= {"rows": [asdict(row) for row in rows], "turns": turns}
     text = describe(report) + "\n\n" + markdown(rows)
-    print("\n" + text)
-    if args.output:
-        Path(f"{args.output}.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
-        Path(f"{args.output}.md").write_text(text + "\n", encoding="utf-8")
+    show(report, text, args.output)
 
 
 def take_turn(way: str, shape: dict[str, int], args: argparse.Namespace, device: str, folder: Path) -> dict[str, Any]:

@@ -7,6 +7,7 @@ Of a stream, whose end is far away, the first documents are held out instead.
 
 import hashlib
 import sys
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -54,12 +55,12 @@ class Corpus:
     examples: bool = False
 
 
-class Documents:
+class Documents(ABC):
     """Some of the documents of a source, in order."""
 
+    @abstractmethod
     def pieces(self, start: int = 0) -> Pieces:
         """The documents from number `start` on, as (text, ends) pairs."""
-        raise NotImplementedError
 
 
 @dataclass

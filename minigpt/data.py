@@ -1,5 +1,6 @@
 """Which tokens does a step see? A pure function of seed, epoch and position, however many processes share the work."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -15,7 +16,7 @@ Batch = dict[str, torch.Tensor]
 IGNORED = -100  # the label that has no loss
 
 
-class Samples(Dataset[Batch]):
+class Samples(Dataset[Batch], ABC):
     """What a run learns from or is judged by: samples with a number each, read a batch at a time."""
 
     equal_targets: int | None = None  # targets with a loss in every sample, where they are as many in each
@@ -24,17 +25,17 @@ class Samples(Dataset[Batch]):
     def __getitem__(self, sample: int) -> Batch:
         return {name: rows[0] for name, rows in self.__getitems__([sample]).items()}
 
+    @abstractmethod
     def __getitems__(self, samples: list[int]) -> Batch:
         """`input_ids` and `shift_labels`, both [B, T] int64, and `position_ids` where documents are kept apart."""
-        raise NotImplementedError
 
+    @abstractmethod
     def targets(self, samples: Sequence[int]) -> int:
         """How many targets of these samples have a loss."""
-        raise NotImplementedError
 
+    @abstractmethod
     def every(self) -> Sequence[int]:
         """Samples that hold every target once."""
-        raise NotImplementedError
 
 
 class TokenBlocks(Samples):

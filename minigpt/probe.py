@@ -14,6 +14,7 @@ import torch
 
 from minigpt.arguments import Arguments
 from minigpt.forecast import parameters
+from minigpt.lean_loss import lean_loss
 from minigpt.metrics import PEAK_FLOPS, train_flops_per_token
 from minigpt.optim import build_optimizer
 from modeling_minigpt import MiniGPTForCausalLM
@@ -79,6 +80,7 @@ class _Stepper:
         config._attn_implementation = args.attn_implementation
         self.device, self.precision, self.max_norm = device, precision, args.max_grad_norm
         self.model = MiniGPTForCausalLM(config).to(device).train()
+        self.model.loss_function = lean_loss
         if args.gradient_checkpointing:
             self.model.gradient_checkpointing_enable()
         self.optimizer = build_optimizer(self.model, args, device)

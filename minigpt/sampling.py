@@ -3,10 +3,11 @@
 Shapes: N sequences of one prompt, T tokens so far.
 """
 
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
+
+from minigpt.borrowed import evaluating, seeded
 
 DEFAULT_MAX_NEW_TOKENS = 200
 
@@ -273,30 +274,3 @@ def end_of_text_ids(model: Any, tokenizer: Any) -> list[int]:
     configured = getattr(model.generation_config, "eos_token_id", None)
     ids = configured if isinstance(configured, list) else [configured]
     return [token for token in dict.fromkeys([*ids, tokenizer.eos_token_id]) if token is not None]
-
-
-@contextmanager
-def seeded(seed: int, device: Any) -> Iterator[None]:
-    """Random numbers that follow from `seed`, on the CPU and on `device`; afterwards the global state is as before."""
-    import torch
-
-    generators = [torch.random] if device.type == "cpu" else [torch.random, torch.get_device_module(device)]
-    states = [generator.get_rng_state() for generator in generators]
-    torch.manual_seed(seed)
-    try:
-        yield
-    finally:
-        for generator, state in zip(generators, states, strict=True):
-            generator.set_rng_state(state)
-
-
-@contextmanager
-def evaluating(model: Any) -> Iterator[None]:
-    """Evaluation mode (no dropout); afterwards each module is in the mode it was in."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -105,3 +106,18 @@ def metrics(run_dir: Path, name: str) -> dict[int, float]:
     """Step → value of one metric of a run."""
     lines = map(json.loads, (run_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines())
     return {line["step"]: line[name] for line in lines if name in line}
+
+
+@pytest.fixture
+def model() -> Any:
+    """Two layers, 50 ids, a context of 64; random weights, always the same."""
+    import torch
+
+    from configuration_minigpt import MiniGPTConfig
+    from modeling_minigpt import MiniGPTForCausalLM
+
+    torch.manual_seed(0)
+    config = MiniGPTConfig(
+        vocab_size=50, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, max_position_embeddings=64
+    )
+    return MiniGPTForCausalLM(config).eval()

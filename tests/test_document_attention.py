@@ -7,21 +7,10 @@ import numpy as np
 import pytest
 import torch
 
-from configuration_minigpt import MiniGPTConfig
 from minigpt.data import TokenBlocks, document_positions
 from minigpt.shards import Shard, Tokens
-from modeling_minigpt import MiniGPTForCausalLM
 
 END = 0
-
-
-@pytest.fixture
-def model() -> MiniGPTForCausalLM:
-    torch.manual_seed(0)
-    config = MiniGPTConfig(
-        vocab_size=50, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, max_position_embeddings=64
-    )
-    return MiniGPTForCausalLM(config).eval()
 
 
 def tokens_of(folder: Path, documents: list[list[int]]) -> Tokens:

@@ -11,6 +11,8 @@ LAYERS = [
     ["configuration_minigpt", "modeling_minigpt"],
     [
         "arguments",
+        "benchmark_report",
+        "borrowed",
         "command_line",
         "errors",
         "event_files",
@@ -117,9 +119,7 @@ NEIGHBOURS = {
     ("build", "prepare"),
     ("plan", "feed"),
     ("benchmark_tokenize", "prepare"),
-    ("benchmark_train", "benchmark_generate"),
     ("benchmark_train", "benchmark_turn"),
-    ("benchmark_loss", "benchmark_generate"),
     ("__main__", "cli"),
 }
 SOURCES = sorted([*ROOT.glob("*.py"), *(ROOT / "minigpt").glob("*.py")])

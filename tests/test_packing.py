@@ -7,14 +7,12 @@ import numpy as np
 import pytest
 import torch
 
-from configuration_minigpt import MiniGPTConfig
 from minigpt import packing
 from minigpt.arguments import BatchArguments
 from minigpt.data import IGNORED, TokenBlocks
 from minigpt.feed import open_feed
 from minigpt.packing import PackedDocuments, best_fit
 from minigpt.shards import ENDS_DOCUMENT, IN_LOSS, Shard, Tokens, TokenShards
-from modeling_minigpt import MiniGPTForCausalLM
 
 END = 0
 LENGTHS = (7, 1, 0, 20, 3, 33, 2, 12, 5, 5, 8, 16, 15, 4, 1, 50)  # without the end; the last is longer than a row
@@ -46,15 +44,6 @@ def tokens_of(folder: Path, made: list[Document], marked: bool) -> Tokens:
             Shard(folder / f"{name}.bin", len(ids[part]), marks=folder / f"{name}.marks" if marked else None)
         )
     return Tokens(shards, np.dtype("<u2"))
-
-
-@pytest.fixture
-def model() -> MiniGPTForCausalLM:
-    torch.manual_seed(0)
-    config = MiniGPTConfig(
-        vocab_size=50, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, max_position_embeddings=64
-    )
-    return MiniGPTForCausalLM(config).eval()
 
 
 def documents_in(samples: PackedDocuments, row: int) -> list[tuple[list[int], list[int], slice]]:
