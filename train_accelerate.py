@@ -225,8 +225,6 @@ def start_accelerator(args: Arguments) -> Accelerator:
             project_dir=args.output_dir, logging_dir=str(args.run_dir / "tensorboard")
         ),
     )
-    if args.optimizer == "muon" and accelerator.is_fsdp2:
-        raise ValueError("optimizer=muon needs whole matrices and FSDP2 shards them; use optimizer=adamw")
     if accelerator.device.type == "cuda":
         torch.set_float32_matmul_precision("high" if args.tf32 else "highest")
     return accelerator

@@ -165,8 +165,6 @@ def forecast_run(args: "Arguments", own: argparse.Namespace) -> Budget:
     device = own.device or here
     if device not in ("cpu", here, *PEAK_FLOPS):
         raise ValueError(f"device={device} is neither here nor one of {', '.join(PEAK_FLOPS)}")
-    if args.optimizer == "muon" and own.fsdp:
-        raise ValueError("optimizer=muon needs whole matrices and FSDP2 shards them; use optimizer=adamw")
     kind = "cpu" if device == "cpu" else "cuda"
     precision = args.mixed_precision or ("no" if kind == "cpu" else "bf16")  # as accelerate_configs have it
     config = planned_config(args)

@@ -2,9 +2,11 @@
 
 import os
 import socket
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 import torch.multiprocessing
 from torch import nn
@@ -59,6 +61,9 @@ class FiveTexts(Samples):
         ids = torch.stack([torch.randint(0, 32, (17,), generator=torch.Generator().manual_seed(n)) for n in samples])
         return {"input_ids": ids[:, :-1], "shift_labels": ids[:, 1:].contiguous()}
 
+    def targets(self, samples: Sequence[int]) -> int:
+        return 16 * len(samples)
+
     def every(self) -> range:
         return range(5)
 
@@ -84,7 +89,7 @@ def save(run_dir: Path, step: int, model: nn.Module, optimizer: torch.optim.Opti
     checkpoints.save(TrainingState(step=step), model, optimizer, process)  # type: ignore[arg-type]
 
 
-def go_on_sharded(rank: int, port: int, start: Path, run_dir: Path) -> None:
+def go_on_sharded(rank: int, port: int, start: Path, run_dir: Path, args: OptimizerArguments) -> None:
     """One of two processes: load `start` into a sharded model, take a step, save."""
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "RANK": str(rank), "WORLD_SIZE": "2"}
     torch.distributed.init_process_group("gloo")
@@ -94,10 +99,11 @@ def go_on_sharded(rank: int, port: int, start: Path, run_dir: Path) -> None:
         fully_shard(layer, mesh=mesh)
     fully_shard(model, mesh=mesh)
     set_model_state_dict(model, weights, options=WHOLE)
-    optimizer = build_optimizer(model, OptimizerArguments(), torch.device("cpu"))
+    optimizer = build_optimizer(model, args, torch.device("cpu"))
     process = Process(rank, 2)
     restore_optimizer(start, TrainingState(), model, optimizer, process)  # type: ignore[arg-type]
-    moment = optimizer.state[model.transformer.layers[0].mlp.up_proj.weight]["exp_avg"]
+    state = optimizer.state[model.transformer.layers[0].mlp.up_proj.weight]
+    moment = state["momentum" if args.optimizer == "muon" else "exp_avg"]
     assert moment.to_local().numel() == moment.numel() // 2, "the moments are not sharded"
     evaluation = Evaluation(FiveTexts(), batch_size=1, eval_steps=0, max_steps=10)
     whole = MiniGPTForCausalLM.from_pretrained(start)
@@ -108,10 +114,12 @@ def go_on_sharded(rank: int, port: int, start: Path, run_dir: Path) -> None:
     torch.distributed.destroy_process_group()
 
 
-def test_one_process_and_two_sharded_ones_go_on_from_each_others_checkpoints(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["adamw", "muon"])
+def test_one_process_and_two_sharded_ones_go_on_from_each_others_checkpoints(tmp_path: Path, name: str) -> None:
+    args = OptimizerArguments(optimizer=name)
     alone, sharded = tmp_path / "alone", tmp_path / "sharded"
     model = new_model()
-    optimizer = build_optimizer(model, OptimizerArguments(), torch.device("cpu"))
+    optimizer = build_optimizer(model, args, torch.device("cpu"))
     take_steps(model, optimizer, range(3))
     alone.mkdir()
     sharded.mkdir()
@@ -122,17 +130,18 @@ def test_one_process_and_two_sharded_ones_go_on_from_each_others_checkpoints(tmp
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     (start,) = find_checkpoints(alone)
-    torch.multiprocessing.spawn(go_on_sharded, (port, start, sharded), nprocs=2)
+    torch.multiprocessing.spawn(go_on_sharded, (port, start, sharded, args), nprocs=2)
 
     (end,) = find_checkpoints(sharded)
     returned = MiniGPTForCausalLM.from_pretrained(end)
     for (name, one), two in zip(model.named_parameters(), returned.parameters(), strict=True):
         assert torch.allclose(one, two, rtol=0, atol=1e-6), name  # float32 sums in another order
-    again = build_optimizer(returned, OptimizerArguments(), torch.device("cpu"))
+    again = build_optimizer(returned, args, torch.device("cpu"))
     restore_optimizer(end, TrainingState(), returned, again, Process(0))  # type: ignore[arg-type]
     for one, two in zip(model.parameters(), returned.parameters(), strict=True):
-        for moment in ("exp_avg", "exp_avg_sq", "step"):
-            assert torch.allclose(optimizer.state[one][moment], again.state[two][moment], rtol=0, atol=1e-6)
+        assert optimizer.state[one].keys() == again.state[two].keys()
+        for moment, value in optimizer.state[one].items():
+            assert torch.allclose(value, again.state[two][moment], rtol=0, atol=1e-6), moment
     take_steps(model, optimizer, range(4, 6))
     take_steps(returned.train(), again, range(4, 6))
     for one, two in zip(model.parameters(), returned.parameters(), strict=True):

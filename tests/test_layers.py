@@ -19,6 +19,7 @@ LAYERS = [
         "evaluate_metrics",
         "examples",
         "metrics",
+        "muon",
         "packed_linear",
         "schedule",
         "state",

@@ -6,7 +6,7 @@ from torch import nn
 
 from configuration_minigpt import MiniGPTConfig
 from minigpt.arguments import OptimizerArguments
-from minigpt.optim import build_optimizer, orthogonalize
+from minigpt.optim import build_optimizer
 from modeling_minigpt import MiniGPTForCausalLM
 
 CPU = torch.device("cpu")
@@ -63,25 +63,9 @@ def test_muon_moves_a_matrix_about_equally_in_every_direction_whatever_the_size_
             assert moved.median() > 0.6, name
 
 
-def test_wide_and_square_matrices_get_the_same_polynomial() -> None:
-    torch.manual_seed(0)
-    square = torch.randn(3, 16, 16)
-    wide = torch.cat([square, torch.zeros(3, 16, 8)], dim=2)
-    torch.testing.assert_close(orthogonalize(wide)[:, :, :16], orthogonalize(square), atol=2e-4, rtol=0)
-
-
 def test_muon_leaves_all_but_the_layers_matrices_to_adamw(model: MiniGPTForCausalLM) -> None:
     adamw = one_step(model, OptimizerArguments(optimizer="adamw"))
     muon = one_step(model, OptimizerArguments(optimizer="muon"))
     for name in adamw:
         is_hidden_matrix = ".layers." in name and adamw[name].ndim == 2
         assert torch.equal(adamw[name], muon[name]) == (not is_hidden_matrix), name
-
-
-@pytest.mark.parametrize("shape", [(3, 8, 8), (2, 8, 32), (2, 32, 8), (1, 1, 5)])
-def test_orthogonalized_matrices_have_singular_values_near_one(shape: tuple[int, ...]) -> None:
-    torch.manual_seed(0)
-    values = torch.linalg.svdvals(orthogonalize(torch.randn(shape), steps=10))
-    assert values.min() > 0.6
-    assert values.max() < 1.25
-    assert torch.equal(orthogonalize(torch.zeros(shape)), torch.zeros(shape))
