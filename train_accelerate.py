@@ -7,7 +7,6 @@ they call has a module in `minigpt/` that answers one question. Without any argu
 """
 
 import math
-import os
 import sys
 from collections.abc import Iterator
 from contextlib import nullcontext
@@ -19,8 +18,9 @@ from typing import Any
 import torch
 import transformers
 from accelerate import Accelerator
-from accelerate.utils import ProjectConfiguration, send_to_device, set_seed
+from accelerate.utils import send_to_device, set_seed
 
+from minigpt.accelerator import start_accelerator
 from minigpt.agreement import refuse_disagreement
 from minigpt.arguments import Arguments
 from minigpt.bad_steps import EXIT_DIVERGED, BadSteps, is_applicable
@@ -59,7 +59,7 @@ from minigpt.schedule import Schedule, learning_rate_at, set_learning_rate
 from minigpt.secret_scan import refuse_secret_words
 from minigpt.state import TrainingClock, TrainingState, seed_step
 from minigpt.stopping import EXIT_STOPPED, StopRequest
-from minigpt.tracking import TrainingLog, clock_time, requested_trackers
+from minigpt.tracking import TrainingLog, clock_time
 
 
 @dataclass
@@ -211,23 +211,6 @@ def set_up(args: Arguments) -> Run:
         checkpoints=Checkpoints(args, tokenizer, max_steps),
         pushes=pushes,
     )
-
-
-def start_accelerator(args: Arguments) -> Accelerator:
-    """Accelerate with the launch profile's processes, device, precision and compilation."""
-    # huge pages, where Linux has them: large gradients are new memory in every step, which 4 KiB at a time takes long
-    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
-    accelerator = Accelerator(
-        cpu=args.use_cpu or not torch.accelerator.is_available(),  # said aloud, or several CPU processes stay apart
-        mixed_precision=args.mixed_precision,
-        log_with=requested_trackers(args.report_to) or None,
-        project_config=ProjectConfiguration(
-            project_dir=args.output_dir, logging_dir=str(args.run_dir / "tensorboard")
-        ),
-    )
-    if accelerator.device.type == "cuda":
-        torch.set_float32_matmul_precision("high" if args.tf32 else "highest")
-    return accelerator
 
 
 def micro_batches(batches: Iterator[Batch], number: int) -> Iterator[tuple[Batch, bool]]:

@@ -236,6 +236,7 @@ class RunArguments(Checked):
     resume_from_checkpoint: str | None = option("A checkpoint folder, or 'latest' for the newest of output_dir")
     use_cpu: bool = option("Train on the CPU even where there is a GPU", False)
     mixed_precision: Literal["no", "bf16", "fp16"] | None = option("Compute dtype (default: the launch profile's)")
+    ddp_comm_hook: Literal["no", "bf16", "fp16"] = option("Dtype in which DDP adds gradients up; no: float32", "no")
     tf32: bool = option("Let float32 matrix products use TF32 where the GPU has it", True)
     gradient_checkpointing: bool = option("Recompute activations in the backward pass to save memory", False)
     logging_steps: int = option("Steps between log lines", 10)

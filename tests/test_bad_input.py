@@ -53,6 +53,10 @@ def shorter_than_one_block(tmp: Path) -> Case:
     )
 
 
+def gradients_in_bf16_on_a_cpu(tmp: Path) -> Case:
+    return [*TINY, "--train_file", text_of(tmp), "--ddp_comm_hook", "bf16"], r"ddp_comm_hook=bf16 .* use fp16 or no"
+
+
 def block_longer_than_the_position_table(tmp: Path) -> Case:
     text = text_of(tmp)
     return [*TINY, "--train_file", text, "--tokenizer", "char", "--max_position_embeddings", "8"], (
@@ -157,6 +161,7 @@ CASES = [
     not_utf8,
     jsonl_without_the_field,
     shorter_than_one_block,
+    gradients_in_bf16_on_a_cpu,
     block_longer_than_the_position_table,
     vocabulary_smaller_than_the_tokenizer,
     tokenizer_unlike_the_models,

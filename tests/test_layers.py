@@ -58,6 +58,7 @@ LAYERS = [
         "shard_writer",
     ],
     [
+        "accelerator",
         "budget",
         "build",
         "card",

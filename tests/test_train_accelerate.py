@@ -122,6 +122,21 @@ def test_the_same_batch_gives_the_same_losses_however_it_is_split(tiny_run: list
             assert list(metrics(tmp_path / name, metric).values()) == pytest.approx(whole, rel=1e-4)
 
 
+def test_two_processes_share_muon_and_may_add_gradients_in_half_precision(
+    tiny_run: list[str], tmp_path: Path, train_here: Train
+) -> None:
+    words = with_option(tiny_run, dropout=0, optimizer="muon")
+    assert train_here(words) == 0
+    alone = losses(tmp_path / "run")
+    for hook in ("no", "fp16"):
+        options = {"per_device_train_batch_size": 2, "ddp_comm_hook": hook, "output_dir": tmp_path / hook}
+        run = finish(command(*with_option(words, **options), processes=2))
+        assert run.returncode == 0, run.stderr
+    assert losses(tmp_path / "no") == pytest.approx(alone, rel=1e-5)
+    assert losses(tmp_path / "fp16") == pytest.approx(alone, rel=1e-4)
+    assert losses(tmp_path / "fp16") != losses(tmp_path / "no")
+
+
 def test_a_checkpoint_of_one_process_goes_on_with_two(tiny_run: list[str], tmp_path: Path, train_here: Train) -> None:
     words = with_option(tiny_run, dropout=0)
     assert train_here(words) == 0

@@ -1,0 +1,37 @@
+"""On what does a run compute? On what its launch profile and its options say, through Accelerate."""
+
+import os
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DDPCommunicationHookType, DistributedDataParallelKwargs, ProjectConfiguration
+
+from minigpt.arguments import Arguments
+from minigpt.tracking import requested_trackers
+
+
+def start_accelerator(args: Arguments) -> Accelerator:
+    """Accelerate with the launch profile's processes, device, precision and compilation.
+
+    Raises ValueError for an option that this device does not have.
+    """
+    # huge pages, where Linux has them: large gradients are new memory in every step, which 4 KiB at a time takes long
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
+    accelerator = Accelerator(
+        cpu=args.use_cpu or not torch.accelerator.is_available(),  # said aloud, or several CPU processes stay apart
+        mixed_precision=args.mixed_precision,
+        log_with=requested_trackers(args.report_to) or None,
+        project_config=ProjectConfiguration(
+            project_dir=args.output_dir, logging_dir=str(args.run_dir / "tensorboard")
+        ),
+        kwargs_handlers=[
+            DistributedDataParallelKwargs(
+                gradient_as_bucket_view=True, comm_hook=DDPCommunicationHookType(args.ddp_comm_hook)
+            )
+        ],
+    )
+    if args.ddp_comm_hook == "bf16" and accelerator.device.type == "cpu":
+        raise ValueError("ddp_comm_hook=bf16 is for GPUs, torch has none for a CPU; use fp16 or no")
+    if accelerator.device.type == "cuda":
+        torch.set_float32_matmul_precision("high" if args.tf32 else "highest")
+    return accelerator
