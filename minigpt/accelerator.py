@@ -1,12 +1,11 @@
 """On what does a run compute? On what its launch profile and its options say, through Accelerate."""
 
-import os
-
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DDPCommunicationHookType, DistributedDataParallelKwargs, ProjectConfiguration
 
 from minigpt.arguments import Arguments
+from minigpt.host_memory import keep_freed_memory
 from minigpt.tracking import requested_trackers
 
 
@@ -15,8 +14,6 @@ def start_accelerator(args: Arguments) -> Accelerator:
 
     Raises ValueError for an option that this device does not have.
     """
-    # huge pages, where Linux has them: large gradients are new memory in every step, which 4 KiB at a time takes long
-    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     accelerator = Accelerator(
         cpu=args.use_cpu or not torch.accelerator.is_available(),  # said aloud, or several CPU processes stay apart
         mixed_precision=args.mixed_precision,
@@ -30,8 +27,10 @@ def start_accelerator(args: Arguments) -> Accelerator:
             )
         ],
     )
-    if args.ddp_comm_hook == "bf16" and accelerator.device.type == "cpu":
-        raise ValueError("ddp_comm_hook=bf16 is for GPUs, torch has none for a CPU; use fp16 or no")
+    if accelerator.device.type == "cpu":
+        if args.ddp_comm_hook == "bf16":
+            raise ValueError("ddp_comm_hook=bf16 is for GPUs, torch has none for a CPU; use fp16 or no")
+        keep_freed_memory()
     if accelerator.device.type == "cuda":
         torch.set_float32_matmul_precision("high" if args.tf32 else "highest")
     return accelerator

@@ -89,8 +89,8 @@ def optimizer_bytes(config: Any, optimizer: str) -> int:
 def update_bytes(setup: Setup) -> float:
     """Working memory of the update. AdamW's kernel has none; Muon stacks the matrices of one shape and their products.
 
-    Three stacks in float32 (averages, their stack, the directions before) and two stacks and two Gram matrices of the
-    iteration, which runs in bfloat16 on a GPU.
+    Two stacks in float32 (of the averages, and what is applied of the shape before) and two stacks and two Gram
+    matrices of the iteration, which runs in bfloat16 on a GPU.
     """
     if setup.optimizer != "muon":
         return 0.0
@@ -98,7 +98,7 @@ def update_bytes(setup: Setup) -> float:
     needs = []
     for (rows, columns), count in layer_matrices(setup.config).items():
         stack, short = setup.config.num_hidden_layers * count, min(rows, columns)
-        needs.append(stack * (3 * FLOAT32 * rows * columns + 2 * iteration * (rows * columns + short * short)))
+        needs.append(stack * (2 * FLOAT32 * rows * columns + 2 * iteration * (rows * columns + short * short)))
     return max(needs)
 
 

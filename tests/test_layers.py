@@ -18,6 +18,7 @@ LAYERS = [
         "event_files",
         "evaluate_metrics",
         "examples",
+        "host_memory",
         "metrics",
         "muon",
         "packed_linear",
