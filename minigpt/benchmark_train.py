@@ -1,9 +1,10 @@
 """How fast does it train? `minigpt bench train`: our trainer against other ones, in turns, each in a new process.
 
-Ways: `minigpt` is train_accelerate.py as a user starts it; `bare` our model, AdamW and data in twenty lines, so that
-the two tell what the trainer costs; `nanogpt` the model and optimizer of your checkout (`--nanogpt DIR`) as shipped,
-float32 on a CPU, `nanogpt-bf16` the same with autocast around its forward; `transformers` GPT-2 under Trainer.
-All train one shape on random tokens. Whatever else the machine does meets every way; ratios are taken turn by turn.
+Ways: `minigpt` is train_accelerate.py as a user starts it; `minigpt-ddp` the same on two processes, each with half of
+the batch and of the threads; `bare` our model, AdamW and data in twenty lines, which tells what the trainer costs;
+`nanogpt` the model and optimizer of your checkout (`--nanogpt DIR`) as shipped, float32 on a CPU; `nanogpt-bf16` the
+same with autocast around its forward; `transformers` GPT-2 under Trainer. All train one shape on random tokens.
+Whatever else the machine does meets every way; ratios are taken turn by turn.
 """
 
 import argparse
@@ -28,7 +29,8 @@ SHAPES = {  # layers, heads, width, vocabulary, context, batch
     "124m": {"layers": 12, "heads": 12, "hidden": 768, "vocab_size": 50257, "block_size": 1024, "batch_size": 1},
     "shakespeare": {"layers": 4, "heads": 4, "hidden": 128, "vocab_size": 65, "block_size": 64, "batch_size": 12},
 }
-WAYS = ("minigpt", "bare", "nanogpt", "nanogpt-bf16", "transformers")
+WAYS = ("minigpt", "minigpt-ddp", "bare", "nanogpt", "nanogpt-bf16", "transformers")
+ALONE = tuple(way for way in WAYS if way != "minigpt-ddp")
 
 
 @dataclass(frozen=True)
@@ -53,7 +55,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--shape", choices=sorted(SHAPES), default="124m", help="124m: GPT-2; shakespeare: nanoGPT's CPU recipe")
     for name in SHAPES["124m"]:
         add(f"--{name}", type=int, metavar="N", help="default: the shape's")
-    add("--ways", nargs="+", choices=WAYS, metavar="WAY", help=f"of {', '.join(WAYS)}; default: all there are")
+    add("--ways", nargs="+", choices=WAYS, metavar="WAY", help=f"of {', '.join(WAYS)}; default: all on one process")
     add("--nanogpt", metavar="DIR", help="a checkout of nanoGPT; its model.py is imported as it is")
     add("--mixed_precision", choices=["no", "bf16"], default="bf16", help="of all but nanogpt (default: %(default)s)")
     add("--compile", action="store_true", help="compile every model")
@@ -68,9 +70,11 @@ def main(args: argparse.Namespace) -> None:
     for name in ("turns", "steps", "warmup"):
         if getattr(args, name) < 1:
             raise ValueError(f"{name}={getattr(args, name)} must be at least 1")
-    ways = args.ways or [way for way in WAYS if args.nanogpt or not way.startswith("nanogpt")]
+    ways = args.ways or [way for way in ALONE if args.nanogpt or not way.startswith("nanogpt")]
     if "minigpt" not in ways:
         raise ValueError("ways must hold minigpt: the ratios are to it")
+    if "minigpt-ddp" in ways and (args.batch_size or SHAPES[args.shape]["batch_size"]) % 2:
+        raise ValueError("minigpt-ddp splits the batch over two processes; give an even --batch_size")
     if any(way.startswith("nanogpt") for way in ways) and not Path(args.nanogpt or "", "model.py").is_file():
         raise ValueError(f"nanogpt={args.nanogpt}: no model.py there; give a checkout of nanoGPT, or other --ways")
 
@@ -96,8 +100,8 @@ def main(args: argparse.Namespace) -> None:
 
 def take_turn(way: str, shape: dict[str, int], args: argparse.Namespace, device: str, folder: Path) -> dict[str, Any]:
     """One way trains once: `seconds` of each timed step and `memory_gib`. Raises RuntimeError when it cannot."""
-    if way == "minigpt":
-        return _turn_of_minigpt(shape, args, device, folder)
+    if way.startswith("minigpt"):
+        return _turn_of_minigpt(shape, args, device, 2 if way == "minigpt-ddp" else 1, folder)
     bf16 = args.mixed_precision == "bf16"
     if way.startswith("nanogpt"):  # it has no autocast on a CPU, and bfloat16 by default on a GPU
         bf16 = way == "nanogpt-bf16" or device == "cuda"
@@ -111,16 +115,23 @@ def take_turn(way: str, shape: dict[str, int], args: argparse.Namespace, device:
     return {"seconds": result["seconds"], "memory_gib": result["memory_gib"]}
 
 
-def _turn_of_minigpt(shape: dict[str, int], args: argparse.Namespace, device: str, folder: Path) -> dict[str, Any]:
+def _turn_of_minigpt(
+    shape: dict[str, int], args: argparse.Namespace, device: str, processes: int, folder: Path
+) -> dict[str, Any]:
     """train_accelerate.py, killed when it has logged enough steps: nothing of it is left out or added.
 
     Small steps are logged ten at a time, as its log has milliseconds.
     """
     every = 10 if shape["hidden"] * shape["block_size"] < 1 << 18 else 1
-    run_dir, last = folder / "run", (args.warmup + args.steps) * every
-    words = [*_command_of_minigpt(shape, args, device, folder), "--logging_steps", str(every)]
+    last = (args.warmup + args.steps) * every
+    words = [*_command_of_minigpt(shape, args, device, processes, folder), "--logging_steps", str(every)]
     process = subprocess.Popen(
-        words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=_environment(args)
+        words,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=_environment(args, processes),
+        start_new_session=True,
     )
     assert process.stdout is not None
     said = []
@@ -128,22 +139,21 @@ def _turn_of_minigpt(shape: dict[str, int], args: argparse.Namespace, device: st
         said.append(line)
         if re.match(rf"step +{last}/", line):
             break
-    process.send_signal(signal.SIGKILL)
-    _, _, usage = os.wait4(process.pid, 0)
-    process.returncode, _ = 0, process.stdout.close()
+    os.killpg(process.pid, signal.SIGKILL)  # a launcher's children too
+    process.wait()
+    process.stdout.close()
     if not said or not re.match(rf"step +{last}/", said[-1]):
         raise RuntimeError("minigpt failed:\n" + "".join(said[-20:]))
-    lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
-    at = {line["step"]: line["elapsed_s"] for line in lines}
-    ends = [at[step] for step in range(args.warmup * every, last + 1, every)]
+    metrics = (folder / "run" / "metrics.jsonl").read_text(encoding="utf-8")
+    at = {line["step"]: line for line in map(json.loads, metrics.splitlines())}
+    ends = [at[step]["elapsed_s"] for step in range(args.warmup * every, last + 1, every)]
     seconds = [(end - begin) / every for begin, end in pairwise(ends)]
-    memory_gib = usage.ru_maxrss / 2**20
-    if device != "cpu":
-        memory_gib = max(float(number) for line in said for number in re.findall(r"\| ([\d.]+) GiB", line))
-    return {"seconds": seconds, "memory_gib": memory_gib}
+    return {"seconds": seconds, "memory_gib": processes * at[last]["train/peak_memory_gib"]}
 
 
-def _command_of_minigpt(shape: dict[str, int], args: argparse.Namespace, device: str, folder: Path) -> list[str]:
+def _command_of_minigpt(
+    shape: dict[str, int], args: argparse.Namespace, device: str, processes: int, folder: Path
+) -> list[str]:
     import numpy as np
 
     from minigpt.tokenization import train_characters
@@ -158,21 +168,28 @@ def _command_of_minigpt(shape: dict[str, int], args: argparse.Namespace, device:
     assert script is not None
     assert script.origin is not None
     launch = [sys.executable]
-    if args.compile:
-        launch += ["-m", "accelerate.commands.accelerate_cli", "launch", "--num_processes", "1", "--num_machines", "1"]
-        launch += ["--dynamo_backend", "inductor", "--mixed_precision", args.mixed_precision]
-        launch += ["--cpu"] if device == "cpu" else []
+    if args.compile or processes > 1:
+        profile = "multi_gpu" if device == "cuda" else "cpu_ddp"
+        if processes == 1:
+            profile = "single_gpu" if device == "cuda" else "cpu"
+        launch += ["-m", "accelerate.commands.accelerate_cli", "launch", "--num_processes", str(processes)]
+        launch += ["--config_file", str(Path(script.origin).parent / "accelerate_configs" / f"{profile}.yaml")]
+        launch += ["--dynamo_backend", "inductor"] if args.compile else []
     options = f"--hidden_size {shape['hidden']} --num_hidden_layers {shape['layers']} --vocab_size "
     options += f"{shape['vocab_size']} --num_attention_heads {shape['heads']} --block_size {shape['block_size']} "
-    options += f"--per_device_train_batch_size {shape['batch_size']} --mixed_precision {args.mixed_precision} "
+    options += f"--per_device_train_batch_size {shape['batch_size'] // processes} --dropout 0 "
     options += f"--max_steps 1000000 --data {data} --tokenizer {data} --output_dir {folder / 'run'} "
-    options += "--overwrite_output_dir --report_to none --save_steps 0 --eval_steps 0 --dropout 0"
+    options += "--overwrite_output_dir --report_to none --save_steps 0 --eval_steps 0 "
+    options += f"--mixed_precision {args.mixed_precision}"
     return [*launch, script.origin, *options.split(), *(["--use_cpu"] if device == "cpu" else [])]
 
 
-def _environment(args: argparse.Namespace) -> dict[str, str]:
-    threads = {} if args.threads is None else {"OMP_NUM_THREADS": str(args.threads)}
-    return {**os.environ, **threads, "PYTHONUNBUFFERED": "1"}
+def _environment(args: argparse.Namespace, processes: int = 1) -> dict[str, str]:
+    """Of a turn; several processes share the threads that one has."""
+    import torch
+
+    threads = max(1, (args.threads or torch.get_num_threads()) // processes)
+    return {**os.environ, "OMP_NUM_THREADS": str(threads), "PYTHONUNBUFFERED": "1"}
 
 
 def matrix_product_flops(device: str, bf16: bool, threads: int | None = None) -> float:

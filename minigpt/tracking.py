@@ -68,6 +68,7 @@ class TrainingLog:
         seconds, tokens = state.elapsed_s - self._last_elapsed_s, state.tokens_seen - self._last_tokens
         tokens_per_sec = tokens / seconds if seconds > 0 else math.nan
         metrics["train/tokens_per_sec"] = tokens_per_sec
+        metrics["train/peak_memory_gib"] = peak_memory_gib(self.accelerator.device)
         peak = peak_flops(self.accelerator.device)
         if peak is not None:
             metrics["train/mfu"] = tokens_per_sec * self.flops_per_token / (peak * self.accelerator.num_processes)
@@ -122,7 +123,7 @@ class TrainingLog:
         return (
             f"step {state.step:>{width}}/{self.max_steps} | loss {metrics['train/loss']:.4f} "
             f"| lr {metrics['train/lr']:.2e} | {_thousands(metrics['train/tokens_per_sec'])} tokens/s{mfu} "
-            f"| {peak_memory_gib(self.accelerator.device):.1f} GiB | {clock_time(seconds_left)} left"
+            f"| {metrics['train/peak_memory_gib']:.1f} GiB | {clock_time(seconds_left)} left"
         )
 
 

@@ -33,7 +33,17 @@ def test_ratios_are_taken_turn_by_turn() -> None:
 def test_report_says_what_its_turns_say(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     small = [word for name, number in SHAPE.items() for word in (f"--{name}", str(number))]
     counts = ("--turns", "1", "--steps", "2", "--warmup", "1", "--device", "cpu", "--mixed_precision", "no")
-    run(benchmark_train, *small, *counts, "--ways", "minigpt", "bare", "--output", str(tmp_path / "report"))
+    run(
+        benchmark_train,
+        *small,
+        *counts,
+        "--ways",
+        "minigpt",
+        "bare",
+        "minigpt-ddp",
+        "--output",
+        str(tmp_path / "report"),
+    )
     report = json.loads((tmp_path / "report.json").read_text(encoding="utf-8"))
     medians = {way: statistics.median(turns[0]["seconds"]) for way, turns in report["turns"].items()}
     for row in report["rows"]:
@@ -57,3 +67,5 @@ def test_a_folder_that_is_no_checkout_is_refused(tmp_path: Path) -> None:
         run(benchmark_loss, "--nanogpt", str(tmp_path), "--train_file", "x")
     with pytest.raises(ValueError, match="ways must hold minigpt"):
         run(benchmark_train, "--ways", "bare")
+    with pytest.raises(ValueError, match="give an even --batch_size"):
+        run(benchmark_train, "--ways", "minigpt", "minigpt-ddp", "--batch_size", "3")
