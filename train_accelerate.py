@@ -166,7 +166,7 @@ def set_up(args: Arguments) -> Run:
     resume_from, notes = checkpoint_to_resume(args)
     with accelerator.main_process_first():
         shards, tokenizer = load_data(args)
-    state = load_training_state(resume_from, shards.fingerprint)
+    state = load_training_state(resume_from, args, shards.fingerprint)
     set_seed(args.seed)
     model = build_model(args, tokenizer, resume_from)
     config, parameters = model.config, model.num_parameters()

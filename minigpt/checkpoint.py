@@ -10,7 +10,7 @@ checkpoint-<step>/   a model folder for from_pretrained, and beside it
 import errno
 import shutil
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -39,8 +39,10 @@ from minigpt.checkpoint_files import (
     remove,
     seal,
 )
+from minigpt.command_line import read_config
 from minigpt.state import TrainingState, is_due
 
+ORDER_OPTIONS = {"seed", "block_size", "stride", "packing_strategy", "data_weights"}  # they decide what comes next
 OPTIMIZER_FILE, STATE_FILE, ARGUMENTS_FILE = "optimizer.safetensors", "training_state.json", "arguments.yaml"
 SMALL_FILES_BYTES = 4_000_000  # room for tokenizer, code and configs
 _WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)
@@ -188,8 +190,11 @@ def checkpoint_to_resume(args: Arguments) -> tuple[Path | None, list[str]]:
     return folder, []
 
 
-def load_training_state(folder: Path | None, data_fingerprint: str) -> TrainingState:
-    """The counters in a checkpoint, or of a new run. Raises ValueError when it was trained on other data."""
+def load_training_state(folder: Path | None, args: Arguments, data_fingerprint: str) -> TrainingState:
+    """The counters in a checkpoint, or of a new run.
+
+    Raises ValueError when it was trained on other data, or saw it in another order than it would from here on.
+    """
     if folder is None:
         return TrainingState(data_fingerprint=data_fingerprint)
     state = TrainingState.load(folder / STATE_FILE)
@@ -198,6 +203,14 @@ def load_training_state(folder: Path | None, data_fingerprint: str) -> TrainingS
             f"{folder} was trained on other data; give the same text and tokenizer to go on, "
             f"or start a new run from its weights with --model_name_or_path {folder}"
         )
+    before = read_config(folder / ARGUMENTS_FILE)
+    for option in fields(args):
+        value, old_value = getattr(args, option.name), before.get(option.name, option.default)
+        if option.name in ORDER_OPTIONS and value != old_value:
+            raise ValueError(
+                f"{option.name}={value}, but {folder} was trained with {old_value} and would see other samples; "
+                f"give the same, or start a new run from its weights with --model_name_or_path {folder}"
+            )
     return state
 
 

@@ -219,6 +219,8 @@ def test_a_run_is_not_overwritten_and_another_model_is_not_resumed(
         train_here([*tiny_run, "--resume_from_checkpoint", "latest", "--hidden_size", "32"])
     with pytest.raises(ValueError, match=r"was trained on other data"):
         train_here([*tiny_run, "--resume_from_checkpoint", "latest", "--validation_split_percentage", "20"])
+    with pytest.raises(ValueError, match=r"block_size=8, but .* was trained with 16 and would see other"):
+        train_here([*tiny_run, "--resume_from_checkpoint", "latest", "--block_size", "8"])
     assert files(tmp_path) == before
 
 
