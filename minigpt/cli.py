@@ -2,6 +2,7 @@
 
 import importlib
 import sys
+from collections.abc import Collection
 
 from minigpt.errors import OneLineParser, one_line_errors
 
@@ -19,6 +20,7 @@ VERBS = {
     "replay": ("minigpt.replay", "run a step again whose gradient was not finite"),
     "data": ("minigpt.data_inspect", "inspect or verify token shards"),
     "bench tokenize": ("minigpt.benchmark_tokenize", "measure tokenizing"),
+    "bench load": ("minigpt.benchmark_load", "measure loading batches"),
     "bench train": ("minigpt.benchmark_train", "measure training against nanoGPT and transformers' Trainer"),
     "bench loss": ("minigpt.benchmark_loss", "measure the time to a validation loss against nanoGPT"),
     "bench generate": ("minigpt.benchmark_generate", "measure generation against transformers' GPT-2"),
@@ -29,12 +31,17 @@ def main(argv: list[str] | None = None) -> None:
     """Run one verb; bad input prints one line and exits with 2."""
     argv = sys.argv[1:] if argv is None else argv
     if not argv or argv[0] in ("-h", "--help"):
-        print(_overview())
+        print(_overview(VERBS))
         sys.exit(0 if argv else 2)
     words = 2 if " ".join(argv[:2]) in VERBS else 1
     verb, rest = " ".join(argv[:words]), argv[words:]
+    family = [name for name in VERBS if name.startswith(f"{verb} ")]
+    if family and (not rest or rest[0] in ("-h", "--help")):
+        print(_overview(family))
+        sys.exit(0 if rest else 2)
     if verb not in VERBS:
-        print(f"minigpt: unknown verb {verb}; choose one of {', '.join(VERBS)}", file=sys.stderr)
+        unknown = " ".join(argv[:2]) if family else verb
+        print(f"minigpt: unknown verb {unknown}; choose one of {', '.join(family or VERBS)}", file=sys.stderr)
         sys.exit(2)
     with one_line_errors(f"minigpt {verb}"):
         module = importlib.import_module(VERBS[verb][0])
@@ -46,9 +53,9 @@ def main(argv: list[str] | None = None) -> None:
         module.main(parser.parse_args(rest))
 
 
-def _overview() -> str:
-    width = max(map(len, VERBS))
-    lines = [f"  {verb:<{width}}  {what}" for verb, (_, what) in VERBS.items()]
+def _overview(verbs: Collection[str]) -> str:
+    width = max(map(len, verbs))
+    lines = [f"  {verb:<{width}}  {VERBS[verb][1]}" for verb in verbs]
     return "\n".join(["usage: minigpt VERB [options]     (minigpt VERB --help tells a verb's options)", "", *lines])
 
 

@@ -79,6 +79,7 @@ LAYERS = [
         "verify_resume",
         "views",
         "benchmark_generate",
+        "benchmark_load",
         "benchmark_loss",
         "benchmark_train",
         "benchmark_turn",
