@@ -13,7 +13,7 @@ from typing import Any
 
 FLOAT32 = 4
 RUNTIME_BYTES = 0.05 * 2**30  # of a CPU process that trains beside its imports: threads, kernels, loader, trackers
-UNRETURNED = 0.6  # of the activations: what glibc's malloc keeps besides. Observed 0.4 to 0.7, no law (docs/plan.md)
+UNRETURNED = 0.2  # of the activations: what glibc's malloc keeps besides room for all gradients. Observed, no law
 Parts = dict[str, float]
 
 
@@ -187,14 +187,12 @@ def backward_bytes(setup: Setup) -> float:
 
 
 def communication_bytes(setup: Setup, backward: bool) -> float:
-    """DDP's buckets, or what FSDP2 gathers beyond its share: all that is outside the layers, and two layers.
+    """What FSDP2 gathers beyond its share: all that is outside the layers, and two layers.
 
-    FSDP2 sends in the compute dtype, and holds the whole gradients of what it has gathered before they are reduced.
+    It sends in the compute dtype, and holds the whole gradients of what it has gathered before they are reduced.
     """
-    if setup.devices == 1:
-        return 0.0
     if not setup.sharded:
-        return parameters(setup.config) * FLOAT32
+        return 0.0
     gathered = outer_parameters(setup.config) + 2 * layer_parameters(setup.config)
     return gathered * setup.compute_bytes * (2 if backward else 1)
 
@@ -208,9 +206,9 @@ def moments(setup: Setup) -> dict[str, Parts]:
         "weights": weights,
         "optimizer state": optimizer_bytes(config, setup.optimizer) / setup.shards,
     }
-    kept = weights if setup.accumulation > 1 else 0.0  # gradients of the micro-batches before
-    heap = {"kept by malloc": UNRETURNED * activation_bytes(setup) if setup.device == "cpu" else 0.0}
-    always |= heap
+    buckets = weights if setup.devices > 1 and not setup.sharded else 0.0  # of DDP: its gradients, and they stay
+    kept = weights if setup.accumulation > 1 else buckets  # gradients of the micro-batches before
+    always["kept by malloc"] = weights + UNRETURNED * activation_bytes(setup) if setup.device == "cpu" else 0.0
     forward = {
         "gradients": kept,
         "activations": activation_bytes(setup),
@@ -236,7 +234,7 @@ def moments(setup: Setup) -> dict[str, Parts]:
         "first layer": always
         | backward
         | {
-            "gradients": weights - layer_parameters(config) * FLOAT32 / setup.shards,
+            "gradients": buckets or weights - layer_parameters(config) * FLOAT32 / setup.shards,
             "activations": layer_bytes(setup),
             "weights in low precision": copies / config.num_hidden_layers,
             "working memory": backward_bytes(setup),
@@ -244,7 +242,7 @@ def moments(setup: Setup) -> dict[str, Parts]:
         # a tied table gets its second gradient last: once as the head, once as the embedding
         "end of backward": always | backward | {"gradients": weights, "working memory": table / setup.shards},
         "update": always | {"gradients": weights, "working memory": update_bytes(setup)},
-        "evaluation": always | {"logits and loss": loss_bytes(setup, "evaluation")},
+        "evaluation": always | {"gradients": buckets, "logits and loss": loss_bytes(setup, "evaluation")},
     }
 
 

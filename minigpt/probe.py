@@ -23,8 +23,8 @@ from modeling_minigpt import MiniGPTForCausalLM
 DTYPES = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 WHOLE_LAYERS = 4  # a model of so many layers runs as it is
 FEW_LAYERS = 3
-BUDGET_S = 4.0  # for the turns behind the first, which warms up
-TURNS = (2, 9)  # at least, at most
+WARM_UP_S, BUDGET_S = 1.0, 4.0  # for the first turns, which do not count, and for those that do
+TURNS = (2, 60)  # that count, at least and at most
 
 
 @dataclass(frozen=True)
@@ -57,8 +57,12 @@ def measured(args: Arguments, config: Any, micro_batch: int, precision: str, dev
     numbers = [layers] if layers <= WHOLE_LAYERS else [1, FEW_LAYERS]
     steppers = [_Stepper(args, config, number, micro_batch, precision, device) for number in numbers]
     turns: list[list[StepTime]] = [[] for _ in steppers]
+    started = time.perf_counter()
     for stepper in steppers:
         stepper.take()  # compiles kernels, makes the optimizer's state
+    while time.perf_counter() - started < WARM_UP_S:  # small models are slower while malloc's heap still grows
+        for stepper in steppers:
+            stepper.take()
     started = time.perf_counter()
     least, most = TURNS
     while len(turns[0]) < least or (len(turns[0]) < most and time.perf_counter() - started < BUDGET_S):

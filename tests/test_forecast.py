@@ -219,7 +219,8 @@ def test_fsdp2_divides_weights_gradients_and_optimizer_state(devices: int) -> No
     assert parts["loss"]["activations"] == alone["loss"]["activations"]
 
 
-def test_data_parallel_adds_one_copy_of_the_gradients() -> None:
+def test_data_parallel_keeps_its_gradients_from_step_to_step_and_no_copy_of_them() -> None:
     setup = Setup(tiny_config(), block_size=32, micro_batch=1)
-    buckets = forecast.peak_bytes(replace(setup, devices=2)) - forecast.peak_bytes(setup)
-    assert buckets == forecast.parameters(setup.config) * 4
+    alone, parts = forecast.moments(setup), forecast.moments(replace(setup, devices=2))
+    assert {moment["gradients"] for moment in parts.values()} == {forecast.parameters(setup.config) * 4}
+    assert sum(parts["update"].values()) == sum(alone["update"].values())
