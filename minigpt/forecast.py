@@ -13,7 +13,7 @@ from typing import Any
 
 FLOAT32 = 4
 RUNTIME_BYTES = 0.05 * 2**30  # of a CPU process that trains beside its imports: threads, kernels, loader, trackers
-UNRETURNED = 0.2  # of the activations: what glibc's malloc keeps besides room for all gradients. Observed, no law
+UNRETURNED = 0.2  # of the activations: what glibc's malloc keeps beside room for all gradients. Observed, no law
 Parts = dict[str, float]
 
 
@@ -208,7 +208,9 @@ def moments(setup: Setup) -> dict[str, Parts]:
     }
     buckets = weights if setup.devices > 1 and not setup.sharded else 0.0  # of DDP: its gradients, and they stay
     kept = weights if setup.accumulation > 1 else buckets  # gradients of the micro-batches before
-    always["kept by malloc"] = weights + UNRETURNED * activation_bytes(setup) if setup.device == "cpu" else 0.0
+    # DDP makes its buckets anew after the first step
+    kept_by_malloc = weights + buckets + UNRETURNED * activation_bytes(setup)
+    always["kept by malloc"] = kept_by_malloc if setup.device == "cpu" else 0.0
     forward = {
         "gradients": kept,
         "activations": activation_bytes(setup),

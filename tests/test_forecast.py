@@ -220,7 +220,7 @@ def test_fsdp2_divides_weights_gradients_and_optimizer_state(devices: int) -> No
 
 
 def test_data_parallel_keeps_its_gradients_from_step_to_step_and_no_copy_of_them() -> None:
-    setup = Setup(tiny_config(), block_size=32, micro_batch=1)
+    setup = Setup(tiny_config(), block_size=32, micro_batch=1, device="cuda")
     alone, parts = forecast.moments(setup), forecast.moments(replace(setup, devices=2))
     assert {moment["gradients"] for moment in parts.values()} == {forecast.parameters(setup.config) * 4}
     assert sum(parts["update"].values()) == sum(alone["update"].values())
