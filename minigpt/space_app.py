@@ -35,12 +35,14 @@ def generate(
         **(sampling if temperature > 0 else {"do_sample": False}),
     }
     torch.manual_seed(int(seed))
-    Thread(target=model.generate, kwargs={**inputs, **options}, daemon=True).start()
+    worker = Thread(target=model.generate, kwargs={**inputs, **options}, daemon=True)
+    worker.start()
     text = prompt
     yield text
     for piece in streamer:
         text += piece
         yield text
+    worker.join()  # the last piece is here a little before it ends
 
 
 demo = gr.Interface(
