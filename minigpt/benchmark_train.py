@@ -12,16 +12,18 @@ import importlib.util
 import json
 import os
 import re
-import signal
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 from minigpt.benchmark_report import add_machine_arguments, describe_machine, machine, show
 
@@ -125,22 +127,18 @@ def _turn_of_minigpt(
     every = 10 if shape["hidden"] * shape["block_size"] < 1 << 18 else 1
     last = (args.warmup + args.steps) * every
     words = [*_command_of_minigpt(shape, args, device, processes, folder), "--logging_steps", str(every)]
-    process = subprocess.Popen(
-        words,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        env=_environment(args, processes),
-        start_new_session=True,
-    )
-    assert process.stdout is not None
+    environment = _environment(args, processes)
+    process = psutil.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
     said = []
     for line in process.stdout:  # its progress lines, the last of them when `last` steps are done
         said.append(line)
         if re.match(rf"step +{last}/", line):
             break
-    os.killpg(process.pid, signal.SIGKILL)  # a launcher's children too
-    process.wait()
+    family = [*process.children(recursive=True), process]  # a launcher's workers would go on without it
+    for member in family:
+        with suppress(psutil.NoSuchProcess):
+            member.kill()
+    psutil.wait_procs(family)
     process.stdout.close()
     if not said or not re.match(rf"step +{last}/", said[-1]):
         raise RuntimeError("minigpt failed:\n" + "".join(said[-20:]))
