@@ -238,7 +238,9 @@ class RunArguments(Checked):
     mixed_precision: Literal["no", "bf16", "fp16"] | None = option("Compute dtype (default: the launch profile's)")
     ddp_comm_hook: Literal["no", "bf16", "fp16"] = option("Dtype in which DDP adds gradients up; no: float32", "no")
     tf32: bool = option("Let float32 matrix products use TF32 where the GPU has it", True)
-    gradient_checkpointing: bool = option("Recompute activations in the backward pass to save memory", False)
+    gradient_checkpointing: Literal["no", "selective", "full"] = option(
+        "Compute activations again in the backward pass to save memory: the cheap ones, or whole layers", "no"
+    )
     logging_steps: int = option("Steps between log lines", 10)
     eval_steps: int = option("Steps between full validation losses; 0: only at the end", 500)
     hellaswag_steps: int | None = option("Steps between HellaSwag accuracies; 0: only at the end (default: never)")

@@ -32,6 +32,7 @@ SHAPES = {  # layers, heads, width, vocabulary, context, batch
     "shakespeare": {"layers": 4, "heads": 4, "hidden": 128, "vocab_size": 65, "block_size": 64, "batch_size": 12},
 }
 WAYS = ("minigpt", "minigpt-ddp", "bare", "nanogpt", "nanogpt-bf16", "transformers")
+OPTIONS = ("mixed_precision", "compile", "gradient_checkpointing", "steps")
 ALONE = tuple(way for way in WAYS if way != "minigpt-ddp")
 
 
@@ -61,6 +62,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--nanogpt", metavar="DIR", help="a checkout of nanoGPT; its model.py is imported as it is")
     add("--mixed_precision", choices=["no", "bf16"], default="bf16", help="of all but nanogpt (default: %(default)s)")
     add("--compile", action="store_true", help="compile every model")
+    add("--gradient_checkpointing", choices=["no", "selective", "full"], default="no", help="of minigpt alone")
     add("--turns", type=int, default=5, metavar="N", help="turns of every way (default: %(default)s)")
     add("--steps", type=int, default=4, metavar="N", help="timed steps a turn (default: %(default)s)")
     add("--warmup", type=int, default=2, metavar="N", help="steps before them (default: %(default)s)")
@@ -93,7 +95,7 @@ def main(args: argparse.Namespace) -> None:
                 turns[way].append(turn)
                 print(f"turn {number + 1} {way}: {statistics.median(turn['seconds']) * 1e3:.1f} ms a step", flush=True)
     rows = summarize(turns, shape, ceiling)
-    about = {name: value for name, value in vars(args).items() if name in ("mixed_precision", "compile", "steps")}
+    about = {name: value for name, value in vars(args).items() if name in OPTIONS}
     report = {"machine": machine(device), "shape": shape, "options": about, "matrix_product_flops": ceiling}
     report |= {"rows": [asdict(row) for row in rows], "turns": turns}
     text = describe(report) + "\n\n" + markdown(rows)
@@ -178,7 +180,7 @@ def _command_of_minigpt(
     options += f"--per_device_train_batch_size {shape['batch_size'] // processes} --dropout 0 "
     options += f"--max_steps 1000000 --data {data} --tokenizer {data} --output_dir {folder / 'run'} "
     options += "--overwrite_output_dir --report_to none --save_steps 0 --eval_steps 0 "
-    options += f"--mixed_precision {args.mixed_precision}"
+    options += f"--mixed_precision {args.mixed_precision} --gradient_checkpointing {args.gradient_checkpointing}"
     return [*launch, script.origin, *options.split(), *(["--use_cpu"] if device == "cpu" else [])]
 
 
@@ -252,7 +254,8 @@ def describe(report: dict[str, Any]) -> str:
     return (
         f"{describe_machine(report['machine'])} {shape['layers']} layers, {shape['hidden']} wide, "
         f"{shape['vocab_size']:,} ids; {shape['batch_size']} x {shape['block_size']} tokens and an update a step; "
-        f"mixed_precision={options['mixed_precision']}{', compiled' if options['compile'] else ''}. "
+        f"mixed_precision={options['mixed_precision']}{', compiled' if options['compile'] else ''}; "
+        f"gradient_checkpointing={options['gradient_checkpointing']}. "
         f"A matrix product reaches {report['matrix_product_flops'] / 1e9:,.0f} GFLOP/s."
     )
 

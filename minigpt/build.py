@@ -16,6 +16,7 @@ from minigpt.hellaswag import HellaSwagEvaluation
 from minigpt.lean_loss import lean_loss
 from minigpt.mixing import joined
 from minigpt.prepare import prepared_folder
+from minigpt.recompute import recompute_activations
 from minigpt.sampling import prompt_ids
 from minigpt.schedule import Schedule
 from minigpt.shards import TokenShards, open_shards
@@ -120,8 +121,7 @@ def build_model(args: Arguments, tokenizer: Any, resume_from: Path | None) -> Mi
             f"the tokenizer has {len(tokenizer)} ids but {name} has vocab_size={config.vocab_size}; "
             "use the model's own tokenizer or a larger vocab_size"
         )
-    if args.gradient_checkpointing:
-        model.gradient_checkpointing_enable()
+    recompute_activations(model, args.gradient_checkpointing)
     for prompt in args.sample_prompts:
         prompt_ids(model, tokenizer, prompt)  # a prompt that cannot be continued is refused before the training
     model.generation_config.pad_token_id = tokenizer.pad_token_id or tokenizer.eos_token_id

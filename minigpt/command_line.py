@@ -59,7 +59,8 @@ def to_argv(values: dict[str, Any]) -> list[str]:
     """Options as command-line words."""
     argv: list[str] = []
     for key, value in values.items():
-        argv += [f"--{key}", *(str(word) for word in (value if isinstance(value, list) else [value]))]
+        words = value if isinstance(value, list) else [value]
+        argv += [f"--{key}", *("no" if word is False else str(word) for word in words)]  # YAML reads no as false
     return argv
 
 

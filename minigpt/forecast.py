@@ -30,7 +30,7 @@ class Setup:
     optimizer: str = "adamw"
     attention: str = "sdpa"
     document_attention: bool = False
-    gradient_checkpointing: bool = False
+    gradient_checkpointing: str = "no"  # or selective, full
     device: str = "cpu"  # or cuda
     devices: int = 1
     sharded: bool = False  # FSDP2; else data parallel
@@ -136,23 +136,27 @@ def layer_bytes(setup: Setup) -> float:
     return norms + linears + attention_bytes(setup) + masks
 
 
-def activation_bytes(setup: Setup) -> float:
-    """What autograd saves from the token ids to the head's input, bytes. Linear in the micro-batch.
+def kept_bytes(setup: Setup) -> float:
+    """What one layer keeps until its backward pass, bytes: all of it, or what `minigpt.recompute` leaves."""
+    if setup.gradient_checkpointing == "no":
+        return layer_bytes(setup)
+    config, tokens = setup.config, setup.tokens
+    kept = tokens * config.hidden_size * FLOAT32  # its input
+    if setup.gradient_checkpointing == "selective":
+        kept += tokens * (5 * config.hidden_size + config.intermediate_size) * setup.compute_bytes  # six products
+        if setup.attention == "sdpa" and config.attn_pdrop == 0:
+            kept += tokens * (config.hidden_size * setup.compute_bytes + config.num_attention_heads * FLOAT32)
+    return kept
 
-    With gradient checkpointing a layer keeps its input alone; `recomputed_bytes` come back in the backward pass.
-    """
+
+def activation_bytes(setup: Setup) -> float:
+    """What autograd saves from the token ids to the head's input, bytes. Linear in the micro-batch."""
     config, tokens = setup.config, setup.tokens
     wide = tokens * config.hidden_size
-    layer = wide * FLOAT32 if setup.gradient_checkpointing else layer_bytes(setup)
     ids = 8 * tokens * (2 if setup.document_attention else 1)  # and positions
     embedding = ids + (wide * _mask_bytes(setup, FLOAT32) if config.embd_pdrop > 0 else 0)
     last_norm = wide * FLOAT32 + 2 * tokens * FLOAT32
-    return config.num_hidden_layers * layer + embedding + last_norm + wide * setup.compute_bytes
-
-
-def recomputed_bytes(setup: Setup) -> float:
-    """One layer's activations, which checkpointing makes again in the backward pass; 0 without it."""
-    return layer_bytes(setup) if setup.gradient_checkpointing else 0.0
+    return config.num_hidden_layers * kept_bytes(setup) + embedding + last_norm + wide * setup.compute_bytes
 
 
 def loss_bytes(setup: Setup, moment: str) -> float:
@@ -210,7 +214,8 @@ def moments(setup: Setup) -> dict[str, Parts]:
     kept = weights if setup.accumulation > 1 else buckets  # gradients of the micro-batches before
     # DDP makes its buckets anew after the first step
     kept_by_malloc = weights + buckets + UNRETURNED * activation_bytes(setup)
-    always["kept by malloc"] = kept_by_malloc if setup.device == "cpu" else 0.0
+    keeps = setup.device == "cpu" and setup.gradient_checkpointing == "no"  # see minigpt.host_memory
+    always["kept by malloc"] = kept_by_malloc if keeps else 0.0
     forward = {
         "gradients": kept,
         "activations": activation_bytes(setup),
@@ -219,8 +224,8 @@ def moments(setup: Setup) -> dict[str, Parts]:
     table = config.vocab_size * config.hidden_size * FLOAT32 if config.tie_word_embeddings else 0
     copies = low_precision_bytes(setup)
     backward = {"communication": communication_bytes(setup, True)}
-    held = 0.0 if setup.gradient_checkpointing else copies
-    recomputed = forward["activations"] + recomputed_bytes(setup)
+    held = copies if setup.gradient_checkpointing == "no" else 0.0
+    recomputed = forward["activations"] + layer_bytes(setup) - kept_bytes(setup)  # one layer is whole again
     return {
         "forward": always
         | forward
@@ -278,7 +283,7 @@ def largest_that_fits(setup: Setup, memory_bytes: float) -> Setup:
             return candidate
     smallest = min(peak_bytes(candidate) for candidate in same_batch(setup))
     ways = ["a smaller model or block_size"]
-    ways += [] if setup.gradient_checkpointing else ["--gradient_checkpointing"]
+    ways += [] if setup.gradient_checkpointing == "full" else ["--gradient_checkpointing full"]
     ways += [] if setup.sharded else ["--fsdp on several --devices"]
     raise ValueError(
         f"memory={memory_bytes / 2**30:.2f} GiB is too little: even with per_device_train_batch_size=1 this run needs "

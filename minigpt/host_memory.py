@@ -1,22 +1,23 @@
-"""Why is a step on a CPU not slowed down by its own memory? What it frees is kept for the next one."""
+"""What becomes of the memory that a step on a CPU frees? It is kept for the next step, or given back to the system."""
 
 import ctypes
 
-M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4  # glibc's malloc.h
+M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD, M_MMAP_MAX = -1, -2, -3, -4  # glibc's malloc.h
 NEVER = -1
-GROWTH_BYTES = 1 << 26
+KEEP = {M_MMAP_MAX: 0, M_TRIM_THRESHOLD: NEVER, M_TOP_PAD: 1 << 26}
+GIVE_BACK = {M_MMAP_THRESHOLD: 1 << 20}
 
 
-def keep_freed_memory() -> None:
-    """Tell glibc's malloc to give no memory back to the system; does nothing where there is another malloc.
+def set_up_malloc(keep_freed: bool) -> None:
+    """Tell glibc's malloc to keep all freed memory, or to give large tensors' back; does nothing to another malloc.
 
-    Else every large tensor is new memory in each step, and the kernel clears it page by page: an eighth of the time of
-    a step of GPT-2 124M. The process grows by a few per cent (docs/speed.md).
+    Kept: fast. Else every large tensor is new memory in each step, and the kernel clears it page by page: an eighth of
+    the time of a step of GPT-2 124M. Given back: small. Kept memory has holes that nothing fits into, up to 1 GiB of
+    such a process (docs/speed.md).
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt
     except (AttributeError, OSError, TypeError):  # musl, macOS, Windows
         return
-    mallopt(M_MMAP_MAX, 0)
-    mallopt(M_TRIM_THRESHOLD, NEVER)
-    mallopt(M_TOP_PAD, GROWTH_BYTES)
+    for parameter, value in (KEEP if keep_freed else GIVE_BACK).items():
+        mallopt(parameter, value)

@@ -42,18 +42,19 @@ class _SummedLoss(torch.autograd.Function):
         gradient = logits.detach()  # the same memory
         total = torch.zeros((), device=logits.device)
         rows = max(1, CHUNK_NUMBERS // logits.shape[1])
-        for chunk, of in zip(gradient.split(rows), targets.split(rows), strict=True):
-            ignored = (of == IGNORED).unsqueeze(1)  # [rows, 1]
-            column = of.clamp(min=0).unsqueeze(1)
+        counted = (targets != IGNORED).unsqueeze(1)  # [N, 1]
+        columns = targets.clamp(min=0).unsqueeze(1)
+        for chunk, column, counts in zip(gradient.split(rows), columns.split(rows), counted.split(rows), strict=True):
             probabilities = torch.log_softmax(chunk, dim=1, dtype=torch.float32)
-            total -= probabilities.gather(1, column).masked_fill_(ignored, 0.0).sum()
+            total -= probabilities.gather(1, column).masked_fill_(~counts, 0.0).sum()
             if ctx.needs_input_grad[0]:  # type: ignore[attr-defined]
                 probabilities.exp_().scatter_add_(1, column, probabilities.new_full((), -1.0).expand_as(column))
-                chunk.copy_(probabilities.masked_fill_(ignored, 0.0))
+                chunk.copy_(probabilities).mul_(counts)
         ctx.gradient = gradient  # type: ignore[attr-defined]
         return total
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, of_total: Tensor) -> tuple[Tensor, None]:
-        return ctx.gradient.mul_(of_total), None
+        gradient, ctx.gradient = ctx.gradient, None  # the loss may be held longer than its gradient is needed
+        return gradient.mul_(of_total), None

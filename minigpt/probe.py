@@ -14,10 +14,11 @@ import torch
 
 from minigpt.arguments import Arguments
 from minigpt.forecast import parameters
-from minigpt.host_memory import keep_freed_memory
+from minigpt.host_memory import set_up_malloc
 from minigpt.lean_loss import lean_loss
 from minigpt.metrics import PEAK_FLOPS, train_flops_per_token
 from minigpt.optim import build_optimizer
+from minigpt.recompute import recompute_activations
 from modeling_minigpt import MiniGPTForCausalLM
 
 DTYPES = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -52,7 +53,7 @@ def line(few: tuple[int, StepTime], more: tuple[int, StepTime], layers: int) -> 
 def measured(args: Arguments, config: Any, micro_batch: int, precision: str, device: torch.device) -> StepTime:
     """Run steps of `micro_batch` samples of `block_size` tokens of one model, or of two small ones in turns."""
     if device.type == "cpu":
-        keep_freed_memory()
+        set_up_malloc(keep_freed=args.gradient_checkpointing == "no")  # as the trainer does
     layers = config.num_hidden_layers
     numbers = [layers] if layers <= WHOLE_LAYERS else [1, FEW_LAYERS]
     steppers = [_Stepper(args, config, number, micro_batch, precision, device) for number in numbers]
@@ -88,8 +89,7 @@ class _Stepper:
         self.device, self.precision, self.max_norm = device, precision, args.max_grad_norm
         self.model = MiniGPTForCausalLM(config).to(device).train()
         self.model.loss_function = lean_loss
-        if args.gradient_checkpointing:
-            self.model.gradient_checkpointing_enable()
+        recompute_activations(self.model, args.gradient_checkpointing)
         self.optimizer = build_optimizer(self.model, args, device)
         self.ids = torch.randint(config.vocab_size, (micro_batch, args.block_size), device=device)
 

@@ -14,6 +14,7 @@ from minigpt.arguments import OptimizerArguments
 from minigpt.forecast import Setup
 from minigpt.lean_loss import lean_loss
 from minigpt.optim import build_optimizer
+from minigpt.recompute import recompute_activations
 from modeling_minigpt import MiniGPTForCausalLM
 
 TINY = {"vocab_size": 101, "max_position_embeddings": 32, "hidden_size": 48, "num_attention_heads": 3}
@@ -60,9 +61,9 @@ DROPOUT = {"embd_pdrop": 0.1, "attn_pdrop": 0.1, "resid_pdrop": 0.1}
 @pytest.mark.parametrize("compute_bytes", [4, 2], ids=["float32", "bfloat16"])
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 @pytest.mark.parametrize("dropout", [NO_DROPOUT, DROPOUT], ids=["plain", "dropout"])
-@pytest.mark.parametrize("checkpointing", [False, True], ids=["whole", "checkpointing"])
+@pytest.mark.parametrize("checkpointing", ["no", "full"])
 def test_saved_bytes_are_those_that_autograd_keeps(
-    shape: dict, compute_bytes: int, attention: str, dropout: dict, checkpointing: bool
+    shape: dict, compute_bytes: int, attention: str, dropout: dict, checkpointing: str
 ) -> None:
     config = tiny_config(**shape, **dropout)
     config._attn_implementation = attention
@@ -75,11 +76,10 @@ def test_saved_bytes_are_those_that_autograd_keeps(
         gradient_checkpointing=checkpointing,
     )
     model = MiniGPTForCausalLM(config).train()
-    if checkpointing:
-        model.gradient_checkpointing_enable()
+    recompute_activations(model, checkpointing)
     # with checkpointing a layer's converted matrices are not kept for the backward pass: only the head's is
     head = config.vocab_size * config.hidden_size * compute_bytes if compute_bytes < 4 else 0
-    copies = head if checkpointing else forecast.low_precision_bytes(setup)
+    copies = head if checkpointing == "full" else forecast.low_precision_bytes(setup)
     predicted = forecast.activation_bytes(setup) + copies + forecast.loss_bytes(setup, "saved")
     # what is left out: positions, the divisor of the loss
     assert predicted == pytest.approx(saved_by_autograd(model, setup), abs=8 * setup.block_size + 64)
@@ -107,8 +107,7 @@ class Peaks:
         self.setup, self.file = setup, folder / "trace.json"
         self.model = MiniGPTForCausalLM(setup.config).train()
         self.model.loss_function = lean_loss
-        if setup.gradient_checkpointing:
-            self.model.gradient_checkpointing_enable()
+        recompute_activations(self.model, setup.gradient_checkpointing)
         self.optimizer = build_optimizer(
             self.model, OptimizerArguments(optimizer=setup.optimizer), torch.device("cpu")
         )
@@ -148,10 +147,11 @@ NARROW_VOCABULARY = WIDE_VOCABULARY | {"vocab_size": 100}
         (WIDE_VOCABULARY, {}),
         (WIDE_VOCABULARY, {"accumulation": 2}),
         (NARROW_VOCABULARY, {"accumulation": 2}),
-        (NARROW_VOCABULARY, {"gradient_checkpointing": True}),
+        (NARROW_VOCABULARY, {"gradient_checkpointing": "selective"}),
+        (NARROW_VOCABULARY, {"gradient_checkpointing": "full"}),
         (NARROW_VOCABULARY | {"max_position_embeddings": 16}, {"optimizer": "muon", "micro_batch": 1}),
     ],
-    ids=["loss", "accumulation", "layers", "checkpointing", "muon"],
+    ids=["loss", "accumulation", "layers", "selective", "full", "muon"],
 )
 def test_forecast_is_the_peak_of_the_allocator(shape: dict, options: dict, compute_bytes: int, tmp_path: Path) -> None:
     config = tiny_config(**shape)

@@ -27,6 +27,7 @@ LAYERS = [
         "stopping",
         "fast_encoders",
         "python_docs",
+        "recompute",
         "secret_scan",
         "shards",
         "sources",

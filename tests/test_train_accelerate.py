@@ -297,7 +297,7 @@ def test_old_checkpoints_go_and_the_best_one_stays(tiny_run: list[str], tmp_path
     assert_same_files(tmp_path / "run", tmp_path / "run" / f"checkpoint-{best}", "model.safetensors")
 
 
-@pytest.mark.parametrize("options", [{"mixed_precision": "bf16"}, {"gradient_checkpointing": "true"}])
+@pytest.mark.parametrize("options", [{"mixed_precision": "bf16"}, {"gradient_checkpointing": "full"}])
 def test_bf16_and_gradient_checkpointing_follow_the_float32_curve(
     tiny_run: list[str], tmp_path: Path, train_here: Train, options: dict[str, str]
 ) -> None:
