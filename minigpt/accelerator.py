@@ -5,7 +5,7 @@ from accelerate import Accelerator
 from accelerate.utils import DDPCommunicationHookType, DistributedDataParallelKwargs, ProjectConfiguration
 
 from minigpt.arguments import Arguments
-from minigpt.host_memory import set_up_malloc
+from minigpt.host_memory import keep_freed_memory
 from minigpt.tracking import requested_trackers
 
 
@@ -30,7 +30,7 @@ def start_accelerator(args: Arguments) -> Accelerator:
     if accelerator.device.type == "cpu":
         if args.ddp_comm_hook == "bf16":
             raise ValueError("ddp_comm_hook=bf16 is for GPUs, torch has none for a CPU; use fp16 or no")
-        set_up_malloc(keep_freed=args.gradient_checkpointing == "no")  # else it is memory that is short
+        keep_freed_memory()
     if accelerator.device.type == "cuda":
         torch.set_float32_matmul_precision("high" if args.tf32 else "highest")
     return accelerator

@@ -20,7 +20,7 @@ from torch import nn
 
 from configuration_minigpt import MiniGPTConfig
 from minigpt.gpt2_export import gpt2_config
-from minigpt.host_memory import set_up_malloc
+from minigpt.host_memory import keep_freed_memory
 from minigpt.lean_loss import lean_loss
 from minigpt.metrics import peak_memory_gib
 from modeling_minigpt import MiniGPTForCausalLM
@@ -91,7 +91,7 @@ def step_seconds(turn: Turn) -> list[float]:
 
 def _bare(turn: Turn) -> tuple[nn.Module, torch.optim.Optimizer, Callable[..., torch.Tensor]]:
     if turn.device == "cpu":
-        set_up_malloc(keep_freed=True)
+        keep_freed_memory()
     model = MiniGPTForCausalLM(config_of(vars(turn))).to(turn.device).train()
     model.loss_function = lean_loss
     matrices = [parameter for parameter in model.parameters() if parameter.ndim > 1]

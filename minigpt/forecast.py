@@ -214,8 +214,7 @@ def moments(setup: Setup) -> dict[str, Parts]:
     kept = weights if setup.accumulation > 1 else buckets  # gradients of the micro-batches before
     # DDP makes its buckets anew after the first step
     kept_by_malloc = weights + buckets + UNRETURNED * activation_bytes(setup)
-    keeps = setup.device == "cpu" and setup.gradient_checkpointing == "no"  # see minigpt.host_memory
-    always["kept by malloc"] = kept_by_malloc if keeps else 0.0
+    always["kept by malloc"] = kept_by_malloc if setup.device == "cpu" else 0.0
     forward = {
         "gradients": kept,
         "activations": activation_bytes(setup),

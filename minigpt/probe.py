@@ -14,7 +14,7 @@ import torch
 
 from minigpt.arguments import Arguments
 from minigpt.forecast import parameters
-from minigpt.host_memory import set_up_malloc
+from minigpt.host_memory import keep_freed_memory
 from minigpt.lean_loss import lean_loss
 from minigpt.metrics import PEAK_FLOPS, train_flops_per_token
 from minigpt.optim import build_optimizer
@@ -53,7 +53,7 @@ def line(few: tuple[int, StepTime], more: tuple[int, StepTime], layers: int) -> 
 def measured(args: Arguments, config: Any, micro_batch: int, precision: str, device: torch.device) -> StepTime:
     """Run steps of `micro_batch` samples of `block_size` tokens of one model, or of two small ones in turns."""
     if device.type == "cpu":
-        set_up_malloc(keep_freed=args.gradient_checkpointing == "no")  # as the trainer does
+        keep_freed_memory()
     layers = config.num_hidden_layers
     numbers = [layers] if layers <= WHOLE_LAYERS else [1, FEW_LAYERS]
     steppers = [_Stepper(args, config, number, micro_batch, precision, device) for number in numbers]

@@ -9,8 +9,9 @@ import pytest
 PAGES_OF_A_TENSOR = 64 * 2**20 // 4096
 FAULTS_OF_LATER_STEPS = """
 import resource, sys, torch
-from minigpt.host_memory import set_up_malloc
-set_up_malloc(keep_freed=sys.argv[1] == "kept")
+from minigpt.host_memory import keep_freed_memory
+if sys.argv[1] == "kept":
+    keep_freed_memory()
 def faults():
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 for _ in range(20):  # after the first few, malloc finds room between its own small pieces
