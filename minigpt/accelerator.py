@@ -2,7 +2,12 @@
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DDPCommunicationHookType, DistributedDataParallelKwargs, ProjectConfiguration
+from accelerate.utils import (
+    AutocastKwargs,
+    DDPCommunicationHookType,
+    DistributedDataParallelKwargs,
+    ProjectConfiguration,
+)
 
 from minigpt.arguments import Arguments
 from minigpt.host_memory import keep_freed_memory
@@ -22,9 +27,10 @@ def start_accelerator(args: Arguments) -> Accelerator:
             project_dir=args.output_dir, logging_dir=str(args.run_dir / "tensorboard")
         ),
         kwargs_handlers=[
+            AutocastKwargs(cache_enabled=False),  # a pass uses a weight once: a cached copy of it would only wait
             DistributedDataParallelKwargs(
                 gradient_as_bucket_view=True, comm_hook=DDPCommunicationHookType(args.ddp_comm_hook)
-            )
+            ),
         ],
     )
     if accelerator.device.type == "cpu":

@@ -174,13 +174,16 @@ def loss_bytes(setup: Setup, moment: str) -> float:
 
 
 def low_precision_bytes(setup: Setup) -> float:
-    """Matrices that autocast converts once in a forward pass and keeps for the backward pass; FSDP2 holds its own."""
+    """Matrices that autocast converts for the forward pass and that wait for the backward pass; FSDP2 holds its own.
+
+    With checkpointing that is the head alone: the matrices of the layers are converted again.
+    """
     if not setup.is_mixed or setup.sharded:
         return 0.0
     config = setup.config
     layer = sum(rows * columns * count for (rows, columns), count in layer_matrices(config).items())
-    numbers = config.num_hidden_layers * layer + config.vocab_size * config.hidden_size
-    return numbers * setup.compute_bytes
+    layers = config.num_hidden_layers if setup.gradient_checkpointing == "no" else 0
+    return (layers * layer + config.vocab_size * config.hidden_size) * setup.compute_bytes
 
 
 def backward_bytes(setup: Setup) -> float:
@@ -223,7 +226,6 @@ def moments(setup: Setup) -> dict[str, Parts]:
     table = config.vocab_size * config.hidden_size * FLOAT32 if config.tie_word_embeddings else 0
     copies = low_precision_bytes(setup)
     backward = {"communication": communication_bytes(setup, True)}
-    held = copies if setup.gradient_checkpointing == "no" else 0.0
     recomputed = forward["activations"] + layer_bytes(setup) - kept_bytes(setup)  # one layer is whole again
     return {
         "forward": always
@@ -231,11 +233,11 @@ def moments(setup: Setup) -> dict[str, Parts]:
         | {"weights in low precision": copies, "logits and loss": loss_bytes(setup, "forward")},
         "loss": always
         | forward
-        | {"weights in low precision": held, "logits and loss": loss_bytes(setup, "backward")},
+        | {"weights in low precision": copies, "logits and loss": loss_bytes(setup, "backward")},
         "layers": always
         | forward
         | backward
-        | {"activations": recomputed, "weights in low precision": held, "working memory": backward_bytes(setup)},
+        | {"activations": recomputed, "weights in low precision": copies, "working memory": backward_bytes(setup)},
         # all gradients but its own are there, and what it needs: with checkpointing that is made again just now
         "first layer": always
         | backward

@@ -96,7 +96,8 @@ class _Stepper:
     def take(self) -> StepTime:
         """One step of one micro-batch."""
         began = self._now()
-        with torch.autocast(self.device.type, DTYPES[self.precision], enabled=self.precision != "no"):
+        dtype, mixed = DTYPES[self.precision], self.precision != "no"
+        with torch.autocast(self.device.type, dtype, enabled=mixed, cache_enabled=False):
             loss = self.model(
                 self.ids, shift_labels=self.ids, num_items_in_batch=self.ids.numel(), use_cache=False, skip_logits=True
             ).loss

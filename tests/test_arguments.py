@@ -15,7 +15,9 @@ def parse(*words: str) -> Arguments:
 
 def test_yaml_and_the_command_line_are_one_path(tmp_path: Path) -> None:
     config = tmp_path / "a.yaml"
-    config.write_text("corpus: python-docs\nlearning_rate: 6e-4\nmax_steps: 10\ntf32: false\nstride: null\nmixed_precision: no\n")
+    config.write_text(
+        "corpus: python-docs\nlearning_rate: 6e-4\nmax_steps: 10\ntf32: false\nstride: null\nmixed_precision: no\n"
+    )
     same = parse(*TEXT, "--learning_rate=6e-4", "--max_steps=10", "--tf32=false", "--mixed_precision=no")
     assert parse(str(config)) == same
     assert parse(str(config), "--max_steps", "20").max_steps == 20

@@ -38,7 +38,7 @@ def saved_by_autograd(model: MiniGPTForCausalLM, setup: Setup) -> int:
 
     ids, labels = torch.randint(setup.config.vocab_size, (2, setup.micro_batch, setup.block_size)).unbind()
     labels = labels.clone()
-    mixed = torch.autocast("cpu", torch.bfloat16, enabled=setup.is_mixed)
+    mixed = torch.autocast("cpu", torch.bfloat16, enabled=setup.is_mixed, cache_enabled=False)
     halves = torch.arange(setup.block_size).remainder(setup.block_size // 2).expand_as(ids).clone()
     positions = {"position_ids": halves} if setup.document_attention else {}
     kwargs = {"num_items_in_batch": ids.numel(), "use_cache": False, "skip_logits": True}
@@ -77,9 +77,7 @@ def test_saved_bytes_are_those_that_autograd_keeps(
     )
     model = MiniGPTForCausalLM(config).train()
     recompute_activations(model, checkpointing)
-    # with checkpointing a layer's converted matrices are not kept for the backward pass: only the head's is
-    head = config.vocab_size * config.hidden_size * compute_bytes if compute_bytes < 4 else 0
-    copies = head if checkpointing == "full" else forecast.low_precision_bytes(setup)
+    copies = forecast.low_precision_bytes(setup)
     predicted = forecast.activation_bytes(setup) + copies + forecast.loss_bytes(setup, "saved")
     # what is left out: positions, the divisor of the loss
     assert predicted == pytest.approx(saved_by_autograd(model, setup), abs=8 * setup.block_size + 64)
@@ -116,7 +114,7 @@ class Peaks:
     def step(self) -> None:
         kwargs = {"num_items_in_batch": self.ids.numel(), "use_cache": False, "skip_logits": True}
         for _ in range(self.setup.accumulation):
-            with torch.autocast("cpu", torch.bfloat16, enabled=self.setup.is_mixed):
+            with torch.autocast("cpu", torch.bfloat16, enabled=self.setup.is_mixed, cache_enabled=False):
                 loss = self.model(self.ids, shift_labels=self.ids, **kwargs).loss
             loss.backward()
             del loss

@@ -44,4 +44,7 @@ def test_nothing_as_large_as_the_logits_is_kept() -> None:
     with torch.autograd.graph.saved_tensors_hooks(lambda t: held.append(t.numel()) or t, lambda t: t):
         loss = lean_loss.lean_loss(copy, None, 1000, num_items_in_batch=64, shift_labels=torch.zeros(1, 64).long())
     assert sum(held) < 1000
-    assert loss.grad_fn.next_functions[0][0].gradient.data_ptr() == copy.data_ptr()  # type: ignore[union-attr]
+    loss_node = loss.grad_fn.next_functions[0][0]  # type: ignore[union-attr]
+    assert loss_node.gradient.data_ptr() == copy.data_ptr()
+    loss.backward()
+    assert loss_node.gradient is None  # also where the loss itself is held on to

@@ -32,7 +32,9 @@ def gradients(model: MiniGPTForCausalLM, how: str, mixed: bool = False) -> dict[
 
 @pytest.mark.parametrize("how", ["selective", "full"])
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
-@pytest.mark.parametrize("dropout", [{}, dict.fromkeys(DROPOUTS, 0.3), {"resid_pdrop": 0.3}], ids=["no", "all", "resid"])
+@pytest.mark.parametrize(
+    "dropout", [{}, dict.fromkeys(DROPOUTS, 0.3), {"resid_pdrop": 0.3}], ids=["no", "all", "resid"]
+)
 @pytest.mark.parametrize("mixed", [False, True], ids=["float32", "bfloat16"])
 def test_recomputation_changes_no_bit_of_a_gradient(
     model: MiniGPTForCausalLM, how: str, attention: str, dropout: dict[str, float], mixed: bool
