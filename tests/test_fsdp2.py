@@ -21,6 +21,7 @@ from minigpt.checkpoint_files import find_checkpoints
 from minigpt.data import Batch, Samples
 from minigpt.evaluation import Evaluation
 from minigpt.optim import build_optimizer
+from minigpt.recompute import recompute_activations
 from minigpt.state import TrainingState
 from modeling_minigpt import MiniGPTForCausalLM
 
@@ -95,6 +96,7 @@ def go_on_sharded(rank: int, port: int, start: Path, run_dir: Path, args: Optimi
     torch.distributed.init_process_group("gloo")
     weights = MiniGPTForCausalLM.from_pretrained(start).state_dict()
     model, mesh = new_model(), init_device_mesh("cpu", (2,))
+    recompute_activations(model, "selective")
     for layer in model.transformer.layers:
         fully_shard(layer, mesh=mesh)
     fully_shard(model, mesh=mesh)
