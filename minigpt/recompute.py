@@ -30,6 +30,6 @@ def recompute_activations(model: PreTrainedModel, how: str) -> None:
         # a kernel that draws its own dropout is run again: left out, the draws after it would be others than before
         kept = PRODUCTS if model.config.attn_pdrop else PRODUCTS + ATTENTION
         options["context_fn"] = partial(create_selective_checkpoint_contexts, kept)
-    # its name since transformers 5.20, and before
+    # the newer of its two names: where that is there, the other one warns
     enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
     enable(options)
