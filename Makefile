@@ -26,7 +26,7 @@ test-all: $(READY)
 
 soak: $(READY)
 	@echo "==> Killing, resizing and splitting runs (about a quarter of an hour)"
-	$(BIN)/python tests/reliability.py
+	$(BIN)/python tests/system/reliability.py
 
 check: $(READY)
 	@echo "==> Checking lint, format and types"

@@ -12,23 +12,24 @@ from pathlib import Path
 
 from huggingface_hub.utils import validate_repo_id
 
-from minigpt.errors import OneLineParser, one_line_errors
-from minigpt.publish import Destination, collect, described, left_out, publish, readable
-from minigpt.secret_scan import refuse_secret_words
-from minigpt.space import collect_space, space_of
+from minigpt.hub.secret_scan import refuse_secret_words
+from minigpt.hub.space import collect_space, space_of
+from minigpt.hub.upload import Destination, collect, described, left_out, publish
+from minigpt.utils.errors import OneLineParser, UserError, one_line_errors
+from minigpt.utils.formatting import format_bytes
 
 
 def main(argv: list[str]) -> None:
-    """Publish, or with --dry_run tell what would go. Raises ValueError in one line for whatever stands in the way."""
+    """Publish, or with --dry_run tell what would go. Raises UserError in one line for whatever stands in the way."""
     refuse_secret_words(argv)
     args = parse(argv)
     space_id = args.repo_id if args.space == "" else args.space
     for name in filter(None, (args.repo_id, space_id)):
         validate_repo_id(name)
         if "/" not in name:
-            raise ValueError(f"{name}: whose repository? Give USER/{name} or ORGANISATION/{name}")
+            raise UserError(f"{name}: whose repository? Give USER/{name} or ORGANISATION/{name}")
     if not args.run_dir.is_dir():
-        raise ValueError(f"{args.run_dir}: no such folder; give the folder of a run")
+        raise UserError(f"{args.run_dir}: no such folder; give the folder of a run")
     options = {name: value for name, value in vars(args).items() if name not in ("run_dir", "dry_run", "space")}
     model = Destination(**options)
     items = collect(model, args.run_dir)
@@ -41,8 +42,8 @@ def main(argv: list[str]) -> None:
             print(publish(destination, files), flush=True)
             continue
         for item in files:
-            print(f"{readable(item.size):>12}  {item.name}")
-        size = readable(sum(item.size for item in files))
+            print(f"{format_bytes(item.size):>12}  {item.name}")
+        size = format_bytes(sum(item.size for item in files))
         print(f"{size:>12}  in {len(files)} files would go to {described(destination)}")
     if args.dry_run:
         print(f"stays here: {', '.join(left_out(args.run_dir, items)) or 'nothing'}")

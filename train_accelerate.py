@@ -20,46 +20,37 @@ import transformers
 from accelerate import Accelerator
 from accelerate.utils import send_to_device, set_seed
 
-from minigpt.accelerator import start_accelerator
-from minigpt.agreement import refuse_disagreement
-from minigpt.arguments import Arguments
-from minigpt.bad_steps import EXIT_DIVERGED, BadSteps, is_applicable
-from minigpt.build import (
-    build_evaluations,
-    build_model,
-    build_schedule,
-    check_ids,
-    check_output_dir,
-    check_room,
-    clear_output_dir,
-    load_data,
-)
-from minigpt.card import write_card
-from minigpt.checkpoint import (
+from minigpt.config.arguments import Arguments
+from minigpt.config.parser import parse_arguments
+from minigpt.data.datamodule import DataModule, check_ids, load_data, open_data_module, samples_per_step, steps_of_run
+from minigpt.data.samples import Batch
+from minigpt.hub.background_push import BackgroundPush
+from minigpt.hub.model_card import write_card
+from minigpt.hub.secret_scan import refuse_secret_words
+from minigpt.modeling.flops import train_flops_per_token
+from minigpt.optim.lr_schedule import Schedule, build_schedule, learning_rate_at, set_learning_rate
+from minigpt.optim.optimizer import build_optimizer
+from minigpt.training.accelerator import start_accelerator
+from minigpt.training.checkpoint import (
     Checkpoints,
     checkpoint_to_resume,
     load_training_state,
     restore_optimizer,
     write_final_model,
 )
-from minigpt.command_line import parse_arguments
-from minigpt.data import Batch, samples_per_step, steps_of_run
-from minigpt.errors import one_line_errors
-from minigpt.evaluation import Evaluation
-from minigpt.feed import Feed, open_feed
-from minigpt.hellaswag import HellaSwagEvaluation
-from minigpt.metrics import as_float, train_flops_per_token
-from minigpt.optim import build_optimizer
-from minigpt.plan import describe
-from minigpt.plot import plot_runs
-from minigpt.provenance import record_provenance
-from minigpt.publish import HubPushes
-from minigpt.sample_texts import SampleTexts
-from minigpt.schedule import Schedule, learning_rate_at, set_learning_rate
-from minigpt.secret_scan import refuse_secret_words
-from minigpt.state import TrainingClock, TrainingState, seed_step
-from minigpt.stopping import EXIT_STOPPED, StopRequest
-from minigpt.tracking import TrainingLog, clock_time
+from minigpt.training.nonfinite import EXIT_DIVERGED, SkippedSteps, is_applicable
+from minigpt.training.overview import describe
+from minigpt.training.periodic import Evaluation, HellaSwagEvaluation, SampleTexts, build_evaluations
+from minigpt.training.plot import plot_runs
+from minigpt.training.preemption import EXIT_STOPPED, StopRequest
+from minigpt.training.provenance import record_provenance
+from minigpt.training.rank_consistency import check_rank_consistency
+from minigpt.training.run_dir import check_output_dir, check_room, clear_output_dir
+from minigpt.training.run_log import TrainingLog, as_float
+from minigpt.training.setup import build_model
+from minigpt.training.state import TrainingClock, TrainingState, seed_step
+from minigpt.utils.errors import one_line_errors
+from minigpt.utils.formatting import format_duration
 
 
 @dataclass
@@ -72,15 +63,15 @@ class Run:
     model: torch.nn.Module
     optimizer: torch.optim.Optimizer
     schedule: Schedule
-    feed: Feed
+    data_module: DataModule
     batches: Iterator[Batch]
     state: TrainingState
     log: TrainingLog
     evaluations: list[Evaluation | HellaSwagEvaluation]
     samples: SampleTexts
-    bad_steps: BadSteps
+    bad_steps: SkippedSteps
     checkpoints: Checkpoints
-    pushes: HubPushes
+    pushes: BackgroundPush
 
 
 def train(args: Arguments) -> int:
@@ -124,7 +115,9 @@ def train(args: Arguments) -> int:
     if accelerator.is_main_process:
         plot_runs([args.run_dir])
         write_card(args.run_dir)
-    log.say(f"done: {max_steps} steps in {clock_time(state.elapsed_s)} of training; the model is in {args.run_dir}")
+    log.say(
+        f"done: {max_steps} steps in {format_duration(state.elapsed_s)} of training; the model is in {args.run_dir}"
+    )
     accelerator.end_training()
     run.pushes.finish()
     return 0
@@ -137,7 +130,7 @@ def take_step(run: Run, learning_rate: float) -> tuple[torch.Tensor, float]:
     """
     args, accelerator, state = run.args, run.accelerator, run.state
     samples = samples_per_step(args, accelerator.num_processes)
-    targets = run.feed.targets(state.samples_seen, samples)  # of all processes, without asking them
+    targets = run.data_module.targets(state.samples_seen, samples)  # of all processes, without asking them
     divisor = max(1, targets) / accelerator.num_processes  # the processes' gradients are averaged, and are to be added
     set_learning_rate(run.optimizer, learning_rate)
     seed_step(args.seed, state.step, accelerator.process_index)
@@ -152,8 +145,8 @@ def take_step(run: Run, learning_rate: float) -> tuple[torch.Tensor, float]:
     if is_applicable(grad_norm, accelerator.scaler):
         run.optimizer.step()
     else:
-        numbers = run.feed.numbers(state.samples_seen, samples)
-        run.bad_steps.leave_out(state, run.model, accelerator, numbers, learning_rate, grad_norm)
+        numbers = run.data_module.numbers(state.samples_seen, samples)
+        run.bad_steps.skip(state, run.model, accelerator, numbers, learning_rate, grad_norm)
     run.optimizer.zero_grad()
     state.advance(samples, targets)
     return loss, grad_norm
@@ -171,25 +164,25 @@ def set_up(args: Arguments) -> Run:
     model = build_model(args, tokenizer, resume_from)
     config, parameters = model.config, model.num_parameters()
     check_ids(shards, config.vocab_size)
-    refuse_disagreement(args, config, shards.fingerprint, state.step, accelerator)
+    check_rank_consistency(args, config, shards.fingerprint, state.step, accelerator)
     check_room(args, parameters)
     optimizer = build_optimizer(model, args, accelerator.device)
-    feed = open_feed(args, shards, tokenizer.eos_token_id)
-    max_steps = steps_of_run(args, feed.order.samples, accelerator.num_processes)
+    data_module = open_data_module(args, shards, tokenizer.eos_token_id)
+    max_steps = steps_of_run(args, data_module.order.samples, accelerator.num_processes)
     schedule = build_schedule(args, max_steps, accelerator.num_processes)
-    evaluations = build_evaluations(args, feed, tokenizer, max_steps)
-    pushes = HubPushes(args, accelerator.is_main_process)
+    evaluations = build_evaluations(args, data_module, tokenizer, max_steps)
+    pushes = BackgroundPush(args, accelerator.is_main_process)
     accelerator.wait_for_everyone()
 
     if accelerator.is_main_process:
         clear_output_dir(args)
-        record_provenance(args, shards, feed.facts(), accelerator)
+        record_provenance(args, shards, data_module.facts(), accelerator)
     accelerator.wait_for_everyone()
     model, optimizer = accelerator.prepare(model, optimizer)
     if resume_from is not None:
         restore_optimizer(resume_from, state, model, optimizer, accelerator)
     log = TrainingLog(args, state, accelerator, max_steps, train_flops_per_token(parameters, config, args.block_size))
-    log.say(describe(args, accelerator, config, parameters, shards, feed, max_steps))
+    log.say(describe(args, accelerator, config, parameters, shards, data_module, max_steps))
     for note in notes:
         log.say(f"  note: {note}")
     if resume_from is not None:
@@ -201,13 +194,13 @@ def set_up(args: Arguments) -> Run:
         model=model,
         optimizer=optimizer,
         schedule=schedule,
-        feed=feed,
-        batches=feed.batches(args, state.samples_seen, accelerator.process_index, accelerator.num_processes),
+        data_module=data_module,
+        batches=data_module.batches(args, state.samples_seen, accelerator.process_index, accelerator.num_processes),
         state=state,
         log=log,
         evaluations=evaluations,
         samples=SampleTexts(args, args.seed, tokenizer, max_steps),
-        bad_steps=BadSteps(args, tokenizer),
+        bad_steps=SkippedSteps(args, tokenizer),
         checkpoints=Checkpoints(args, tokenizer, max_steps),
         pushes=pushes,
     )

@@ -1,1 +1,3 @@
-"""MiniGPT's helpers: everything that the model file and the training loop lean on."""
+"""MiniGPT's package: everything that the model files and the training loop call. `docs/how_it_works.md` is its map."""
+
+__version__ = "0.1.0"

@@ -1,6 +1,5 @@
 """What several test modules need: a little text, a tiny run, and processes that behave like a user's."""
 
-import json
 import os
 import random
 import signal
@@ -12,7 +11,8 @@ from typing import Any
 
 import pytest
 
-ROOT = Path(__file__).parent.parent
+from support.runs import ROOT
+
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test needs the network; a slip fails at once instead of waiting
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tests run side by side: more threads would only wait for each other
@@ -51,7 +51,7 @@ def train_here() -> Iterator[Callable[[list[str]], int]]:
     """Train in this process: takes options, returns the exit code."""
     from accelerate.state import AcceleratorState, GradientState
 
-    from minigpt.command_line import parse_arguments
+    from minigpt.config.parser import parse_arguments
     from train_accelerate import train
 
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
@@ -85,27 +85,6 @@ def small_disk(tmp_path: Path) -> Iterator[tuple[Path, Callable[[int], None]]]:
         ) and None,
     )  # fmt: skip
     subprocess.run(["umount", folder], check=True)
-
-
-def command(*words: str | Path, processes: int = 1) -> list[str]:
-    """The command line that trains as a user would: alone, or by `accelerate launch` with gloo processes."""
-    script = [str(ROOT / "train_accelerate.py"), *map(str, words)]
-    if processes == 1:
-        return [sys.executable, *script]
-    profile = ROOT / "accelerate_configs" / "cpu_ddp.yaml"
-    launch = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", "--config_file", str(profile)]
-    return [*launch, "--num_processes", str(processes), *script]
-
-
-def finish(words: list[str], **options: object) -> subprocess.CompletedProcess[str]:
-    """Run a command to its end."""
-    return subprocess.run(words, capture_output=True, text=True, timeout=240, **options)  # type: ignore[call-overload]
-
-
-def metrics(run_dir: Path, name: str) -> dict[int, float]:
-    """Step → value of one metric of a run."""
-    lines = map(json.loads, (run_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines())
-    return {line["step"]: line[name] for line in lines if name in line}
 
 
 @pytest.fixture

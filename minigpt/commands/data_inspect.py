@@ -1,0 +1,24 @@
+"""Describe token shards: counts, document lengths, sample texts, characters, duplicates."""
+
+import argparse
+from collections.abc import Sequence
+
+from minigpt.utils.errors import CommandParser
+
+
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    parser = CommandParser("minigpt data inspect", __doc__)
+    parser.add_argument("folder", metavar="DIR", help="folder of token shards")
+    parser.add_argument("--samples", type=int, default=3, metavar="N", help="documents to show per split (default: 3)")
+    parser.add_argument("--tokenizer", metavar="T", help="tokenizer folder or Hub name, if the shards have none")
+    return parser.parse_args(argv)
+
+
+def run(args: argparse.Namespace) -> None:
+    from minigpt.data.inspect import describe
+    from minigpt.data.shards import open_shards
+    from minigpt.data.tokenizer import load_tokenizer
+
+    shards = open_shards(args.folder)
+    source = args.tokenizer or shards.tokenizer_dir
+    print(describe(shards, load_tokenizer(source) if source else None, args.samples))

@@ -1,0 +1,19 @@
+"""Read every byte of token shards and compare it with their manifest."""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from minigpt.utils.errors import CommandParser
+
+
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    parser = CommandParser("minigpt data verify", __doc__)
+    parser.add_argument("folder", type=Path, metavar="DIR", help="folder of token shards with a manifest.json")
+    return parser.parse_args(argv)
+
+
+def run(args: argparse.Namespace) -> None:
+    from minigpt.data.inspect import verify_folder
+
+    print(verify_folder(args.folder))

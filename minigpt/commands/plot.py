@@ -1,0 +1,21 @@
+"""Draw the curves of one or several runs into loss.png and loss.pdf."""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from minigpt.utils.errors import CommandParser
+
+
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    parser = CommandParser("minigpt plot", __doc__)
+    parser.add_argument("run_dirs", nargs="+", type=Path, metavar="RUN_DIR")
+    parser.add_argument("--output_dir", type=Path, help="where the pictures go (default: the first run's folder)")
+    return parser.parse_args(argv)
+
+
+def run(args: argparse.Namespace) -> None:
+    from minigpt.training.plot import plot_runs
+
+    for file in plot_runs(args.run_dirs, args.output_dir):
+        print(file)

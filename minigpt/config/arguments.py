@@ -1,0 +1,294 @@
+"""The options of a training run. Each is described once, here, for YAML files and the command line alike."""
+
+import math
+from collections.abc import Iterator
+from dataclasses import MISSING, dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import yaml
+
+from minigpt.utils.errors import UserError
+
+SHAPE_OPTIONS = (
+    "hidden_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "intermediate_size",
+    "max_position_embeddings",
+    "vocab_size",
+    "tie_word_embeddings",
+    "qkv_bias",
+)
+
+TEXT_SOURCES = ("data", "train_file", "dataset_name", "corpus")
+
+
+def option(help: str, default: Any = None) -> Any:
+    """A dataclass field that is also a command-line option. Lists are copied for every instance."""
+    if isinstance(default, list):
+        return field(default_factory=lambda: list(default), metadata={"help": help})
+    return field(default=default, metadata={"help": help})
+
+
+class Checked:
+    """A dataclass whose parts each name what is wrong with them; all problems are raised together."""
+
+    def __post_init__(self) -> None:
+        owners = [cls for cls in reversed(type(self).__mro__) if "problems" in vars(cls)]
+        problems = [problem for cls in owners for problem in vars(cls)["problems"](self)]
+        if problems:
+            raise UserError("; ".join(problems))
+
+    def with_values(self, **values: Any) -> Self:
+        """A copy with other values, checked again."""
+        return replace(self, **values)  # type: ignore[type-var]
+
+
+def _below(arguments: Any, minimum: float, *names: str) -> Iterator[str]:
+    """A sentence for every named value that is set and less than `minimum`."""
+    for name in names:
+        value = getattr(arguments, name)
+        if value is not None and not minimum <= value < math.inf:
+            yield f"{name}={value} must be a number of at least {minimum}"
+
+
+@dataclass(frozen=True)
+class ModelArguments(Checked):
+    """What is trained: a model from scratch, or one that exists."""
+
+    _argument_group_name = "model"
+
+    model_name_or_path: str | None = option("Start from this MiniGPT or GPT-2 folder or Hub name; else from scratch")
+    hidden_size: int | None = option("Width of the model (default 768)")
+    num_hidden_layers: int | None = option("Number of layers (default 12)")
+    num_attention_heads: int | None = option("Attention heads a layer (default 12)")
+    intermediate_size: int | None = option("Width of the MLP (default 4 x hidden_size)")
+    max_position_embeddings: int | None = option("Longest context (default block_size)")
+    vocab_size: int | None = option("Rows of the embedding (default: the tokenizer's size)")
+    pad_vocab_size_to_multiple_of: int | None = option("Round the embedding's rows up; the ids beyond are never said")
+    tie_word_embeddings: bool | None = option("Share input and output embedding (default true)")
+    qkv_bias: bool | None = option("Bias on the query, key and value projections (default true)")
+    dropout: float | None = option("Dropout on embeddings, attention and residuals (default 0, or the model's own)")
+    attn_implementation: Literal["sdpa", "eager", "flash_attention_2", "flex_attention"] = option(
+        "Attention kernel", "sdpa"
+    )
+
+    @property
+    def shape(self) -> dict[str, Any]:
+        """The options that only a model from scratch can take, those that were given, as config fields."""
+        given = {name: getattr(self, name) for name in SHAPE_OPTIONS}
+        return {name: value for name, value in given.items() if value is not None}
+
+    def problems(self) -> Iterator[str]:
+        if self.model_name_or_path is not None and self.shape:
+            given = ", ".join(f"{name}={value}" for name, value in self.shape.items())
+            yield f"{given}: the shape is fixed by model_name_or_path={self.model_name_or_path}; leave one of them out"
+        if self.dropout is not None and not 0 <= self.dropout < 1:
+            yield f"dropout={self.dropout} must be at least 0 and below 1"
+        yield from _below(self, 1, "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
+        yield from _below(self, 1, "max_position_embeddings", "vocab_size", "pad_vocab_size_to_multiple_of")
+        if self.pad_vocab_size_to_multiple_of is not None and self.vocab_size is not None:
+            yield f"vocab_size={self.vocab_size} says it all; leave it or pad_vocab_size_to_multiple_of out"
+
+
+@dataclass(frozen=True)
+class DataArguments(Checked):
+    """Where the text comes from, and how it becomes tokens."""
+
+    _argument_group_name = "data"
+
+    data: list[str] | None = option("Folder of token shards: ours, or nanoGPT's, build-nanogpt's, llm.c's; or several")
+    data_weights: list[float] | None = option("Share of the samples that each of several folders of data has")
+    train_file: list[str] | None = option("Text, JSONL (.gz, .zst too), Parquet or Arrow files, or folders of them")
+    validation_file: list[str] | None = option("Files to validate on (default: a split of the training text)")
+    dataset_name: str | None = option("Hugging Face data set: a local folder or a Hub name")
+    dataset_config_name: str | None = option("Configuration of the data set")
+    dataset_split: str = option("Split of the data set to train on", "train")
+    dataset_revision: str | None = option("Branch, tag or commit of the data set on the Hub")
+    streaming: bool = option("Read the data set while it downloads, without a copy on the disk", False)
+    corpus: Literal["python-docs", "openwebtext", "fineweb-edu"] | None = option(
+        "python-docs needs no download; openwebtext: 38 GB of text; fineweb-edu: its sample of 10 B tokens, 46 GB"
+    )
+    text_column: str = option("Field of JSONL lines and data sets that holds the text", "text")
+    completion_only_loss: bool | None = option(
+        "Learn completions alone, not prompts, where JSONL rows hold 'prompt' and 'completion' or 'messages' (default)"
+    )
+    validation_split_percentage: float = option("Share of the text held out when there is no validation split", 10.0)
+    tokenizer: str | None = option("'bpe' or 'char' to train one, or a tokenizer folder or Hub name (default: bpe)")
+    tokenizer_vocab_size: int = option("Vocabulary size of a trained 'bpe' tokenizer", 8192)
+    tokenizer_special_tokens: list[str] = option("Special tokens of a trained 'bpe', besides <|endoftext|>", [])
+    tokenizer_training_megabytes: int = option("A 'bpe' learns from this much text, spread over the corpus", 100)
+    shard_tokens: int = option("Tokens a shard; what an interrupted preparation has to repeat at most", 100_000_000)
+    preprocessing_num_workers: int | None = option("Processes that tokenize (default: one a core)")
+    cache_dir: str | None = option("Where the trainer keeps shards that it prepares (default ~/.cache/minigpt)")
+    overwrite_cache: bool = option("Prepare again even when the cache has the shards", False)
+
+    def problems(self) -> Iterator[str]:
+        """What cannot be, a sentence each: the value, the rule, the way out."""
+        given = [name for name in TEXT_SOURCES if getattr(self, name)]
+        if len(given) > 1:
+            yield f"{' and '.join(given)} are both given: choose one source of text"
+        if not given:
+            yield f"no text to train on: give one of {', '.join('--' + name for name in TEXT_SOURCES)}"
+        weights = self.data_weights or []
+        if len(weights) != (len(self.data or []) if weights or len(self.data or []) > 1 else 0):
+            yield f"data_weights={weights}: give one number for each folder of data={self.data}"
+        if not all(0 < weight < math.inf for weight in weights):
+            yield f"data_weights={weights} must all be above 0"
+        if self.completion_only_loss is not None and not self.train_file:
+            yield "completion_only_loss goes with train_file: it decides how text is prepared"
+        if self.validation_file and not self.train_file:
+            yield "validation_file goes with train_file"
+        if not 0 < self.validation_split_percentage < 100:
+            yield f"validation_split_percentage={self.validation_split_percentage} must be between 0 and 100"
+        yield from _below(self, 257, "tokenizer_vocab_size")  # 256 bytes and the end-of-text token
+        yield from _below(self, 1, "preprocessing_num_workers", "tokenizer_training_megabytes", "shard_tokens")
+        if self.streaming and not self.dataset_name and self.corpus not in ("openwebtext", "fineweb-edu"):
+            yield "streaming goes with dataset_name, or with corpus openwebtext or fineweb-edu"
+        if self.dataset_revision and not self.dataset_name and self.corpus not in ("openwebtext", "fineweb-edu"):
+            yield "dataset_revision goes with dataset_name, or with corpus openwebtext or fineweb-edu"
+
+
+@dataclass(frozen=True)
+class BatchArguments(Checked):
+    """How tokens become batches, and for how long."""
+
+    _argument_group_name = "batches"
+
+    block_size: int = option("Tokens a sample", 1024)
+    stride: int | None = option("Distance between the starts of two samples; less than block_size overlaps them")
+    packing_strategy: Literal["wrapped", "bfd", "bfd_split", "none"] = option(
+        "How documents fill samples: cut anywhere, whole by best fit (the too long truncated or split), or one each",
+        "wrapped",
+    )
+    document_attention: bool = option("Keep the documents of a sample apart, in attention and in positions", False)
+    per_device_train_batch_size: int = option("Samples in one micro-batch of one process", 8)
+    gradient_accumulation_steps: int = option("Micro-batches of one process in one step", 1)
+    per_device_eval_batch_size: int | None = option("Samples in one evaluation batch (default: as in training)")
+    max_steps: int | None = option("Number of steps (optimizer updates); goes before num_train_epochs")
+    num_train_epochs: float = option("Passes over the training tokens, when max_steps is not given", 1.0)
+    dataloader_num_workers: int = option("Processes that load batches beside each training process", 0)
+    seed: int = option("Decides initial weights, data order and dropout", 1337)
+
+    @property
+    def eval_batch_size(self) -> int:
+        return self.per_device_eval_batch_size or self.per_device_train_batch_size
+
+    def problems(self) -> Iterator[str]:
+        yield from _below(self, 1, "block_size", "stride", "per_device_train_batch_size", "max_steps")
+        yield from _below(self, 1, "gradient_accumulation_steps", "per_device_eval_batch_size")
+        yield from _below(self, 0, "dataloader_num_workers", "seed")
+        if not self.num_train_epochs > 0:
+            yield f"num_train_epochs={self.num_train_epochs} must be greater than 0"
+        if self.stride is not None and self.stride > self.block_size:
+            yield f"stride={self.stride} is greater than block_size={self.block_size} and would skip tokens"
+        if self.stride is not None and self.packing_strategy != "wrapped":
+            yield f"stride={self.stride} goes with packing_strategy=wrapped, not {self.packing_strategy}"
+
+
+@dataclass(frozen=True)
+class OptimizerArguments(Checked):
+    """How a gradient becomes an update."""
+
+    _argument_group_name = "optimizer"
+
+    optimizer: Literal["adamw", "muon"] = option("muon: Muon for the layers' matrices, AdamW for the rest", "adamw")
+    learning_rate: float = option("Peak learning rate of AdamW", 6e-4)
+    muon_learning_rate: float = option("Peak learning rate of Muon, on the same schedule", 0.02)
+    muon_momentum: float = option("Momentum of Muon", 0.95)
+    min_learning_rate: float = option("Learning rate at the end of the decay", 0.0)
+    lr_scheduler_type: Literal["cosine", "linear", "warmup_stable_decay", "constant"] = option(
+        "Shape of the decay", "cosine"
+    )
+    num_decay_steps: int | None = option("Steps of warmup_stable_decay's linear decay (default: a fifth of the run)")
+    warmup_steps: int = option("Steps of linear warm-up", 0)
+    scale_learning_rate: bool = option("Multiply the learning rates by the number of processes", False)
+    weight_decay: float = option("Decay of matrices; biases and norms have none", 0.1)
+    adam_beta1: float = option("First moment's decay", 0.9)
+    adam_beta2: float = option("Second moment's decay", 0.95)
+    adam_epsilon: float = option("Added to the denominator of AdamW", 1e-8)
+    max_grad_norm: float = option("Clip the gradient to this norm; 0 leaves it alone", 1.0)
+    max_skipped_steps: int = option("Steps that may be left out because their gradient is not finite", 10)
+
+    def problems(self) -> Iterator[str]:
+        """What cannot be, a sentence each: the value, the rule, the way out."""
+        yield from _below(self, 0, "learning_rate", "muon_learning_rate", "min_learning_rate", "warmup_steps")
+        yield from _below(self, 0, "weight_decay", "adam_epsilon", "max_grad_norm", "max_skipped_steps")
+        yield from _below(self, 1, "num_decay_steps")
+        if self.num_decay_steps is not None and self.lr_scheduler_type != "warmup_stable_decay":
+            yield f"num_decay_steps={self.num_decay_steps} goes with lr_scheduler_type=warmup_stable_decay"
+        if self.learning_rate == 0:
+            yield "learning_rate=0.0 must be above 0"
+        if self.min_learning_rate > self.learning_rate:
+            yield f"min_learning_rate={self.min_learning_rate} is above learning_rate={self.learning_rate}"
+        for name in ("adam_beta1", "adam_beta2", "muon_momentum"):
+            if not 0 <= getattr(self, name) < 1:
+                yield f"{name}={getattr(self, name)} must be at least 0 and below 1"
+
+
+@dataclass(frozen=True)
+class RunArguments(Checked):
+    """Where the run lives, and what it tells."""
+
+    _argument_group_name = "run"
+
+    output_dir: str = option("Folder of the run", "runs/minigpt")
+    overwrite_output_dir: bool = option("Delete what an earlier run left in output_dir", False)
+    resume_from_checkpoint: str | None = option("A checkpoint folder, or 'latest' for the newest of output_dir")
+    use_cpu: bool = option("Train on the CPU even where there is a GPU", False)
+    mixed_precision: Literal["no", "bf16", "fp16"] | None = option("Compute dtype (default: the launch profile's)")
+    ddp_comm_hook: Literal["no", "bf16", "fp16"] = option("Dtype in which DDP adds gradients up; no: float32", "no")
+    tf32: bool = option("Let float32 matrix products use TF32 where the GPU has it", True)
+    gradient_checkpointing: Literal["no", "selective", "full"] = option(
+        "Compute activations again in the backward pass to save memory: the cheap ones, or whole layers", "no"
+    )
+    logging_steps: int = option("Steps between log lines", 10)
+    eval_steps: int = option("Steps between full validation losses; 0: only at the end", 500)
+    hellaswag_steps: int | None = option("Steps between HellaSwag accuracies; 0: only at the end (default: never)")
+    hellaswag_file: str | None = option("HellaSwag items, JSONL (default: the validation split on the Hub)")
+    hellaswag_limit: int | None = option("Only the first items of HellaSwag")
+    save_steps: int = option("Steps between checkpoints; 0: only at the end", 1000)
+    async_save: bool = option("Go on training while a checkpoint is written", False)
+    save_total_limit: int | None = option("Keep this many checkpoints, and the best one", 2)
+    load_best_model_at_end: bool = option("The final model is the one with the lowest validation loss", False)
+    sample_steps: int = option("Steps between sample texts; 0: only at the end", 0)
+    sample_prompts: list[str] = option('Prompts of the sample texts; "" begins a text', [""])
+    sample_max_new_tokens: int = option("Length of a sample text, tokens", 100)
+    report_to: list[str] = option("Trackers: tensorboard, wandb, trackio, all or none", ["tensorboard"])
+    run_name: str | None = option("Name of the run in the trackers (default: the last part of output_dir)")
+    push_to_hub: bool = option("Publish every save, in the background, and the final model on the Hub", False)
+    hub_model_id: str | None = option("Repository to push to, USER/NAME (default: the last part of output_dir, yours)")
+    hub_private_repo: bool = option("Make a new repository private", False)
+
+    def problems(self) -> Iterator[str]:
+        """What cannot be, a sentence each: the value, the rule, the way out."""
+        yield from _below(self, 1, "logging_steps", "save_total_limit", "sample_max_new_tokens", "hellaswag_limit")
+        yield from _below(self, 0, "eval_steps", "hellaswag_steps", "save_steps", "sample_steps")
+        if self.hellaswag_steps is None and (self.hellaswag_file is not None or self.hellaswag_limit is not None):
+            yield "hellaswag_file and hellaswag_limit go with hellaswag_steps"
+        if not self.push_to_hub and (self.hub_model_id is not None or self.hub_private_repo):
+            yield "hub_model_id and hub_private_repo go with push_to_hub"
+        known = {"tensorboard", "wandb", "trackio", "all", "none"}
+        for tracker in self.report_to:
+            if tracker not in known:
+                yield f"report_to={tracker} is none of {', '.join(sorted(known))}"
+        if self.overwrite_output_dir and self.resume_from_checkpoint:
+            yield "overwrite_output_dir would delete what resume_from_checkpoint needs; leave one of them out"
+
+
+@dataclass(frozen=True)
+class Arguments(ModelArguments, DataArguments, BatchArguments, OptimizerArguments, RunArguments):
+    """All options of a training run."""
+
+    GROUPS = (ModelArguments, DataArguments, BatchArguments, OptimizerArguments, RunArguments)
+
+    @property
+    def run_dir(self) -> Path:
+        return Path(self.output_dir)
+
+    def as_yaml(self) -> str:
+        """Every option that differs from its default, in a form that `read_config` reads back."""
+        unset = {f.name: f.default if f.default_factory is MISSING else f.default_factory() for f in fields(self)}
+        changed = {name: value for name, value in vars(self).items() if value != unset[name]}
+        return yaml.safe_dump(changed, sort_keys=False, allow_unicode=True)

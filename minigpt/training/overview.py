@@ -1,0 +1,44 @@
+"""The summary of a run that is printed before its first step."""
+
+from accelerate import Accelerator
+
+from configuration_minigpt import MiniGPTConfig
+from minigpt.config.arguments import Arguments
+from minigpt.data.datamodule import DataModule, samples_per_step
+from minigpt.data.packing import PackedDocuments
+from minigpt.data.shards import TokenShards
+
+
+def describe(
+    args: Arguments,
+    accelerator: Accelerator,
+    config: MiniGPTConfig,
+    parameters: int,
+    shards: TokenShards,
+    data_module: DataModule,
+    max_steps: int,
+) -> str:
+    """The plan of a run, a line for each thing that decides its cost or its result."""
+    processes, per_step = accelerator.num_processes, samples_per_step(args, accelerator.num_processes)
+    steps_per_epoch = data_module.order.samples / per_step
+    validation = f"{len(shards.validation):,} for validation" if shards.validation else "none for validation"
+    places = "tokens" if data_module.train.equal_targets else "places for tokens"
+    compiled = "" if accelerator.state.dynamo_plugin.backend == "NO" else ", compiled"
+    lines = {
+        "model": f"{parameters / 1e6:.2f}M parameters: {config.num_hidden_layers} layers, {config.hidden_size} wide, "
+        f"{config.num_attention_heads} heads, {config.vocab_size:,} ids",
+        "data": f"{len(shards.train):,} tokens to train on in {data_module.order.samples:,} samples, {validation}",
+        **({"packing": str(data_module.train)} if isinstance(data_module.train, PackedDocuments) else {}),
+        "step": f"{per_step * args.block_size:,} {places} = {args.per_device_train_batch_size} samples x "
+        f"{args.gradient_accumulation_steps} micro-batches x {processes} process(es) x {args.block_size} tokens",
+        "length": f"{max_steps:,} steps of {steps_per_epoch:,.1f} an epoch = {max_steps / steps_per_epoch:.2f} epochs",
+        "device": f"{processes} x {accelerator.device.type}, {_dtype(accelerator)}{compiled}",
+        "output": str(args.run_dir),
+    }
+    return "\n".join(f"  {name:<7} {text}" for name, text in lines.items())
+
+
+def _dtype(accelerator: Accelerator) -> str:
+    return {"no": "float32", "bf16": "bfloat16 (mixed)", "fp16": "float16 (mixed)"}.get(
+        accelerator.mixed_precision, accelerator.mixed_precision
+    )

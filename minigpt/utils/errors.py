@@ -1,0 +1,101 @@
+"""Errors meant for the user: one line and exit code 2. Any other exception is a bug and keeps its traceback.
+
+Exit codes of every program here:
+
+    0    done
+    1    a bug, or another process of the run was lost
+    2    bad input: nothing was trained, written or sent
+    75   training stopped on a signal after saving a checkpoint; run the same command again to resume
+    76   training stopped after saving: too many steps were skipped
+    130  Ctrl-C
+"""
+
+import argparse
+import os
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NoReturn
+
+EXIT_LOST_PROCESS, EXIT_BAD_INPUT, EXIT_CTRL_C = 1, 2, 130
+
+
+class UserError(ValueError):
+    """Something the user can put right. The message names the value, the rule and the way out."""
+
+
+@contextmanager
+def one_line_errors(program: str) -> Iterator[None]:
+    """Print a `UserError` as one line, once per host, and exit with 2; a lost process exits with 1, Ctrl-C with 130.
+
+    `MINIGPT_DEBUG=1` shows the traceback as well.
+    """
+    try:
+        yield
+    except KeyboardInterrupt:
+        print(f"{program}: interrupted", file=sys.stderr, flush=True)
+        sys.exit(EXIT_CTRL_C)
+    except UserError as error:
+        _exit_in_one_line(program, " ".join(str(error).split()), EXIT_BAD_INPUT)
+    except RuntimeError as error:
+        if not _is_lost_process(error):
+            raise
+        reason = " ".join(str(error).split())
+        message = (
+            f"rank {os.environ.get('RANK', '0')} has lost another rank or its host; that rank's log says why; "
+            f"start all hosts again with --resume_from_checkpoint latest ({reason})"
+        )
+        _exit_in_one_line(program, message, EXIT_LOST_PROCESS)
+
+
+@contextmanager
+def file_errors_are_user_errors() -> Iterator[None]:
+    """Turn an OSError that names a file (missing, not readable, disk full) into a UserError.
+
+    For code whose files the user has named. Training wraps its set-up in this, but not its steps.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None or not error.strerror:
+            raise
+        raise UserError(f"{error.filename}: {error.strerror}") from error
+
+
+def _exit_in_one_line(program: str, message: str, code: int) -> NoReturn:
+    if os.environ.get("MINIGPT_DEBUG"):
+        raise
+    rank = os.environ.get("LOCAL_RANK", "0")
+    if rank != "0":
+        time.sleep(5)  # when all ranks fail alike, the launcher ends this one before it repeats the line of rank 0
+        program = f"{program} (local rank {rank})"
+    print(f"{program}: {message}", file=sys.stderr, flush=True)
+    sys.exit(code)
+
+
+def _is_lost_process(error: RuntimeError) -> bool:
+    """Whether another process of the training is gone: gloo raises a bare RuntimeError, NCCL a class of torch's."""
+    return "gloo/transport" in str(error) or type(error).__name__ in ("DistBackendError", "DistNetworkError")
+
+
+class OneLineParser(argparse.ArgumentParser):
+    """An argument parser that reports an error in one line, without the usage, and exits with 2."""
+
+    def error(self, message: str) -> NoReturn:
+        print(f"{Path(self.prog).name}: {message}", file=sys.stderr)
+        sys.exit(EXIT_BAD_INPUT)
+
+
+class CommandParser(OneLineParser):
+    """The parser of one `minigpt` command, described by its module's docstring."""
+
+    def __init__(self, program: str, description: str | None, usage: str | None = None) -> None:
+        super().__init__(
+            program,
+            usage=usage,
+            description=description,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+        )

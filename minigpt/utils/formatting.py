@@ -1,0 +1,43 @@
+"""Numbers, durations and tables as people read them."""
+
+from collections.abc import Iterable, Sequence
+
+
+def format_bytes(size: float) -> str:
+    """A number of bytes in decimal units: 999 bytes, 1.5 kB, 20.0 MB, 1.0 GB."""
+    for unit in ("bytes", "kB", "MB"):
+        if size < 1000:
+            return f"{size:.0f} {unit}" if unit == "bytes" else f"{size:.1f} {unit}"
+        size /= 1000
+    return f"{size:.1f} GB"
+
+
+def format_count(number: float) -> str:
+    """A count in three digits or so: 950, 9.5k, 2.31M."""
+    return f"{number / 1e6:.2f}M" if number >= 1e6 else f"{number / 1e3:.1f}k" if number >= 1e3 else f"{number:.0f}"
+
+
+def format_duration(seconds: float) -> str:
+    """A duration as a clock shows it: h:mm:ss, or m:ss below an hour."""
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
+
+
+def format_seconds(seconds: float) -> str:
+    """A duration in the unit that suits it: 0.125 s, 3.4 min, 12.0 h."""
+    if seconds < 120:
+        return f"{seconds:.3g} s"
+    return f"{seconds / 3600:.1f} h" if seconds >= 7200 else f"{seconds / 60:.1f} min"
+
+
+def format_flops(rate: float) -> str:
+    """Floating-point operations per second in GFLOP/s or TFLOP/s."""
+    return f"{rate / 1e12:,.1f} TFLOP/s" if rate >= 1e12 else f"{rate / 1e9:,.1f} GFLOP/s"
+
+
+def markdown_table(head: Sequence[str], rows: Iterable[Sequence[str]], numeric: bool = False) -> str:
+    """A Markdown table; with `numeric`, every column but the first is aligned to the right."""
+    rule = ["---", *(["---:"] * (len(head) - 1))] if numeric else ["---"] * len(head)
+    lines = ([cell.replace("|", "\\|") for cell in line] for line in (head, rule, *rows))
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)

@@ -1,0 +1,38 @@
+"""The folder of a run: the name of each file in it, and the readers that several rooms share."""
+
+import json
+from pathlib import Path
+
+from minigpt.utils.errors import UserError
+
+ARGUMENTS_FILE = "arguments.yaml"  # in the run, in each checkpoint and beside each skipped step
+METRICS_FILE = "metrics.jsonl"
+DATA_FILE, ENVIRONMENT_FILE = "data.json", "environment.json"
+CARD_FILE = "README.md"
+EVALUATIONS_DIR = "evaluations"
+CURVE_FILES = ("loss.png", "loss.pdf")
+# in a checkpoint, beside the model
+OPTIMIZER_FILE, STATE_FILE, SEAL_FILE = "optimizer.safetensors", "training_state.json", "checkpoint.json"
+# in skipped_steps/step-<step>, beside the model
+REPLAY_FILE = "replay.json"
+
+
+def read_metrics(path: Path) -> list[dict[str, float]]:
+    """The lines of a metrics.jsonl. Raises UserError that names the line which is not JSON."""
+    lines = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        try:
+            lines.append(json.loads(line))
+        except json.JSONDecodeError as error:
+            raise UserError(f"{path} line {number} is not JSON; is it the metrics.jsonl of a run?") from error
+    return lines
+
+
+def find_checkpoints(run_dir: Path) -> list[Path]:
+    """The checkpoints in `run_dir`, oldest first."""
+    return sorted((path for path in run_dir.glob("checkpoint-*") if path.name[11:].isdigit()), key=checkpoint_step)
+
+
+def checkpoint_step(folder: Path) -> int:
+    """The step in the name of a `checkpoint-<step>` folder."""
+    return int(folder.name[11:])

@@ -1,0 +1,307 @@
+"""Laws of corpora: every document arrives once and whole, on one side of the split; bad input is named and located."""
+
+import dataclasses
+import gzip
+import hashlib
+import json
+import random
+import subprocess
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+
+import datasets
+import pyarrow
+import pyarrow.parquet
+import pytest
+
+from minigpt.config.arguments import DataArguments
+from minigpt.data import hub_datasets, readers
+from minigpt.data.corpora import Corpus, open_corpus
+
+TEXT = "It is a truth universally acknowledged, that a — 你好 🙂\r\nsingle man\n" * 10
+
+
+def whole(pieces: Iterable[tuple[str, bool]]) -> list[str]:
+    documents, text = [], ""
+    for part, ends in pieces:
+        text += part
+        if ends:
+            documents.append(text)
+            text = ""
+    assert not text, "the last document has no end"
+    return documents
+
+
+def splits(corpus: Corpus) -> tuple[list[str], list[str]]:
+    return whole(corpus.train.pieces()), whole(corpus.validation.pieces())
+
+
+def corpus_of(*files: Path, **options) -> Corpus:
+    return open_corpus(DataArguments(train_file=[str(file) for file in files], **options))
+
+
+def write(path: Path, text: str) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(text.encode())
+    return path
+
+
+def lines(path: Path, texts: list[str], **extra) -> Path:
+    return write(path, "".join(json.dumps({"text": text, **extra}, ensure_ascii=False) + "\n" for text in texts))
+
+
+@pytest.mark.parametrize("block", [1, 3, 1 << 20])
+def test_one_text_file_is_split_where_nanogpt_splits_it(tmp_path: Path, monkeypatch, block: int) -> None:
+    monkeypatch.setattr(readers, "READ_BYTES", block)  # characters of 1 to 4 bytes fall across the blocks
+    train, validation = splits(corpus_of(write(tmp_path / "a.txt", TEXT)))
+    assert train == [TEXT[: int(len(TEXT) * 0.9)]]
+    assert validation == [TEXT[int(len(TEXT) * 0.9) :]]
+
+
+def test_the_last_documents_are_held_out(tmp_path: Path) -> None:
+    texts = [f"document {index}\n" for index in range(25)]
+    train, validation = splits(corpus_of(lines(tmp_path / "a.jsonl", texts), validation_split_percentage=20))
+    assert (train, validation) == (texts[:20], texts[20:])
+
+
+def test_both_splits_have_a_document_whatever_the_percentage(tmp_path: Path) -> None:
+    file = lines(tmp_path / "a.jsonl", ["one", "two"])
+    assert splits(corpus_of(file, validation_split_percentage=0.1)) == (["one"], ["two"])
+    assert splits(corpus_of(file, validation_split_percentage=99)) == (["one"], ["two"])
+
+
+def test_a_folder_gives_its_text_and_jsonl_files_in_sorted_order(tmp_path: Path) -> None:
+    write(tmp_path / "b.txt", "second")
+    write(tmp_path / "a" / "z.md", "first")
+    lines(tmp_path / "c.jsonl", ["third", "fourth", "fifth"])
+    write(tmp_path / "picture.png", "not text")
+    write(tmp_path / ".hidden.txt", "not shown")
+    assert splits(corpus_of(tmp_path)) == (["first", "second", "third", "fourth"], ["fifth"])
+
+
+def test_validation_files_are_held_out_whole(tmp_path: Path) -> None:
+    train, held_out = write(tmp_path / "a.txt", TEXT), write(tmp_path / "b.txt", "held out")
+    assert splits(corpus_of(train, validation_file=[str(held_out)])) == ([TEXT], ["held out"])
+
+
+def test_line_separators_inside_json_text_do_not_end_a_line(tmp_path: Path) -> None:
+    texts = ["one\u2028two\x85three", "four", "five"]
+    assert splits(corpus_of(lines(tmp_path / "a.jsonl", texts))) == (texts[:2], texts[2:])
+
+
+def test_a_byte_order_mark_is_no_text(tmp_path: Path) -> None:
+    train, validation = splits(corpus_of(write(tmp_path / "a.txt", "\ufeffabc\ufeff")))
+    assert train + validation == ["abc", "\ufeff"]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b'{"text": "a"}\n\n{"body": "b", "id": 1}\n', r"a\.jsonl line 3: no field 'text' .*body, id.*--text_column"),
+        (b'{"text": "a"}\n{"text": \n', r"a\.jsonl line 2: not a JSON object"),
+        (b'{"text": 5}\n', r"a\.jsonl line 1: 'text' is int, not text"),
+        (b"[1]\n", r"a\.jsonl line 1: not a JSON object but list"),
+        (b'{"text": "a"}\n{"text": "\xe9"}\n', r"a\.jsonl: not UTF-8 at byte 24"),
+        (b"", r"a\.jsonl: the file is empty"),
+        (b"\n \n", r"no documents in .*a\.jsonl"),
+    ],
+)
+def test_a_bad_line_is_named(tmp_path: Path, content: bytes, message: str) -> None:
+    (tmp_path / "a.jsonl").write_bytes(content)
+    with pytest.raises(ValueError, match=message) as caught:
+        splits(corpus_of(tmp_path / "a.jsonl"))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("block", [1, 5, 1 << 20])
+@pytest.mark.parametrize(
+    ("content", "offset"), [(b"fine \xff", 5), ("né".encode() + b"\xc3(", 3), (b"cut \xf0\x9f", 4)]
+)
+def test_text_that_is_not_utf8_is_located(
+    tmp_path: Path, monkeypatch, block: int, content: bytes, offset: int
+) -> None:
+    monkeypatch.setattr(readers, "READ_BYTES", block)
+    (tmp_path / "a.txt").write_bytes(content)
+    with pytest.raises(ValueError, match=rf"a\.txt: not UTF-8 at byte {offset};"):
+        splits(corpus_of(tmp_path / "a.txt"))
+
+
+def test_missing_files_are_named(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"missing\.txt: no such file"):
+        corpus_of(tmp_path / "missing.txt")
+    with pytest.raises(ValueError, match="no file in this folder that can be read"):
+        corpus_of(tmp_path)
+
+
+def test_the_key_follows_content_and_options(tmp_path: Path) -> None:
+    first, same = write(tmp_path / "a.txt", TEXT), write(tmp_path / "b.txt", TEXT)
+    other = write(tmp_path / "c.txt", TEXT + " ")
+    assert corpus_of(first).key == corpus_of(same).key
+    keys = [
+        corpus_of(first),
+        corpus_of(other),
+        corpus_of(first, validation_split_percentage=5),
+        corpus_of(first, same),
+    ]
+    assert len({corpus.key for corpus in keys}) == 4
+
+
+def rows(texts: list[str]) -> datasets.Dataset:
+    return datasets.Dataset.from_dict({"body": texts, "id": list(range(len(texts)))})
+
+
+def as_gzip(folder: Path, texts: list[str]) -> None:
+    plain = lines(folder / "plain", texts).read_bytes()
+    (folder / "a.jsonl.gz").write_bytes(gzip.compress(plain[:5000]) + gzip.compress(plain[5000:]))
+
+
+def as_zstandard(folder: Path, texts: list[str]) -> None:
+    plain = lines(folder / "plain", texts).read_bytes()
+    parts = [pyarrow.compress(part, "zstd", asbytes=True) for part in (plain[:5000], plain[5000:])]
+    (folder / "a.jsonl.zst").write_bytes(b"".join(parts))
+
+
+def as_parquet(folder: Path, texts: list[str]) -> None:
+    pyarrow.parquet.write_table(pyarrow.table({"id": range(len(texts)), "text": texts}), folder / "a.parquet", 100)
+
+
+def as_parquet_of_datasets(folder: Path, texts: list[str]) -> None:
+    rows(texts).rename_column("body", "text").to_parquet(folder / "a.parquet", batch_size=77)
+
+
+def as_large_strings(folder: Path, texts: list[str]) -> None:
+    column = pyarrow.array(texts, pyarrow.large_string())
+    pyarrow.parquet.write_table(pyarrow.table({"text": column}), folder / "a.parquet", 100)
+
+
+def as_arrow_file(folder: Path, texts: list[str]) -> None:
+    table = pyarrow.table({"text": texts})
+    with pyarrow.ipc.new_file(folder / "a.arrow", table.schema) as writer:
+        writer.write_table(table, max_chunksize=70)
+
+
+def as_arrow_stream(folder: Path, texts: list[str]) -> None:
+    table = pyarrow.table({"text": texts})
+    with pyarrow.ipc.new_stream(folder / "a.arrow", table.schema) as writer:
+        writer.write_table(table, max_chunksize=70)
+
+
+def as_arrow_of_datasets(folder: Path, texts: list[str]) -> None:
+    rows(texts).rename_column("body", "text").save_to_disk(folder / "saved")
+    (folder / "saved" / "data-00000-of-00001.arrow").rename(folder / "a.arrow")
+
+
+FORMATS = [
+    as_gzip,
+    as_zstandard,
+    as_parquet,
+    as_parquet_of_datasets,
+    as_large_strings,
+    as_arrow_file,
+    as_arrow_stream,
+    as_arrow_of_datasets,
+]
+
+
+@pytest.mark.parametrize("save", FORMATS)
+def test_every_format_gives_the_documents_that_its_library_wrote(tmp_path: Path, save) -> None:
+    texts = [f"document {index} — 你好\n" for index in range(500)]
+    save(tmp_path, texts)
+    (file,) = tmp_path.glob("a.*")
+    corpus = corpus_of(file)
+    assert splits(corpus) == (texts[:450], texts[450:])
+    for start in (0, 1, 69, 70, 99, 100, 449, 450):
+        assert whole(corpus.train.pieces(start)) == texts[start:450]
+
+
+@pytest.mark.parametrize("save", FORMATS[:3] + FORMATS[5:7])
+def test_a_damaged_file_is_named(tmp_path: Path, save) -> None:
+    save(tmp_path, [f"document {index} {random.Random(index).random()}" for index in range(2000)])
+    (file,) = tmp_path.glob("a.*")
+    with file.open("r+b") as stream:
+        stream.truncate(file.stat().st_size * 2 // 3)
+    with pytest.raises(ValueError, match=rf"{file.name}: ") as caught:
+        splits(corpus_of(file))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_column_that_is_missing_or_no_text_is_named(tmp_path: Path) -> None:
+    as_parquet(tmp_path, ["one", "two"])
+    with pytest.raises(ValueError, match=r"no column 'body' \(its columns: id, text\); name one with --text_column"):
+        splits(corpus_of(tmp_path / "a.parquet", text_column="body"))
+    with pytest.raises(ValueError, match=r"a\.parquet row 0: 'id' is int, not text"):
+        splits(corpus_of(tmp_path / "a.parquet", text_column="id"))
+    pyarrow.parquet.write_table(pyarrow.table({"text": ["one", None, "three"]}), tmp_path / "a.parquet")
+    with pytest.raises(ValueError, match=r"a\.parquet row 1: 'text' is NoneType, not text"):
+        splits(corpus_of(tmp_path / "a.parquet"))
+
+
+def data_set(folder: Path, **options) -> Corpus:
+    return open_corpus(DataArguments(dataset_name=str(folder), text_column="body", **options))
+
+
+def test_data_sets_are_read_from_disk_and_keep_their_own_validation_split(tmp_path: Path) -> None:
+    texts = [f"document {index}" for index in range(600)]
+    rows(texts).save_to_disk(tmp_path / "one")
+    splits_of_two = {"train": rows(texts), "validation": rows(["held out"]), "extra": rows(texts[:10])}
+    datasets.DatasetDict(splits_of_two).save_to_disk(tmp_path / "two")
+    alone, both = data_set(tmp_path / "one"), data_set(tmp_path / "two")
+    assert splits(alone) == (texts[:540], texts[540:])
+    assert whole(alone.train.pieces(257)) == texts[257:540]
+    assert splits(both) == (texts, ["held out"])
+    assert whole(data_set(tmp_path / "two", dataset_split="extra").train.pieces()) == texts[:10]
+    assert data_set(tmp_path / "two").key == both.key != alone.key
+    with pytest.raises(ValueError, match=r"no column 'text' \(its columns: body, id\)"):
+        open_corpus(DataArguments(dataset_name=str(tmp_path / "one")))
+    with pytest.raises(ValueError, match=r"no split 'test' \(its splits: train, validation, extra\)"):
+        data_set(tmp_path / "two", dataset_split="test")
+
+
+def test_a_folder_of_data_files_loads_as_a_data_set(tmp_path: Path) -> None:
+    rows(["one", "two", "three"]).to_parquet(tmp_path / "data" / "train-00000.parquet")
+    corpus = data_set(tmp_path / "data")
+    assert splits(corpus) == (["one", "two"], ["three"])
+    assert corpus.origin["dataset_revision"]
+    with pytest.raises(ValueError, match=r"no such folder") as caught:
+        data_set(tmp_path / "missing")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_stream_holds_out_its_first_documents(tmp_path: Path) -> None:
+    texts = [f"document {index}" for index in range(600)]
+    rows(texts).to_parquet(tmp_path / "data" / "train-00000.parquet", batch_size=100)
+    corpus = data_set(tmp_path / "data", streaming=True)
+    assert splits(corpus) == (texts[60:], texts[:60])
+    assert whole(corpus.train.pieces(250)) == texts[310:]
+    assert data_set(tmp_path / "data", streaming=True).key == corpus.key
+
+
+@pytest.mark.parametrize("name", ["openwebtext", "fineweb-edu"])
+def test_a_corpus_by_name_reads_files_of_its_schema(tmp_path: Path, monkeypatch, capsys, name: str) -> None:
+    """The download itself needs the network; everything behind the name is the same for a local folder."""
+    columns = {"text": ["one", "two", "three"]}
+    if name == "fineweb-edu":
+        columns |= {"id": ["a", "b", "c"], "dump": ["d"] * 3, "url": ["u"] * 3, "score": [3.0, 3.5, 4.0]}
+    datasets.Dataset.from_dict(columns).to_parquet(tmp_path / "train-00000.parquet")
+    local = dataclasses.replace(hub_datasets.CORPORA[name], dataset=str(tmp_path), config=None)
+    monkeypatch.setitem(hub_datasets.CORPORA, name, local)
+    assert splits(open_corpus(DataArguments(corpus=name))) == (["one", "two"], ["three"])
+    assert "GB of text; downloads about" in capsys.readouterr().err
+    assert splits(open_corpus(DataArguments(corpus=name, streaming=True))) == (["two", "three"], ["one"])
+    assert "streamed" in capsys.readouterr().err
+
+
+def test_python_docs_are_the_same_english_in_every_process() -> None:
+    corpus = open_corpus(DataArguments(corpus="python-docs"))
+    train, validation = splits(corpus)
+    assert len(set(train) | set(validation)) == len(train) + len(validation) > 1000
+    assert sum(map(len, train)) > 1_000_000
+    assert abs(len(validation) / (len(train) + len(validation)) - 0.1) < 0.01
+    assert all(text.strip() for text in train)
+    code = (
+        "from minigpt.data.python_docs import documents; import hashlib;"
+        "print(hashlib.sha256(repr(documents()).encode()).hexdigest())"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == hashlib.sha256(repr(train + validation).encode()).hexdigest()

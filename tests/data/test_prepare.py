@@ -1,0 +1,163 @@
+"""Laws of preparation: the shards are the tokenizer's ids of the documents, once, and nothing is left of a failure."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from minigpt.config.arguments import DataArguments
+from minigpt.data import prepare as prepare_module
+from minigpt.data.prepare import prepare, prepared_folder
+from minigpt.data.shards import open_shards
+from minigpt.data.tokenizer import load_tokenizer, tokenizer_hash, train_bpe
+
+DOCUMENTS = [f"Document {index}: it is — number {index}.\n\nEnd<|endoftext|>\n" for index in range(30)]
+
+
+@pytest.fixture
+def jsonl(tmp_path: Path) -> str:
+    file = tmp_path / "data.jsonl"
+    file.write_text("".join(json.dumps({"text": text}) + "\n" for text in DOCUMENTS), encoding="utf-8")
+    return str(file)
+
+
+@pytest.fixture
+def folder_of_tokenizer(tmp_path: Path) -> str:
+    train_bpe(DOCUMENTS, 300).save_pretrained(tmp_path / "tokenizer")
+    return str(tmp_path / "tokenizer")
+
+
+def minigpt(*words: str, **options) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-m", "minigpt", *words], capture_output=True, text=True, **options)
+
+
+def test_shards_are_the_tokenizers_ids_of_each_document_and_its_end(
+    jsonl: str, folder_of_tokenizer: str, tmp_path: Path
+) -> None:
+    shards = open_shards(prepare(DataArguments(train_file=[jsonl], tokenizer=folder_of_tokenizer), tmp_path / "out"))
+    tokenizer = load_tokenizer(shards.tokenizer_dir)
+
+    def ids(texts: list[str]) -> list[int]:
+        encoded = tokenizer(texts, split_special_tokens=True)["input_ids"]
+        return [token for document in encoded for token in [*document, tokenizer.eos_token_id]]
+
+    assert shards.train.read(0, len(shards.train)).tolist() == ids(DOCUMENTS[:27])
+    assert shards.validation.read(0, len(shards.validation)).tolist() == ids(DOCUMENTS[27:])
+    assert (shards.train.documents, shards.validation.documents) == (27, 3)
+    assert shards.train.text_bytes == sum(len(text.encode()) for text in DOCUMENTS[:27])
+    assert shards.tokenizer_hash == tokenizer_hash(tokenizer) == tokenizer_hash(load_tokenizer(folder_of_tokenizer))
+    assert shards.vocab_size == len(tokenizer)
+
+
+def test_the_result_does_not_depend_on_batches(jsonl: str, tmp_path: Path, monkeypatch) -> None:
+    args = DataArguments(train_file=[jsonl], tokenizer="char")
+    first = open_shards(prepare(args, tmp_path / "a"))
+    monkeypatch.setattr(prepare_module, "BATCH_CHARACTERS", 100)
+    assert open_shards(prepare(args, tmp_path / "b")).fingerprint == first.fingerprint
+
+
+def test_held_out_characters_have_ids_too(tmp_path: Path) -> None:
+    (tmp_path / "text.txt").write_text("abc" * 30 + "é", encoding="utf-8")
+    shards = open_shards(
+        prepare(DataArguments(train_file=[str(tmp_path / "text.txt")], tokenizer="char"), tmp_path / "o")
+    )
+    assert shards.validation.read(0, len(shards.validation)).tolist()[-2:] == [3, 4]
+
+
+def test_the_cache_prepares_once_for_the_same_content(jsonl: str, tmp_path: Path) -> None:
+    args = DataArguments(train_file=[jsonl], tokenizer="char", cache_dir=str(tmp_path / "cache"))
+    folder = prepared_folder(args)
+    made = (folder / "manifest.json").stat().st_mtime_ns
+    assert prepared_folder(args) == folder
+    assert (folder / "manifest.json").stat().st_mtime_ns == made
+    other = DataArguments(train_file=[jsonl], cache_dir=str(tmp_path / "cache"), validation_split_percentage=50)
+    assert prepared_folder(other) != folder
+    with Path(jsonl).open("a") as file:
+        file.write(json.dumps({"text": "one more"}) + "\n")
+    assert prepared_folder(args) != folder
+
+
+def test_processes_that_race_prepare_once_and_agree(jsonl: str, tmp_path: Path) -> None:
+    code = (
+        "import sys; from minigpt.config.arguments import DataArguments;"
+        "from minigpt.data.prepare import prepared_folder;"
+        "print(prepared_folder(DataArguments(train_file=[sys.argv[1]], tokenizer='char', cache_dir=sys.argv[2])))"
+    )
+    command = [sys.executable, "-c", code, jsonl, str(tmp_path / "cache")]
+    racers = [subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(3)]
+    outputs = [racer.communicate() for racer in racers]
+    assert [racer.returncode for racer in racers] == [0, 0, 0], outputs
+    assert len({out for out, _ in outputs}) == 1
+    assert sum("prepared in" in err for _, err in outputs) == 1
+    assert len([path for path in (tmp_path / "cache").iterdir() if path.is_dir()]) == 1
+
+
+def test_the_cache_honours_xdg_cache_home(jsonl: str, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    assert prepared_folder(DataArguments(train_file=[jsonl], tokenizer="char")).parent == tmp_path / "xdg" / "minigpt"
+
+
+def test_a_vocabulary_beyond_16_bits_gets_32_bit_shards(tmp_path: Path) -> None:
+    text = "".join(chr(point) for point in range(70_000) if not 0xD800 <= point < 0xE000) + "a" * 8_000
+    (tmp_path / "text.txt").write_bytes(text.encode())
+    shards = open_shards(
+        prepare(DataArguments(train_file=[str(tmp_path / "text.txt")], tokenizer="char"), tmp_path / "o")
+    )
+    assert shards.train.dtype == np.dtype("<u4")
+    assert shards.train.read(0, 10).tolist() == list(range(10))
+
+
+def bad_line(tmp_path: Path) -> list[str]:
+    (tmp_path / "a.jsonl").write_text('{"text": "fine"}\n{"other": "field"}\n')
+    return ["--train_file", str(tmp_path / "a.jsonl")]
+
+
+def not_utf8(tmp_path: Path) -> list[str]:
+    (tmp_path / "a.txt").write_bytes(b"abc" * 1000 + b"\xff")
+    return ["--train_file", str(tmp_path / "a.txt")]
+
+
+def empty(tmp_path: Path) -> list[str]:
+    (tmp_path / "a.txt").write_bytes(b"")
+    return ["--train_file", str(tmp_path / "a.txt")]
+
+
+def missing_tokenizer(tmp_path: Path) -> list[str]:
+    (tmp_path / "a.txt").write_text("text " * 100)
+    return ["--train_file", str(tmp_path / "a.txt"), "--tokenizer", str(tmp_path / "nowhere")]
+
+
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
+        (bad_line, "a.jsonl line 2: no field 'text'"),
+        (not_utf8, "a.txt: not UTF-8 at byte 3000"),
+        (empty, "a.txt: the file is empty"),
+        (missing_tokenizer, "nowhere: no such folder"),
+    ],
+)
+def test_bad_input_is_one_line_exit_code_2_and_leaves_nothing(tmp_path: Path, bad, message: str) -> None:
+    words = bad(tmp_path)
+    before = sorted(tmp_path.rglob("*"))
+    run = minigpt("prepare", *words, "--output_dir", str(tmp_path / "new" / "out"))
+    assert run.returncode == 2
+    assert message in run.stderr
+    assert len(run.stderr.strip().splitlines()) == 1
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_the_command_says_what_it_made_and_never_overwrites_unasked(jsonl: str, tmp_path: Path) -> None:
+    words = ["prepare", "--train_file", jsonl, "--tokenizer", "char", "--output_dir", str(tmp_path / "out")]
+    first = minigpt(*words)
+    assert first.returncode == 0, first.stderr
+    assert "27 documents" in first.stderr
+    assert str(tmp_path / "out") in first.stderr
+    before = (tmp_path / "out" / "manifest.json").read_bytes()
+    again = minigpt(*words)
+    assert again.returncode == 2
+    assert "is not empty; give another folder, or --overwrite_cache" in again.stderr
+    assert minigpt(*words, "--overwrite_cache").returncode == 0
+    assert (tmp_path / "out" / "manifest.json").read_bytes() == before

@@ -1,0 +1,145 @@
+"""`minigpt hellaswag` against the plainest scorer: each ending alone behind its context, no cache, no padding."""
+
+import json
+import random
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from configuration_minigpt import MiniGPTConfig
+from minigpt.cli import main
+from minigpt.data.tokenizer import load_tokenizer, train_bpe
+from minigpt.evaluation.hellaswag_items import cleaned, encode_item, load_rows
+from modeling_minigpt import MiniGPTForCausalLM
+from support.runs import ROOT, command, finish, metrics
+
+POSITIONS = 36
+WORDS = ["roof", "café", "canoe", "lifts", "the", "a", "bar", "slowly", "and", "then", "water", "naïve", "he"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """model/, and items.jsonl, of which some are longer than that and some have accents."""
+    folder = tmp_path_factory.mktemp("hellaswag")
+    words = random.Random(0)
+
+    def text(longest: int) -> str:
+        return " ".join(words.choice(WORDS) for _ in range(words.randint(1, longest)))
+
+    rows = [
+        {
+            "activity_label": text(2),
+            "ctx_a": text(25),
+            "ctx_b": text(3) if number % 3 else "",
+            "endings": [text(8) + (" [title] end." if number % 5 == 0 else ".") for _ in range(4)],
+            "label": str(words.randrange(4)),
+        }
+        for number in range(40)
+    ]
+    (folder / "items.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    tokenizer = train_bpe((text(30) for _ in range(200)), 300)
+    torch.manual_seed(0)
+    shape = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "max_position_embeddings": POSITIONS}
+    MiniGPTForCausalLM(MiniGPTConfig(vocab_size=len(tokenizer), initializer_range=0.5, **shape)).save_pretrained(
+        folder / "model"
+    )
+    tokenizer.save_pretrained(folder / "model")
+    return folder
+
+
+def answers(folder: Path, path: Path, *words: str) -> list[dict]:
+    options = ["--data_file", str(folder / "items.jsonl"), "--items", str(path), "--use_cpu", *words]
+    main(["hellaswag", "--model", str(folder / "model"), *options])
+    return list(map(json.loads, path.read_text(encoding="utf-8").splitlines()))
+
+
+def test_every_answer_is_that_of_a_plain_loop_over_the_endings(folder: Path, tmp_path: Path) -> None:
+    model = MiniGPTForCausalLM.from_pretrained(folder / "model").eval()
+    tokenizer = load_tokenizer(folder / "model")
+    rows = load_rows(folder / "items.jsonl", None)
+    cut = 0
+    for row, answer in zip(rows, answers(folder, tmp_path / "a.jsonl", "--batch_size", "8"), strict=True):
+        context = cleaned(f"{row['activity_label']}: {row['ctx_a']} {row['ctx_b'].capitalize()}")
+        scores, texts = [], [cleaned(ending) for ending in row["endings"]]
+        for text in texts:
+            before = tokenizer.encode(context.rstrip(), add_special_tokens=False)
+            whole = tokenizer.encode(f"{context.rstrip()} {text}", add_special_tokens=False)
+            ending = len(whole) - len(before)
+            cut += len(whole) > POSITIONS + 1
+            ids = torch.tensor(whole[-(POSITIONS + 1) :])
+            with torch.no_grad():
+                logprobs = model(ids[None, :-1]).logits[0].log_softmax(-1)
+            gold = logprobs.gather(1, ids[1:, None])[-ending:]
+            scores.append((gold.sum().item(), len(text.encode()), ending))
+        # left padding and the cache change the order of float32 sums
+        assert answer["loglikelihoods"] == pytest.approx([score for score, _, _ in scores], abs=1e-3)
+        label = int(row["label"])
+        assert answer["acc"] == (max(range(4), key=lambda n: scores[n][0]) == label)
+        assert answer["acc_norm"] == (max(range(4), key=lambda n: scores[n][0] / scores[n][1]) == label)
+        assert answer["acc_norm_tokens"] == (max(range(4), key=lambda n: scores[n][0] / scores[n][2]) == label)
+    assert cut > 4, "no item was longer than the model's context"
+
+
+def test_batches_and_processes_change_nothing(folder: Path, tmp_path: Path) -> None:
+    one = answers(folder, tmp_path / "one.jsonl", "--batch_size", "64")
+    other = answers(folder, tmp_path / "other.jsonl", "--batch_size", "3")
+    profile = str(ROOT / "accelerate_configs" / "cpu_ddp.yaml")
+    launch = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", "--config_file", profile]
+    options = ["--data_file", str(folder / "items.jsonl"), "--items", str(tmp_path / "two.jsonl"), "--use_cpu"]
+    run = finish([*launch, "-m", "minigpt", "hellaswag", "--model", str(folder / "model"), *options])
+    assert run.returncode == 0, run.stderr
+    two = list(map(json.loads, (tmp_path / "two.jsonl").read_text(encoding="utf-8").splitlines()))
+    for first, second, third in zip(one, other, two, strict=True):
+        for answer in (second, third):
+            assert answer["loglikelihoods"] == pytest.approx(first["loglikelihoods"], abs=1e-3)
+            assert {**answer, "loglikelihoods": 0} == {**first, "loglikelihoods": 0}
+
+
+def test_a_trailing_space_of_the_context_belongs_to_the_ending(folder: Path) -> None:
+    tokenizer = load_tokenizer(folder / "model")
+    row = {"activity_label": "a", "ctx_a": "the bar", "ctx_b": "", "endings": ["he lifts"] * 4, "label": 0}
+    item = encode_item(0, row, tokenizer)
+    assert tokenizer.decode(item.context) == "a: the bar"
+    assert tokenizer.decode(item.context + item.endings[0]) == "a: the bar he lifts"
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [("{}", "line 2: not a HellaSwag item"), ("no json", "line 2: not a HellaSwag item")],
+)
+def test_a_line_that_is_no_item_is_named(folder: Path, tmp_path: Path, line: str, message: str) -> None:
+    good = (folder / "items.jsonl").read_text(encoding="utf-8").splitlines()[0]
+    (tmp_path / "bad.jsonl").write_text(f"{good}\n{line}\n", encoding="utf-8")
+    with pytest.raises(ValueError, match=message):
+        load_rows(tmp_path / "bad.jsonl", None)
+    assert len(load_rows(tmp_path / "bad.jsonl", 1)) == 1
+    (tmp_path / "empty.jsonl").touch()
+    with pytest.raises(ValueError, match="no HellaSwag items"):
+        load_rows(tmp_path / "empty.jsonl", None)
+
+
+def test_training_measures_what_the_command_measures(folder: Path, tmp_path: Path, tiny_run: list[str]) -> None:
+    """On two processes; the accuracies reach metrics.jsonl, the card and the plot."""
+    items = ["--hellaswag_file", str(folder / "items.jsonl"), "--hellaswag_limit", "10", "--hellaswag_steps", "0"]
+    model = ["--model_name_or_path", str(folder / "model"), "--tokenizer", str(folder / "model")]
+    shape = ("--hidden_size", "--num_hidden_layers", "--num_attention_heads", "--tokenizer", "--dropout")
+    places = {place + offset for place, word in enumerate(tiny_run) if word in shape for offset in (0, 1)}
+    words = [word for place, word in enumerate(tiny_run) if place not in places]
+    run = finish(command(*words, *model, *items, processes=2))
+    assert run.returncode == 0, run.stderr
+    assert "HellaSwag: accuracy" in run.stdout
+    answered = answers(folder, tmp_path / "a.jsonl", "--limit", "10", "--model", str(tmp_path / "run"))
+    for name in ("acc", "acc_norm", "acc_norm_tokens"):
+        [(step, value)] = metrics(tmp_path / "run", f"hellaswag/{name}").items()
+        assert step == 12
+        assert value == pytest.approx(sum(answer[name] for answer in answered) / 10)
+    assert "HellaSwag" in (tmp_path / "run" / "README.md").read_text(encoding="utf-8")
+
+
+def test_items_that_cannot_be_read_stop_a_run_before_it_writes_anything(tiny_run: list[str], tmp_path: Path) -> None:
+    run = finish(command(*tiny_run, "--hellaswag_steps", "5", "--hellaswag_file", str(tmp_path / "none.jsonl")))
+    assert run.returncode == 2
+    assert f"{tmp_path / 'none.jsonl'}: no such file" in run.stderr
+    assert not (tmp_path / "run").exists()

@@ -1,0 +1,144 @@
+"""`minigpt eval` against plain loops over a stock GPT-2, whatever the windows, batches and processes."""
+
+import json
+import math
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import GPT2LMHeadModel
+
+from configuration_minigpt import MiniGPTConfig
+from minigpt.cli import main
+from minigpt.cli import main as minigpt
+from minigpt.data.tokenizer import load_tokenizer, train_characters
+from minigpt.evaluation.perplexity import windows
+from minigpt.export.gpt2 import export_gpt2
+from modeling_minigpt import MiniGPTForCausalLM
+from support.runs import ROOT, finish
+
+
+@pytest.fixture(scope="module")
+def folder(text_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """model/: a MiniGPT of 32 positions, gpt2/: the same exported, shards/: the text prepared with its tokenizer."""
+    folder = tmp_path_factory.mktemp("perplexity")
+    tokenizer = train_characters([text_file.read_text(encoding="utf-8")])
+    torch.manual_seed(0)
+    shape = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "max_position_embeddings": 32}
+    ids = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
+    model = MiniGPTForCausalLM(MiniGPTConfig(vocab_size=len(tokenizer), initializer_range=0.3, **shape, **ids))
+    model.save_pretrained(folder / "model")
+    tokenizer.save_pretrained(folder / "model")
+    export_gpt2(folder / "model", folder / "gpt2")
+    minigpt(
+        [
+            "prepare",
+            "--train_file",
+            str(text_file),
+            "--tokenizer",
+            str(folder / "model"),
+            "--output_dir",
+            str(folder / "shards"),
+        ]
+    )
+    return folder
+
+
+def evaluate(capsys: pytest.CaptureFixture[str], *words: str | Path) -> dict[str, dict[str, float]]:
+    capsys.readouterr()
+    main(["eval", *map(str, words), "--json", "--use_cpu"])
+    return json.loads(capsys.readouterr().out)
+
+
+def plain_loss(folder: Path, text: str, block_size: int, stride: int) -> tuple[float, int]:
+    """The strided loop of transformers' guide over GPT2LMHeadModel: (summed nats, targets)."""
+    model = GPT2LMHeadModel.from_pretrained(folder / "gpt2").eval()
+    ids = torch.tensor(load_tokenizer(folder / "gpt2").encode(text))
+    nats, scored, start = 0.0, 1, 0
+    while scored < len(ids):
+        end = min(start + block_size + 1, len(ids))
+        with torch.no_grad():
+            logits = model(ids[None, start : end - 1]).logits[0]
+        losses = torch.nn.functional.cross_entropy(logits, ids[start + 1 : end], reduction="none")
+        nats += losses[scored - start - 1 :].sum().item()
+        scored, start = end, start + stride
+    return nats, len(ids) - 1
+
+
+@pytest.mark.parametrize(("block_size", "stride"), [(32, 32), (32, 8), (17, 5), (32, 1)])
+def test_eval_equals_a_plain_loop_over_the_exported_gpt2(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], block_size: int, stride: int
+) -> None:
+    text = "The cat sees the dog.\nThe tree follows the bird.\n" * 4
+    (tmp_path / "text.txt").write_text(text, encoding="utf-8")
+    options = ("--text_file", tmp_path / "text.txt", "--block_size", str(block_size), "--stride", str(stride))
+    results = evaluate(capsys, "--model", folder / "model", folder / "gpt2", *options)
+    nats, targets = plain_loss(folder, text, block_size, stride)
+    for result in results.values():
+        assert result["tokens"] == targets
+        assert result["loss"] == pytest.approx(nats / targets, abs=1e-5)
+        assert result["bits_per_byte"] == pytest.approx(nats / math.log(2) / len(text.encode()), rel=1e-5)
+        assert result["word_perplexity"] == pytest.approx(math.exp(nats / len(text.split())), rel=1e-4)
+
+
+@pytest.mark.parametrize(("length", "block_size", "stride"), [(100, 16, 16), (100, 16, 5), (17, 16, 16), (2, 16, 1)])
+def test_windows_score_every_token_but_the_first_once(length: int, block_size: int, stride: int) -> None:
+    scored = [target for _, end, first in windows(length, block_size, stride) for target in range(first, end + 1)]
+    assert scored == list(range(1, length))
+    assert all(end - start <= block_size for start, end, _ in windows(length, block_size, stride))
+
+
+def test_batches_and_processes_change_nothing(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["--model", folder / "model", "--data", folder / "shards"]
+    (one,) = evaluate(capsys, *words).values()
+    (other,) = evaluate(capsys, *words, "--batch_size", "3").values()
+    assert other == pytest.approx(one, rel=1e-6)
+    profile = str(ROOT / "accelerate_configs" / "cpu_ddp.yaml")
+    launch = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", "--config_file", profile]
+    run = finish([*launch, "-m", "minigpt", "eval", *map(str, words), "--json", "--use_cpu"])
+    assert run.returncode == 0, run.stderr
+    (shared,) = json.loads(run.stdout).values()
+    assert shared == pytest.approx(one, rel=1e-9)
+
+
+def test_the_standard_error_is_that_of_independent_windows(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (result,) = evaluate(
+        capsys, "--model", folder / "model", "--data", folder / "shards", "--block_size", "1"
+    ).values()
+    model = MiniGPTForCausalLM.from_pretrained(folder / "model").eval()
+    from minigpt.data.shards import open_shards
+
+    validation = open_shards(folder / "shards").validation
+    ids = torch.from_numpy(validation.read(0, len(validation)).astype("int64"))
+    with torch.no_grad():
+        logits = model(ids[:-1, None]).logits[:, 0]
+    losses = torch.nn.functional.cross_entropy(logits, ids[1:], reduction="none")
+    assert result["standard_error"] == pytest.approx((losses.std() / len(losses) ** 0.5).item(), rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--block_size", "33"], "block_size=33 is longer than the 32 positions"),
+        (["--stride", "40"], "stride=40 is greater than block_size=32"),
+        (["--batch_size", "0"], "batch_size=0 must be at least 1"),
+    ],
+)
+def test_bad_options_are_one_line(
+    folder: Path, capsys: pytest.CaptureFixture[str], words: list[str], message: str
+) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(["eval", "--model", str(folder / "model"), "--data", str(folder / "shards"), *words, "--use_cpu"])
+    assert stop.value.code == 2
+    assert message in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_results_are_kept_as_evaluate_saves_them(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    kept = tmp_path / "eval.json"
+    shown = evaluate(capsys, "--model", folder / "model", "--data", folder / "shards", "--output", kept)
+    saved = json.loads(kept.read_text(encoding="utf-8"))
+    assert saved["results"] == shown
+    assert "_evaluate_version" in saved

@@ -1,0 +1,44 @@
+import pytest
+
+from minigpt.hub.secret_scan import KINDS, find_secrets, refuse_secret_words, refuse_secrets, secret_values
+
+# put together here, so that no tool takes this file for a leak
+SECRETS = {
+    "a Hugging Face token": "hf_" + "a1B2" * 8,
+    "an AWS access key": "AKIA" + "ABCD1234" * 2,
+    "an AWS secret key": "aws_secret_access_key = " + "aB3/" * 10,
+    "a Weights & Biases key": "WANDB_API_KEY=" + "0a" * 20,
+    "a GitHub token": "ghp_" + "a1B2" * 9,
+    "an API key": "sk-" + "a1B2" * 9,
+    "a private key": "-----BEGIN " + "OPENSSH PRIVATE KEY-----",
+}
+
+
+@pytest.mark.parametrize("kind", [*KINDS, "a private key"])
+def test_every_kind_of_secret_is_found_on_its_line(kind: str) -> None:
+    content = f"one\ntwo\n  x={SECRETS[kind]}\n".encode()
+    assert (3, kind) in list(find_secrets(content, {}))
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["from huggingface_hub import hf_hub_download", "hf_argparser.HfArgumentParser", "task-" + "a" * 40, "0a" * 20],
+)
+def test_ordinary_text_and_hashes_are_no_secrets(text: str) -> None:
+    assert not list(find_secrets(text.encode(), {}))
+
+
+def test_the_values_of_secret_variables_are_found_and_named_but_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MY_SERVICE_PASSWORD", "correct horse")
+    monkeypatch.setenv("OTHER_TOKEN", "none")  # too short to be anything but a word
+    assert b"none" not in secret_values()
+    with pytest.raises(ValueError, match=r"b\.json line 1: the value of MY_SERVICE_PASSWORD") as error:
+        refuse_secrets({"a.json": b"none", "b.json": b'{"x": "correct horse"}'})
+    assert "correct horse" not in str(error.value)
+
+
+def test_a_command_line_with_a_secret_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    refuse_secret_words(["--tokenizer", "bpe", "--shard_tokens", "1000", "--run_name", "a"])
+    for words in (["--token=x"], ["--hub_token", "x"], [f"--run_name={SECRETS['a GitHub token']}"]):
+        with pytest.raises(ValueError, match="word 1 of the command line gives a"):
+            refuse_secret_words(words)

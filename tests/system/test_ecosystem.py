@@ -1,0 +1,289 @@
+"""Tools that have never heard of us, each in a process that has nothing of ours on its path. Slow: `make test-all`.
+
+The tools are no dependencies of the project. They live in environments of their own, made on first use on top of the
+project's libraries; MINIGPT_TOOLS_PYTHON names an environment that already has them.
+"""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+import pytest
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from configuration_minigpt import MiniGPTConfig
+from minigpt.export.gpt2 import export_gpt2
+from modeling_minigpt import MiniGPTForCausalLM
+from support.environments import environment
+
+pytestmark = pytest.mark.slow
+
+TOOLS = ["peft", "trl", "lm_eval", "optimum-quanto", "fastapi", "uvicorn", "openai"]
+OLDEST = ["transformers==5.4.0"]
+
+
+@pytest.fixture(scope="session")
+def tools(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return os.environ.get("MINIGPT_TOOLS_PYTHON") or environment(tmp_path_factory, "tools", TOOLS)
+
+
+@pytest.fixture(scope="session")
+def oldest(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return environment(tmp_path_factory, "oldest", OLDEST)
+
+
+@pytest.fixture(scope="session")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small model whose next token depends on what came before, with a tokenizer of one letter a token."""
+    folder = tmp_path_factory.mktemp("saved")
+    letters = {"<|endoftext|>": 0} | {chr(32 + number): number + 1 for number in range(95)}
+    core = Tokenizer(models.WordLevel(letters, unk_token="?"))
+    core.pre_tokenizer = pre_tokenizers.Split("", "isolated")
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, unk_token="?", eos_token="<|endoftext|>")
+    tokenizer.save_pretrained(folder)
+    torch.manual_seed(0)
+    shape = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "max_position_embeddings": 128}
+    model = MiniGPTForCausalLM(MiniGPTConfig(vocab_size=len(letters), eos_token_id=0, bos_token_id=0, **shape))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    model.save_pretrained(folder)
+    return folder
+
+
+def run(python: str, script: str, *arguments: object, cwd: Path, launcher: tuple[str, ...] = ()) -> str:
+    """Standard output of `script` in a process that finds nothing of ours (-P, no PYTHONPATH, an empty folder)."""
+    path = cwd / "script.py"
+    path.write_text(script, encoding="utf-8")
+    result = subprocess.run(
+        [python, "-P", *launcher, str(path), *map(str, arguments)],
+        cwd=cwd,
+        env=clean_environment(cwd),
+        capture_output=True,
+        text=True,
+        timeout=900,
+    )
+    assert result.returncode == 0, result.stderr[-3000:]
+    return result.stdout
+
+
+def clean_environment(home: Path) -> dict[str, str]:
+    kept = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
+    return kept | {"HF_HOME": str(home / "home"), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+
+
+PEFT = """
+import sys, peft, torch
+from transformers import AutoModelForCausalLM
+load = lambda folder: AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)
+ids = torch.randint(0, 96, (2, 16), generator=torch.Generator().manual_seed(0))
+lora = peft.get_peft_model(load(sys.argv[1]), peft.LoraConfig(r=4, target_modules=["q_proj", "v_proj"],
+                                                              task_type="CAUSAL_LM"))
+optimizer = torch.optim.AdamW([p for p in lora.parameters() if p.requires_grad], lr=1e-2)
+losses = []
+for _ in range(3):
+    loss = lora(input_ids=ids, labels=ids).loss
+    losses.append(loss.item()); optimizer.zero_grad(); loss.backward(); optimizer.step()
+assert losses[-1] < losses[0], losses
+trained = lora.eval()(input_ids=ids).logits
+lora.save_pretrained("adapter")
+again = peft.PeftModel.from_pretrained(load(sys.argv[1]), "adapter").eval()
+torch.testing.assert_close(again(input_ids=ids).logits, trained, atol=1e-5, rtol=0)
+lora.merge_and_unload().save_pretrained("merged")
+torch.testing.assert_close(load("merged").eval()(ids).logits, trained, atol=1e-5, rtol=0)
+"""
+
+
+def test_peft_lora_trains_merges_and_saves(tools: str, saved: Path, tmp_path: Path) -> None:
+    run(tools, PEFT, saved, cwd=tmp_path)
+
+
+TRL = """
+import sys, datasets
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from trl import SFTConfig, SFTTrainer
+tokenizer = AutoTokenizer.from_pretrained(sys.argv[1])
+tokenizer.pad_token = tokenizer.eos_token
+options = SFTConfig("sft", max_steps=6, per_device_train_batch_size=4, learning_rate=1e-2, report_to="none",
+                    logging_steps=1, use_cpu=True, bf16=False, max_length=32, packing=sys.argv[2] == "packed")
+trainer = SFTTrainer(AutoModelForCausalLM.from_pretrained(sys.argv[1], trust_remote_code=True), args=options,
+                     train_dataset=datasets.Dataset.from_dict({"text": ["the quick brown fox"] * 32}),
+                     processing_class=tokenizer)
+trainer.train()
+losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+assert losses[-1] < losses[0], losses
+trainer.save_model("sft/final")
+AutoModelForCausalLM.from_pretrained("sft/final", trust_remote_code=True)
+"""
+
+
+@pytest.mark.parametrize("packing", ["padded", "packed"])
+def test_trl_fine_tunes(tools: str, saved: Path, tmp_path: Path, packing: str) -> None:
+    run(tools, TRL, saved, packing, cwd=tmp_path)
+
+
+LM_EVAL = """
+import sys, torch
+from lm_eval.api.instance import Instance
+from lm_eval.models.huggingface import HFLM
+lm = HFLM(pretrained=sys.argv[1], trust_remote_code=True, device="cpu", batch_size=2, dtype="float32")
+context, continuation = lm.tokenizer("one two")["input_ids"], lm.tokenizer(" three")["input_ids"]
+requests = [Instance("loglikelihood", {}, ("one two", " three"), number) for number in range(3)]
+with torch.no_grad():
+    log_p = lm.model(torch.tensor([context + continuation])).logits[0].log_softmax(-1)
+expected = sum(log_p[len(context) - 1 + at, token].item() for at, token in enumerate(continuation))
+for log_likelihood, _ in lm.loglikelihood(requests):
+    assert abs(log_likelihood - expected) < 1e-3, (log_likelihood, expected)
+(rolling,) = lm.loglikelihood_rolling([Instance("rolling", {}, ("a text longer than the context " * 9,), 0)])
+assert rolling < 0
+(text,) = lm.generate_until([Instance("generate", {}, ("one", {"until": ["~"], "max_gen_toks": 5}), 0)])
+assert text
+"""
+
+
+def test_lm_evaluation_harness_scores_and_generates(tools: str, saved: Path, tmp_path: Path) -> None:
+    run(tools, LM_EVAL, saved, cwd=tmp_path)
+
+
+GENERATION = """
+import sys, torch
+from transformers import AutoModelForCausalLM, CompileConfig, GenerationConfig
+model = AutoModelForCausalLM.from_pretrained(sys.argv[1], trust_remote_code=True).eval()
+common = {"max_new_tokens": 12, "do_sample": False, "eos_token_id": None, "pad_token_id": 0}
+prompts = [[1, 2, 3, 4], [50, 60, 70], [80] * 10]
+expected = [model.generate(torch.tensor([ids]), **common)[0, len(ids):].tolist() for ids in prompts]
+batch = model.generate_batch(prompts, generation_config=GenerationConfig(**(common | {"eos_token_id": -1})))
+assert sorted(one.generated_tokens for one in batch.values()) == sorted(expected)
+everywhere = CompileConfig(fullgraph=True, mode="default")
+everywhere._compile_all_devices = True
+ways = {
+    "static, compiled": {"cache_implementation": "static", "compile_config": everywhere},
+    "prompt lookup": {"prompt_lookup_num_tokens": 3},
+}
+for way, options in ways.items():
+    text = model.generate(torch.tensor(prompts[:1]), **common, **options)[0, 4:].tolist()
+    assert text == expected[0], (way, text, expected[0])
+# a quantized cache rounds what it keeps: the first token, made before that, is the same
+coarse = {"backend": "quanto", "nbits": 4, "q_group_size": 16, "residual_length": 4}
+text = model.generate(torch.tensor(prompts[:1]), **common, cache_implementation="quantized", cache_config=coarse)
+assert text.shape == (1, 16) and text[0, 4] == expected[0][0]
+"""
+
+
+def test_continuous_batching_and_every_cache_say_the_same(tools: str, saved: Path, tmp_path: Path) -> None:
+    run(tools, GENERATION, saved, cwd=tmp_path)
+
+
+TENSOR_PARALLEL = """
+import sys, torch
+from transformers import AutoModelForCausalLM
+load = lambda **options: AutoModelForCausalLM.from_pretrained(sys.argv[1], trust_remote_code=True, **options).eval()
+torch.distributed.init_process_group("gloo")
+split, whole = load(tp_plan="auto"), load()
+ids = torch.randint(0, 96, (2, 16), generator=torch.Generator().manual_seed(0))
+with torch.no_grad():
+    torch.testing.assert_close(split(ids).logits, whole(ids).logits, atol=1e-5, rtol=0)
+assert split.transformer.layers[0].self_attn.q_proj.weight.to_local().shape == (32, 64)
+torch.distributed.destroy_process_group()
+"""
+
+
+def test_tensor_parallel_halves_give_the_whole(saved: Path, tmp_path: Path) -> None:
+    launcher = ("-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", str(free_port()))
+    run(sys.executable, TENSOR_PARALLEL, saved, cwd=tmp_path, launcher=launcher)
+
+
+EXPORT = """
+import sys, torch
+from transformers import AutoModelForCausalLM
+model = AutoModelForCausalLM.from_pretrained(sys.argv[1], trust_remote_code=True).eval()
+ids = torch.randint(0, 96, (2, 16), generator=torch.Generator().manual_seed(0))
+shapes = {"input_ids": {0: torch.export.Dim("batch"), 1: torch.export.Dim("time", max=128)}, "use_cache": None}
+program = torch.export.export(model, (), {"input_ids": ids, "use_cache": False}, dynamic_shapes=shapes)
+for one in (ids, ids[:1, :7].repeat(3, 1)):
+    exported = program.module()(input_ids=one, use_cache=False).logits
+    torch.testing.assert_close(exported, model(one).logits, atol=1e-5, rtol=0)
+compiled = torch.compile(model, fullgraph=True)
+torch.testing.assert_close(compiled(ids).logits, model(ids).logits, atol=1e-5, rtol=0)
+"""
+
+
+def test_exported_and_compiled_programs_compute_the_same(saved: Path, tmp_path: Path) -> None:
+    run(sys.executable, EXPORT, saved, cwd=tmp_path)
+
+
+OLD_AND_NEW = """
+import sys, torch, transformers
+from transformers import AutoModelForCausalLM
+folder, again = sys.argv[1:]
+for head in ("", "ForSequenceClassification", "ForTokenClassification", "ForQuestionAnswering"):
+    getattr(transformers, "AutoModel" + head).from_pretrained(folder, trust_remote_code=True)
+model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True).eval()
+ids = torch.randint(0, 96, (2, 16), generator=torch.Generator().manual_seed(0))
+model.save_pretrained(again)
+text = model.generate(ids, max_new_tokens=8, do_sample=False, pad_token_id=0).tolist()
+print(transformers.__version__, model(ids, labels=ids).loss.item(), text, sep="|")
+"""
+
+
+def test_oldest_and_newest_transformers_agree(oldest: str, saved: Path, tmp_path: Path) -> None:
+    seen = {}
+    for name, python in (("oldest", oldest), ("newest", sys.executable)):
+        (tmp_path / name).mkdir()
+        version, loss, text = run(python, OLD_AND_NEW, saved, "again", cwd=tmp_path / name).strip().split("|")
+        seen[name] = (float(loss), text)
+        assert version.startswith("5.4.") == (name == "oldest"), version
+    assert seen["oldest"][0] == pytest.approx(seen["newest"][0], abs=1e-5)
+    assert seen["oldest"][1] == seen["newest"][1]
+    # and each loads what the other saved
+    for reader, python in (("oldest", oldest), ("newest", sys.executable)):
+        writer = "newest" if reader == "oldest" else "oldest"
+        output = run(python, OLD_AND_NEW, tmp_path / writer / "again", "third", cwd=tmp_path / reader)
+        assert float(output.split("|")[1]) == pytest.approx(seen["newest"][0], abs=1e-5)
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
+
+
+def test_transformers_serve_answers_over_loopback(tools: str, saved: Path, tmp_path: Path) -> None:
+    # `serve` looks the architecture up in transformers itself, even with --trust-remote-code: it gets the stock export
+    export_gpt2(saved, tmp_path / "stock")
+    port = free_port()
+    start = "from transformers.cli.transformers import main; main()"
+    options = ["serve", str(tmp_path / "stock"), "--host", "127.0.0.1", "--port", str(port), "--device", "cpu"]
+    with (tmp_path / "log").open("w") as log:
+        server = subprocess.Popen(
+            [tools, "-P", "-c", start, *options], cwd=tmp_path, env=clean_environment(tmp_path), stdout=log, stderr=log
+        )
+    try:
+        body = {"model": str(tmp_path / "stock"), "prompt": "one two", "max_tokens": 8}
+        request = urllib.request.Request(
+            f"http://127.0.0.1:{port}/v1/completions", json.dumps(body).encode(), {"Content-Type": "application/json"}
+        )
+        for _ in range(120):
+            assert server.poll() is None, (tmp_path / "log").read_text()[-2000:]
+            try:
+                with urllib.request.urlopen(request, timeout=60) as response:
+                    answer = json.load(response)
+                break
+            except ConnectionRefusedError:
+                time.sleep(1)
+            except urllib.error.URLError as error:
+                if not isinstance(error.reason, ConnectionRefusedError):
+                    raise
+                time.sleep(1)
+        assert answer["object"] == "text_completion"
+        assert answer["usage"]["completion_tokens"] == 8
+    finally:
+        server.terminate()
+        server.wait(timeout=30)

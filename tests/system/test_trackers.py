@@ -1,0 +1,102 @@
+"""W&B (offline) and Trackio (local) as a user installs them: our names, and one run across a resume. Slow."""
+
+import json
+import os
+import shutil
+import sqlite3
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from support.environments import environment
+from support.runs import ROOT, metrics
+
+pytestmark = pytest.mark.slow
+
+READ_WANDB = """
+import json, struct, sys
+from wandb.proto.wandb_internal_pb2 import Record
+
+def records(path, block=32768):
+    "LevelDB's log format: blocks of chunks with a checksum (4 bytes), a length (2) and whether it is whole (1)."
+    content, place, whole = open(path, "rb").read(), 7, b""
+    while place + 7 < len(content):
+        if block - place % block < 7:
+            place += block - place % block
+            continue
+        length, kind = struct.unpack("<HB", content[place + 4 : place + 7])
+        whole += content[place + 7 : place + 7 + length]
+        place += 7 + length
+        if kind in (1, 4):
+            yield whole
+            whole = b""
+
+found = {"run": None, "config": {}, "history": []}
+for data in records(sys.argv[1]):
+    record = Record()
+    record.ParseFromString(data)
+    kind = record.WhichOneof("record_type")
+    if kind == "run":
+        found["run"] = record.run.run_id
+    if kind in ("run", "config"):
+        updates = record.run.config.update if kind == "run" else record.config.update
+        found["config"] |= {"/".join([u.key, *u.nested_key]).strip("/"): json.loads(u.value_json) for u in updates}
+    if kind == "history":
+        row = {"/".join(i.nested_key) or i.key: json.loads(i.value_json) for i in record.history.item}
+        found["history"].append(row)
+print(json.dumps(found))
+"""
+
+
+@pytest.fixture(scope="module")
+def trackers(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return os.environ.get("MINIGPT_TRACKERS_PYTHON") or environment(tmp_path_factory, "trackers", ["wandb", "trackio"])
+
+
+def train_and_resume(python: str, options: list[str], folder: Path, tracker: str) -> None:
+    """Twelve steps; then all after step 6, which has the best checkpoint, is lost and done again."""
+    words = [*options, "--report_to", tracker, "--sample_steps", "6"]
+    environ = os.environ | {"WANDB_MODE": "offline", "TRACKIO_DIR": str(folder / "trackio")}
+    for more in ([], ["--resume_from_checkpoint", "latest"]):
+        run = subprocess.run(
+            [python, str(ROOT / "train_accelerate.py"), *words, *more],
+            capture_output=True, text=True, timeout=240, env=environ,
+        )  # fmt: skip
+        assert run.returncode == 0, run.stderr
+        for step in (10, 12):
+            shutil.rmtree(folder / "run" / f"checkpoint-{step}")
+    assert "goes on from" in run.stdout
+
+
+def test_wandb_has_the_metrics_the_options_and_one_run_across_a_resume(
+    trackers: str, tiny_run: list[str], tmp_path: Path
+) -> None:
+    train_and_resume(trackers, tiny_run, tmp_path, "wandb")
+    files = sorted((tmp_path / "run").rglob("*.wandb"), key=lambda path: path.stat().st_mtime)
+    parts = [
+        json.loads(subprocess.run([trackers, "-c", READ_WANDB, str(file)], capture_output=True, text=True).stdout)
+        for file in files
+    ]
+    assert len(parts) == 2
+    assert len({part["run"] for part in parts}) == 1, "the resumed run is another one"
+    for part, first in zip(parts, (1, 7), strict=True):
+        assert part["config"]["learning_rate"] == 0.01
+        logged = {row["_step"]: row["train/loss"] for row in part["history"] if "train/loss" in row}
+        expected = {step: loss for step, loss in metrics(tmp_path / "run", "train/loss").items() if step >= first}
+        assert logged == pytest.approx(expected)
+        assert any("val/loss" in row for row in part["history"])
+        assert any("samples" in row or any(key.startswith("samples") for key in row) for row in part["history"])
+
+
+def test_trackio_has_the_metrics_and_one_run_across_a_resume(
+    trackers: str, tiny_run: list[str], tmp_path: Path
+) -> None:
+    train_and_resume(trackers, tiny_run, tmp_path, "trackio")
+    [database] = (tmp_path / "trackio").glob("minigpt*.db")
+    with sqlite3.connect(database) as connection:
+        rows = connection.execute("SELECT run_name, step, metrics FROM metrics").fetchall()
+    assert len({name for name, _, _ in rows}) == 1, "the resumed run is another one"
+    losses = {step: json.loads(line)["train/loss"] for _, step, line in rows if "train/loss" in json.loads(line)}
+    assert losses == pytest.approx(metrics(tmp_path / "run", "train/loss"))
+    assert any("samples/0" in json.loads(line) for _, _, line in rows)

@@ -1,0 +1,150 @@
+"""Two hosts with a network between them: two network namespaces of this machine, joined by a virtual cable."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from support.runs import ROOT, command, finish, metrics
+
+SECONDS_TO_NOTICE = 60  # that the other host is gone: 4 s on a machine that has nothing else to do
+
+pytestmark = pytest.mark.slow
+
+
+class Hosts:
+    """Two network namespaces that reach each other at 10.99.0.1 and 10.99.0.2, and nothing else."""
+
+    INTERFACE = "cable"
+
+    def __init__(self) -> None:
+        self.names = [f"minigpt-{os.getpid()}-{number}" for number in range(2)]
+        self.processes: list[subprocess.Popen[str]] = []
+
+    def connect(self) -> None:
+        """Raises CalledProcessError or OSError where namespaces may not be made."""
+        for name in self.names:
+            self._ip("netns", "add", name)
+        first, second = self.names
+        ends = ["netns", first, "type", "veth", "peer", "name", self.INTERFACE, "netns", second]
+        self._ip("link", "add", self.INTERFACE, *ends)
+        for number, name in enumerate(self.names, start=1):
+            self._ip("-n", name, "addr", "add", f"10.99.0.{number}/24", "dev", self.INTERFACE)
+            self._ip("-n", name, "link", "set", self.INTERFACE, "up")
+            self._ip("-n", name, "link", "set", "lo", "up")
+
+    def launch(self, number: int, words: list[str]) -> "subprocess.Popen[str]":
+        """Start the training on one host as the README says, but on the CPU."""
+        profile = ROOT / "accelerate_configs" / "multi_node.yaml"
+        launcher = [
+            sys.executable,
+            "-m",
+            "accelerate.commands.accelerate_cli",
+            "launch",
+            "--config_file",
+            str(profile),
+        ]
+        options = ["--num_machines", "2", "--num_processes", "2", "--machine_rank", str(number)]
+        options += ["--main_process_ip", "10.99.0.1", str(ROOT / "train_accelerate.py"), *words]
+        process = subprocess.Popen(
+            ["ip", "netns", "exec", self.names[number], *launcher, *options, "--mixed_precision", "no"],
+            env={**os.environ, "GLOO_SOCKET_IFNAME": self.INTERFACE},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        self.processes.append(process)
+        return process
+
+    def kill(self, number: int) -> None:
+        """kill -9 for every process of one host."""
+        listed = subprocess.run(["ip", "netns", "pids", self.names[number]], capture_output=True, text=True)
+        for pid in listed.stdout.split():
+            os.kill(int(pid), signal.SIGKILL)
+
+    def remove(self) -> None:
+        """End what still runs there, and take the hosts away, however far `connect` came."""
+        for number, name in enumerate(self.names):
+            self.kill(number)
+            subprocess.run(["ip", "netns", "del", name], capture_output=True)
+        for process in self.processes:
+            process.communicate()
+
+    def _ip(self, *words: str) -> None:
+        subprocess.run(["ip", *words], check=True, capture_output=True, text=True)
+
+
+@pytest.fixture
+def hosts() -> Iterator[Hosts]:
+    if shutil.which("ip") is None:
+        pytest.skip("network namespaces need the command `ip` of iproute2")
+    hosts = Hosts()
+    try:
+        try:
+            hosts.connect()
+        except subprocess.CalledProcessError as error:
+            pytest.skip(f"network namespaces may not be made here: {error.stderr.strip()}")
+        yield hosts
+    finally:
+        hosts.remove()
+
+
+def train_on_both(hosts: Hosts, words: list[str]) -> str:
+    """Returns what the first host printed."""
+    processes = [hosts.launch(number, words) for number in range(2)]
+    printed = [process.communicate(timeout=240) for process in processes]
+    for process, (_, errors) in zip(processes, printed, strict=True):
+        assert process.returncode == 0, errors
+    return printed[0][0]
+
+
+def assert_same_run(one: Path, other: Path) -> None:
+    for name in ("train/loss", "train/grad_norm", "val/loss"):
+        assert metrics(one, name) == metrics(other, name)
+    left, right = load_file(one / "model.safetensors"), load_file(other / "model.safetensors")
+    assert left.keys() == right.keys()
+    assert all(torch.equal(left[name], right[name]) for name in left)
+
+
+def test_two_hosts_train_what_two_processes_of_one_host_train(
+    hosts: Hosts, tiny_run: list[str], tmp_path: Path
+) -> None:
+    alone = finish(command(*tiny_run, "--output_dir", tmp_path / "alone", processes=2))
+    assert alone.returncode == 0, alone.stderr
+    assert "2 process(es)" in train_on_both(hosts, tiny_run)
+    assert_same_run(tmp_path / "run", tmp_path / "alone")
+
+
+@pytest.mark.parametrize("victim", [0, 1])
+def test_when_a_host_dies_the_other_says_so_and_both_go_on_as_if_nothing_had_happened(
+    hosts: Hosts, tiny_run: list[str], tmp_path: Path, victim: int
+) -> None:
+    words = [*tiny_run, "--max_steps", "300", "--save_steps", "20", "--eval_steps", "0"]
+    words += ["--resume_from_checkpoint", "latest"]
+    straight, run_dir = tmp_path / "straight", tmp_path / "run"
+    reference = finish(command(*words, "--output_dir", straight, processes=2))
+    assert reference.returncode == 0, reference.stderr
+
+    processes = [hosts.launch(number, words) for number in range(2)]
+    deadline = time.monotonic() + 240
+    while not (run_dir / "checkpoint-40").exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    hosts.kill(victim)
+    _, errors = processes[1 - victim].communicate(timeout=SECONDS_TO_NOTICE)
+    assert processes[1 - victim].returncode != 0
+    assert f"process {1 - victim} has lost another one" in errors
+    assert "go on with --resume_from_checkpoint latest" in errors
+    assert f"[rank{1 - victim}]: Traceback" not in errors
+    assert not (run_dir / "checkpoint-300").exists()
+
+    assert "goes on from" in train_on_both(hosts, words)
+    assert_same_run(run_dir, straight)
