@@ -1,20 +1,18 @@
 # make train    a GPT of your own from nothing, in a few minutes
 # make test     the tests                    make test-all   and the slow proofs
 # make soak     kill -9 at random moments, other numbers of processes, other splits: the tables of docs/reliability.md
-# make check    lint, format, types          make format     mend what can be mended
-# Each sets up .venv first when it is missing or older than requirements.txt.
+# make check    lint, format, types, imports make format     fix what can be fixed
+# make wheel    build the package into dist/
+# Each sets up .venv first if it is missing or older than requirements.txt.
 
 PYTHON ?= python3
 BIN := $(if $(filter Windows_NT,$(OS)),.venv/Scripts,.venv/bin)
 READY := .venv/ready
-# The launch profile of this machine: a GPU where one answers, else the CPU (and MPS, which needs no profile of its own).
-PROFILE = $(shell $(BIN)/python -c "import torch; print('cpu' if not torch.accelerator.is_available() else 'single_gpu')")
 
-.PHONY: train test test-all soak check format clean
+.PHONY: train test test-all soak check format wheel clean
 
 train: $(READY)
-	@echo "==> Training configs/quickstart.yaml with accelerate_configs/$(PROFILE).yaml"
-	$(BIN)/accelerate launch --config_file accelerate_configs/$(PROFILE).yaml train_accelerate.py configs/quickstart.yaml --overwrite_output_dir
+	$(BIN)/minigpt train quickstart --overwrite_output_dir
 
 test: $(READY)
 	@echo "==> Running the tests on two processes"
@@ -29,17 +27,21 @@ soak: $(READY)
 	$(BIN)/python tests/system/reliability.py
 
 check: $(READY)
-	@echo "==> Checking lint, format and types"
+	@echo "==> Checking lint, format, types and the direction of imports"
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo
 
 format: $(READY)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+wheel: $(READY)
+	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist .
+
 clean:
-	rm -rf .venv build *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
 
 $(READY): requirements.txt pyproject.toml
 	@echo "==> Setting up .venv with the versions of requirements.txt (a minute or two, once)"

@@ -1,11 +1,12 @@
-"""The configuration of MiniGPT: GPT-2's function under the names the ecosystem uses today.
+"""Configuration of MiniGPT: GPT-2's architecture under the standard names of transformers.
 
-Fields carry the standard names (`hidden_size`, `num_hidden_layers` ...); GPT-2's own (`n_embd`, `n_layer` ...) are
-accepted as aliases, so a GPT-2 `config.json` is a valid MiniGPT configuration. This file travels with every saved
-model: it depends on torch and transformers alone.
+Fields have the names most models use (`hidden_size`, `num_hidden_layers` ...). GPT-2's names (`n_embd`, `n_layer` ...)
+are accepted as aliases, so the `config.json` of a GPT-2 is a valid MiniGPT configuration. This file is copied into the
+folder of every saved model, so it imports nothing of the project.
 """
-# ruff: noqa: RUF012 - transformers reads these class attributes, and nobody changes them
+# ruff: noqa: RUF012 - transformers reads these class attributes; they are never modified
 
+import os
 from typing import Any
 
 from huggingface_hub.dataclasses import strict
@@ -13,14 +14,14 @@ from transformers import AutoConfig
 from transformers.activations import ACT2FN
 from transformers.configuration_utils import PreTrainedConfig
 
-# GPT-2 switches that change the function, with the one setting that MiniGPT implements.
+# GPT-2 options that change what the model computes, with the only value that MiniGPT implements.
 GPT2_SWITCHES = {
     "scale_attn_weights": True,
     "scale_attn_by_inverse_layer_idx": False,
     "reorder_and_upcast_attn": False,
     "add_cross_attention": False,
 }
-# GPT-2 keys without a meaning here: its double head's summary, and names that only old files carry.
+# GPT-2 keys that have no effect in MiniGPT: options of GPT2DoubleHeadsModel, and keys found only in old files.
 GPT2_IGNORED = (
     "summary_type",
     "summary_use_proj",
@@ -34,22 +35,22 @@ GPT2_IGNORED = (
 
 @strict
 class MiniGPTConfig(PreTrainedConfig):
-    """Shape and options of a MiniGPT; the defaults are GPT-2 124M.
+    """Shape and options of a MiniGPT model. The defaults are GPT-2 124M.
 
-    vocab_size: number of token ids, the rows of the embedding and of the output head.
-    max_position_embeddings: the longest sequence in tokens (learned positions; there is nothing beyond them).
-    hidden_size, num_hidden_layers, num_attention_heads: width, depth, and heads a layer (must divide the width).
+    vocab_size: number of token ids; the embedding and the output head have this many rows.
+    max_position_embeddings: longest sequence, in tokens. Positions are learned, so longer sequences are impossible.
+    hidden_size, num_hidden_layers, num_attention_heads: width, depth, heads per layer (must divide the width).
     intermediate_size: width inside the MLP; None means 4 * hidden_size.
-    hidden_act: any transformers activation; "gelu_new" is GPT-2's tanh approximation of GELU.
+    hidden_act: any activation of transformers; "gelu_new" is GPT-2's tanh approximation of GELU.
     layer_norm_epsilon: added to the variance in every LayerNorm.
     initializer_range: standard deviation of initial weights (residual projections: divided by sqrt(2 * layers)).
     embd_pdrop, attn_pdrop, resid_pdrop: dropout after the embeddings, on attention weights, on residual branches.
-    qkv_bias: biases on the query, key and value projections (GPT-2 has them).
-    tie_word_embeddings: the output head shares the token embedding's matrix.
-    bos_token_id, eos_token_id, pad_token_id: special ids, None where the tokenizer has none.
-    use_cache: whether forward returns keys and values for the next call unless told otherwise.
+    qkv_bias: whether the query, key and value projections have biases (as in GPT-2).
+    tie_word_embeddings: whether the output head shares the matrix of the token embedding.
+    bos_token_id, eos_token_id, pad_token_id: special ids; None where the tokenizer has none.
+    use_cache: whether forward returns keys and values for the next call by default.
 
-    Raises ValueError naming every value that cannot work, and every GPT-2 option that MiniGPT does not implement.
+    Raises ValueError that lists every impossible value, or names a GPT-2 option that MiniGPT does not implement.
     """
 
     model_type = "minigpt"
@@ -98,20 +99,21 @@ class MiniGPTConfig(PreTrainedConfig):
     use_cache: bool = True
 
     def __post_init__(self, **kwargs: Any) -> None:
-        # left in kwargs, a GPT-2 file's model_type would become an attribute that shadows ours
+        # the model_type of a GPT-2 config.json would otherwise become an attribute that shadows ours
         kwargs.pop("model_type", None)
         for option, implemented in GPT2_SWITCHES.items():
-            if kwargs.pop(option, implemented) != implemented:
-                raise ValueError(f"{option}={not implemented} is a GPT-2 option that MiniGPT does not implement")
+            value = kwargs.pop(option, implemented)
+            if value != implemented:
+                raise ValueError(f"{option}={value} is a GPT-2 option that MiniGPT does not implement")
         for key in GPT2_IGNORED:
             kwargs.pop(key, None)
-        super().__post_init__(**kwargs)  # sets the aliases, which arrive as kwargs
+        super().__post_init__(**kwargs)  # sets the fields whose GPT-2 alias is in kwargs
         if self.intermediate_size is None:
             self.intermediate_size = 4 * self.hidden_size
-        self.validate_architecture()  # `@strict` does so too, but hides the ValueError in an error of its own
+        self.validate_architecture()  # `@strict` calls it too, but wraps the ValueError in an error of its own
 
     def validate_architecture(self) -> None:
-        """Run by `@strict` at construction and at saving. Raises ValueError that lists every problem."""
+        """Check all fields; `@strict` calls this on creation and on saving. Raises ValueError with every problem."""
         problems = []
         for name in (
             "vocab_size",
@@ -143,17 +145,17 @@ class MiniGPTConfig(PreTrainedConfig):
 
     @classmethod
     def get_config_dict(
-        cls, pretrained_model_name_or_path: Any, **kwargs: Any
+        cls, pretrained_model_name_or_path: str | os.PathLike[str], **kwargs: Any
     ) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Read a config file; one of a GPT-2 is read as MiniGPT's, which the base class would warn about."""
+        """Read a config file. A GPT-2 config is read as a MiniGPT config, without the base class's warning."""
         config_dict, kwargs = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
         if config_dict.get("model_type") == "gpt2":
-            # a GPT-2 file that does not name its special ids means the library's defaults for GPT-2
+            # a GPT-2 file without special ids means the defaults of transformers' GPT2Config
             config_dict = {"bos_token_id": 50256, "eos_token_id": 50256} | config_dict | {"model_type": cls.model_type}
         return config_dict, kwargs
 
 
-if not __package__:  # the project's own module; code loaded from a model folder leaves the registry alone
+if not __package__:  # the project's module; a copy loaded from a model folder must not change the registry
     AutoConfig.register("minigpt", MiniGPTConfig, exist_ok=True)
 
 __all__ = ["MiniGPTConfig"]

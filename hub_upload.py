@@ -1,78 +1,98 @@
-"""Publish a run on the Hugging Face Hub, with a card written from it.
+"""Publish a run on the Hugging Face Hub, with a model card generated from the run.
 
     python hub_upload.py RUN_DIR USER/NAME [--private] [--space] [--dry_run] ...
 
-The token comes from HF_TOKEN or `hf auth login`. Run the same command again after an interruption, or to bring what
-has changed; what is there already is not sent again.
+The token is read from HF_TOKEN or from `hf auth login`. Run the same command again after an interruption or to publish
+changes: files that are already on the Hub are not sent again.
 """
 
 import sys
-from argparse import Namespace, RawDescriptionHelpFormatter
+from argparse import Namespace
 from pathlib import Path
 
-from huggingface_hub.utils import validate_repo_id
-
-from minigpt.hub.secret_scan import refuse_secret_words
-from minigpt.hub.space import collect_space, space_of
-from minigpt.hub.upload import Destination, collect, described, left_out, publish
-from minigpt.utils.errors import OneLineParser, UserError, one_line_errors
+from minigpt.hub.secret_scan import refuse_secrets_on_command_line
+from minigpt.hub.space import space_files, space_target
+from minigpt.hub.upload import (
+    UploadFile,
+    UploadTarget,
+    check_repo_id,
+    files_not_uploaded,
+    files_to_upload,
+    publish,
+)
+from minigpt.utils.command_line import CommandParser
+from minigpt.utils.errors import UserError, file_errors_are_user_errors, one_line_errors
 from minigpt.utils.formatting import format_bytes
 
 
 def main(argv: list[str]) -> None:
-    """Publish, or with --dry_run tell what would go. Raises UserError in one line for whatever stands in the way."""
-    refuse_secret_words(argv)
+    """Publish a run, or with --dry_run list what would be published. Raises UserError on bad input or a refusal."""
+    refuse_secrets_on_command_line(argv)
     args = parse(argv)
     space_id = args.repo_id if args.space == "" else args.space
-    for name in filter(None, (args.repo_id, space_id)):
-        validate_repo_id(name)
-        if "/" not in name:
-            raise UserError(f"{name}: whose repository? Give USER/{name} or ORGANISATION/{name}")
+    for repo_id in filter(None, (args.repo_id, space_id)):
+        check_repo_id(repo_id)
     if not args.run_dir.is_dir():
-        raise UserError(f"{args.run_dir}: no such folder; give the folder of a run")
-    options = {name: value for name, value in vars(args).items() if name not in ("run_dir", "dry_run", "space")}
-    model = Destination(**options)
-    items = collect(model, args.run_dir)
-    uploads = [(model, items)]
+        raise UserError(f"{args.run_dir} is not a folder; give the folder of a run")
+    model = UploadTarget(
+        args.repo_id,
+        private=args.private,
+        revision=args.revision,
+        create_pr=args.create_pr,
+        tag=args.tag,
+        commit_message=args.commit_message,
+        license=args.license,
+    )
+    model_files = files_to_upload(model, args.run_dir)
+    uploads = [(model, model_files)]
     if space_id is not None:
-        space = space_of(model, space_id)
-        uploads.append((space, collect_space(model, space, args.run_dir)))
-    for destination, files in uploads:
-        if not args.dry_run:
-            print(publish(destination, files), flush=True)
-            continue
-        for item in files:
-            print(f"{format_bytes(item.size):>12}  {item.name}")
-        size = format_bytes(sum(item.size for item in files))
-        print(f"{size:>12}  in {len(files)} files would go to {described(destination)}")
+        space = space_target(model, space_id)
+        uploads.append((space, space_files(model, space, args.run_dir)))
     if args.dry_run:
-        print(f"stays here: {', '.join(left_out(args.run_dir, items)) or 'nothing'}")
+        for target, files in uploads:
+            print_files(target, files)
+        print(f"not uploaded: {', '.join(files_not_uploaded(args.run_dir, model_files)) or 'nothing'}")
+        return
+    for target, files in uploads:
+        print(publish(target, files), flush=True)
+
+
+def print_files(target: UploadTarget, files: list[UploadFile]) -> None:
+    """Print what an upload would send: the size and name of each file, and the total."""
+    for file in files:
+        print(f"{format_bytes(file.size):>12}  {file.name}")
+    total = format_bytes(sum(file.size for file in files))
+    print(f"{total:>12}  in {len(files)} files would be uploaded to {target.description}")
 
 
 def parse(argv: list[str]) -> Namespace:
-    """The command line. Options carry the names that `huggingface_hub` gives them."""
-    parser = OneLineParser(
-        "hub_upload.py", description=__doc__, formatter_class=RawDescriptionHelpFormatter, allow_abbrev=False
-    )
-    parser.add_argument("run_dir", type=Path, metavar="RUN_DIR", help="folder of a run, or one of its checkpoints")
-    parser.add_argument("repo_id", metavar="USER/NAME", help="repository, of a user or an organisation")
-    parser.add_argument("--private", action="store_true", help="make a new repository private")
-    parser.add_argument("--revision", metavar="BRANCH", help="branch to commit to, created if need be (default: main)")
-    parser.add_argument("--create_pr", action="store_true", help="open a pull request instead of committing")
-    parser.add_argument("--tag", help="tag the commit")
-    parser.add_argument(
+    """Parse the command line. Options have the names that `huggingface_hub` uses."""
+    parser = CommandParser("hub_upload.py", __doc__)
+    add = parser.add_argument
+    add("run_dir", type=Path, metavar="RUN_DIR", help="folder of a run, or one of its checkpoints")
+    add("repo_id", metavar="USER/NAME", help="repository of a user or an organization")
+    add("--private", action="store_true", help="if the repository is new, make it private")
+    add("--revision", metavar="BRANCH", help="branch to commit to; it is created if needed (default: main)")
+    add("--create_pr", action="store_true", help="open a pull request instead of committing to the branch")
+    add("--tag", metavar="NAME", help="tag the commit with this name")
+    add(
         "--space",
         nargs="?",
         const="",
         metavar="USER/NAME",
-        help="and a demo of it, as a Gradio Space (default: same name)",
+        help="also publish a demo of the model as a Gradio Space (default name: that of the model)",
     )
-    parser.add_argument("--commit_message", default=Destination.commit_message, help="(default: %(default)s)")
-    parser.add_argument("--license", default=Destination.license, help="licence of the weights (default: %(default)s)")
-    parser.add_argument("--dry_run", action="store_true", help="list what would go and how large; nothing is sent")
+    add("--commit_message", metavar="TEXT", default=UploadTarget.commit_message, help="(default: %(default)s)")
+    add(
+        "--license",
+        metavar="NAME",
+        default=UploadTarget.license,
+        help="license of code and weights (default: %(default)s)",
+    )
+    add("--dry_run", action="store_true", help="list the files and their sizes; nothing is sent")
     return parser.parse_args(argv)
 
 
 if __name__ == "__main__":
-    with one_line_errors("hub_upload.py"):
+    with one_line_errors("hub_upload.py"), file_errors_are_user_errors():
         main(sys.argv[1:])

@@ -1,12 +1,13 @@
-"""MiniGPT: GPT-2's function, written to be read in one sitting and treated by transformers as one of its own.
+"""MiniGPT: GPT-2's architecture as a transformers model, in one short file.
 
-Read downward: attention, MLP, layer, the stack of layers, the language model, three task heads, and the table that
-reads GPT-2 checkpoints. This file travels with every saved model and needs configuration_minigpt.py alone.
+From top to bottom: attention, MLP, layer, the base model, the language model, three task heads, and the table that
+maps GPT-2 checkpoints to MiniGPT's parameters. This file is copied into the folder of every saved model, so it imports
+only configuration_minigpt.py from the project.
 
-Shapes: B batch, T tokens of this call, S tokens attended to (cached ones included), C hidden size, H heads,
-D = C / H head size, V vocabulary.
+Shapes: B batch, T tokens of this call, S tokens attended to (T plus the cached ones), C hidden size, H heads,
+D = C / H head size, V vocabulary size.
 """
-# ruff: noqa: RUF012 - transformers reads these class attributes, and nobody changes them
+# ruff: noqa: RUF012 - transformers reads these class attributes; they are never modified
 
 import math
 import shutil
@@ -37,7 +38,7 @@ from transformers.utils.output_capturing import capture_outputs
 try:
     from .configuration_minigpt import MiniGPTConfig
 except ImportError:
-    if __package__:  # inside a package the relative import must work; its error is the one to see
+    if __package__:  # inside a package the relative import must work, so its error is the right one to show
         raise
     from configuration_minigpt import MiniGPTConfig
 
@@ -45,10 +46,10 @@ except ImportError:
 def eager_attention(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
 ) -> tuple[Tensor, Tensor]:
-    """Attention in plain operations, to read and to record its weights; every other kernel computes the same.
+    """Attention in plain operations. The other kernels compute the same but do not return the attention weights.
 
-    query [B, H, T, D], key and value [B, H, S, D], attention_mask additive [B, 1, T, S] or None; kwargs has scaling
-    and dropout. Returns the mix of values [B, T, H, D] and the attention weights [B, H, T, S].
+    query is [B, H, T, D], key and value are [B, H, S, D]; attention_mask [B, 1, T, S] is added to the scores.
+    kwargs holds scaling and dropout. Returns the mixed values [B, T, H, D] and the attention weights [B, H, T, S].
     """
     scores = query @ key.transpose(-1, -2) * kwargs["scaling"]  # [B, H, T, S]
     if attention_mask is not None:
@@ -59,7 +60,7 @@ def eager_attention(
 
 
 class MiniGPTAttention(nn.Module):
-    """Causal multi-head self-attention; the kernel is the one `config._attn_implementation` names."""
+    """Causal multi-head self-attention. `config._attn_implementation` selects the kernel."""
 
     is_causal = True
 
@@ -79,8 +80,8 @@ class MiniGPTAttention(nn.Module):
     def forward(
         self, hidden_states: Tensor, attention_mask: Tensor | None, past_key_values: Cache | None, **kwargs: Any
     ) -> tuple[Tensor, Tensor | None]:
-        """[B, T, C] to [B, T, C], and the attention weights [B, H, T, S] where the kernel has them (eager)."""
-        per_head = (*hidden_states.shape[:-1], -1, self.head_dim)
+        """[B, T, C] to [B, T, C], plus the attention weights [B, H, T, S] (None unless the kernel is eager)."""
+        per_head = (*hidden_states.shape[:-1], -1, self.head_dim)  # [B, T, H, D]
         query = self.q_proj(hidden_states).view(per_head).transpose(1, 2)  # [B, H, T, D]
         key = self.k_proj(hidden_states).view(per_head).transpose(1, 2)
         value = self.v_proj(hidden_states).view(per_head).transpose(1, 2)
@@ -95,11 +96,11 @@ class MiniGPTAttention(nn.Module):
 
 
 class MiniGPTMLP(nn.Module):
-    """Two linear maps, [B, T, C] to [B, T, C] through the wider intermediate size."""
+    """Feed-forward network: [B, T, C] to the intermediate size and back to [B, T, C]."""
 
     def __init__(self, config: MiniGPTConfig) -> None:
         super().__init__()
-        # the same tanh approximation: "gelu_new" spells it out in seven operations, torch has it in one kernel
+        # both names are the tanh approximation of GELU: "gelu_new" takes seven operations, torch's kernel takes one
         self.act_fn = ACT2FN["gelu_pytorch_tanh" if config.hidden_act == "gelu_new" else config.hidden_act]
         self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size)
         self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size)
@@ -111,7 +112,7 @@ class MiniGPTMLP(nn.Module):
 
 
 class MiniGPTLayer(GradientCheckpointingLayer):
-    """One pre-norm block: what attention and then the MLP say is added to the residual stream [B, T, C]."""
+    """One pre-norm block: adds the outputs of attention and of the MLP to the residual stream [B, T, C]."""
 
     def __init__(self, config: MiniGPTConfig, layer_idx: int) -> None:
         super().__init__()
@@ -121,14 +122,15 @@ class MiniGPTLayer(GradientCheckpointingLayer):
         self.mlp = MiniGPTMLP(config)
 
     def forward(self, hidden_states: Tensor, **kwargs: Any) -> Tensor:
-        attended, _ = self.self_attn(self.input_layernorm(hidden_states), **kwargs)
-        hidden_states = hidden_states + attended
+        attention_output, _ = self.self_attn(self.input_layernorm(hidden_states), **kwargs)
+        hidden_states = hidden_states + attention_output
         return hidden_states + self.mlp(self.post_attention_layernorm(hidden_states))
 
 
 class MiniGPTPreTrainedModel(PreTrainedModel):
-    """What every MiniGPT class shares: initialisation, saving, and what the model tells transformers it can do."""
+    """Base class of all MiniGPT models: initialization, saving, and the features declared to transformers."""
 
+    config: MiniGPTConfig
     config_class = MiniGPTConfig
     base_model_prefix = "transformer"
     supports_gradient_checkpointing = True
@@ -140,14 +142,15 @@ class MiniGPTPreTrainedModel(PreTrainedModel):
     _supports_attention_backend = True
     _can_compile_fullgraph = True
     _can_record_outputs = {"hidden_states": MiniGPTLayer, "attentions": MiniGPTAttention}
-    # GPT-2 checkpoints from before 2023 carry their causal masks
+    # GPT-2 checkpoints from before 2023 contain the causal masks
     _keys_to_ignore_on_load_unexpected = [r"\.attn\.(masked_)?bias$"]
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        """GPT-2's start: normal weights, zero biases, and residual projections smaller by sqrt(2 * layers).
+        """Initialize as GPT-2: normal weights, zero biases, residual projections scaled by 1 / sqrt(2 * layers).
 
-        The mark is on the Linear itself: transformers never calls this for a module that has no parameter of its own.
+        The residual projections are marked with `feeds_residual`, because transformers calls this method only for
+        modules that own parameters: a test for MiniGPTAttention or MiniGPTMLP would never be reached.
         """
         super()._init_weights(module)
         if getattr(module, "feeds_residual", False):
@@ -155,10 +158,10 @@ class MiniGPTPreTrainedModel(PreTrainedModel):
             init.normal_(module.weight, mean=0.0, std=std)
 
     def save_pretrained(self, save_directory: str | Path, is_main_process: bool = True, **kwargs: Any) -> None:
-        """Save weights in MiniGPT's own layout, with the code that loads them anywhere (`trust_remote_code=True`).
+        """Save the model and the code that loads it anywhere with `trust_remote_code=True`.
 
-        Takes the arguments of `PreTrainedModel.save_pretrained`. A model that came from a GPT-2 checkpoint is saved as
-        a MiniGPT too: tensor-parallel loaders and inference servers cannot read the transposed layout.
+        Takes the arguments of `PreTrainedModel.save_pretrained`. A model that was loaded from a GPT-2 checkpoint is
+        saved in MiniGPT's layout too: tensor-parallel loading and inference servers cannot read the transposed one.
         """
         kwargs.setdefault("save_original_format", False)
         self.config.auto_map = dict(AUTO_MAP)
@@ -172,7 +175,7 @@ class MiniGPTPreTrainedModel(PreTrainedModel):
 
 
 class MiniGPTModel(MiniGPTPreTrainedModel):
-    """Token and position embeddings, the layers, and a last LayerNorm: token ids to hidden states [B, T, C]."""
+    """Token and position embeddings, the layers and a final LayerNorm: token ids to hidden states [B, T, C]."""
 
     def __init__(self, config: MiniGPTConfig) -> None:
         super().__init__(config)
@@ -196,12 +199,13 @@ class MiniGPTModel(MiniGPTPreTrainedModel):
         use_cache: bool | None = None,
         **kwargs: Any,
     ) -> BaseModelOutputWithPast:
-        """input_ids [B, T] or inputs_embeds [B, T, C]; attention_mask [B, S], 1 for real tokens, or 4-d as it is.
+        """Hidden states [B, T, C] of input_ids [B, T] or inputs_embeds [B, T, C].
 
-        position_ids [B, T] default to the count of tokens before. Without mask and cache, positions that restart
-        within a row mark packed documents, which do not attend to each other.
-        Raises ValueError for positions beyond the table and for token ids outside the vocabulary; ids that are
-        on an accelerator are checked by `generate` alone, since looking at them would make it wait for the device.
+        attention_mask is [B, S] with 1 for real tokens and 0 for padding, or a 4-d mask that is used unchanged.
+        position_ids [B, T] default to the number of preceding tokens. Without a mask and a cache, positions that
+        restart within a row separate packed documents, which do not attend to each other.
+        Raises ValueError for positions outside the table and for token ids outside the vocabulary. On an accelerator
+        only `generate` checks the ids, because a check in each forward pass would make the host wait for the device.
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give exactly one of input_ids and inputs_embeds")
@@ -210,7 +214,7 @@ class MiniGPTModel(MiniGPTPreTrainedModel):
         if use_cache and past_key_values is None:
             past_key_values = DynamicCache(config=self.config)
 
-        # position_ids as the caller gave them: with none, no mask need be built and sdpa's causal kernel is used
+        # the position_ids of the caller, not our default: without any, sdpa needs no mask and uses its causal kernel
         mask = create_causal_mask(
             self.config, inputs_embeds, attention_mask, past_key_values=past_key_values, position_ids=position_ids
         )
@@ -223,31 +227,32 @@ class MiniGPTModel(MiniGPTPreTrainedModel):
         return BaseModelOutputWithPast(last_hidden_state=self.norm(hidden_states), past_key_values=past_key_values)
 
     def default_positions(self, inputs_embeds: Tensor, past_key_values: Cache | None) -> Tensor:
-        """[1, T]: the positions that follow the cached tokens. Raises ValueError when they leave the table."""
+        """The positions [1, T] after the cached tokens. Raises ValueError if they do not fit in the table."""
         past_tokens = past_key_values.get_seq_length() if past_key_values is not None else 0
         new_tokens, limit = inputs_embeds.shape[1], self.config.max_position_embeddings
-        # a static cache counts on the device, where a look would wait for it; `generate` checks by itself
+        # a static cache has its length on the device, and reading it would wait; `generate` has its own check
         if isinstance(past_tokens, int) and not torch.compiler.is_compiling() and past_tokens + new_tokens > limit:
             raise ValueError(f"{past_tokens} cached + {new_tokens} new tokens exceed max_position_embeddings={limit}")
         return (torch.arange(new_tokens, device=inputs_embeds.device) + past_tokens).unsqueeze(0)
 
 
-def look_up(table: nn.Embedding, ids: Tensor, what: str, limit_name: str) -> Tensor:
-    """Rows of `table` for `ids`; on a CPU, an id outside it is a ValueError that says which (at no cost else)."""
+def look_up(table: nn.Embedding, ids: Tensor, id_name: str, limit_name: str) -> Tensor:
+    """The rows of `table` for `ids`. Raises ValueError that names an id outside the table (on a CPU only)."""
     try:
         return table(ids)
     except IndexError as error:
-        raise out_of_range(what, ids, limit_name, table.num_embeddings) from error
+        raise out_of_range(id_name, ids, limit_name, table.num_embeddings) from error
 
 
-def out_of_range(what: str, ids: Tensor, limit_name: str, limit: int) -> ValueError:
-    """The error for ids outside 0 .. limit - 1, with the worst of them in it."""
+def out_of_range(id_name: str, ids: Tensor, limit_name: str, limit: int) -> ValueError:
+    """The error for `ids` that are not all in 0 .. limit - 1; its message names one that is not."""
     lowest, highest = int(ids.min()), int(ids.max())
-    return ValueError(f"{what} {lowest if lowest < 0 else highest} is outside 0 .. {limit - 1} ({limit_name}={limit})")
+    wrong_id = lowest if lowest < 0 else highest
+    return ValueError(f"{id_name} {wrong_id} is outside 0 .. {limit - 1} ({limit_name}={limit})")
 
 
 class MiniGPTForCausalLM(MiniGPTPreTrainedModel, GenerationMixin):
-    """The language model: MiniGPTModel and a linear head to the vocabulary, tied to the token embedding by default."""
+    """Language model: MiniGPTModel and a linear head over the vocabulary, tied to the token embedding by default."""
 
     _tied_weights_keys = {"lm_head.weight": "transformer.embed_tokens.weight"}
     _tp_plan = {"lm_head": "colwise_gather_output"}
@@ -274,19 +279,20 @@ class MiniGPTForCausalLM(MiniGPTPreTrainedModel, GenerationMixin):
         skip_logits: bool = False,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast:
-        """Logits [B, T, V] (the last `logits_to_keep`, or those positions), and the loss when there are targets.
+        """Logits [B, T, V], and the loss if there are labels.
 
-        labels [B, T] are unshifted, usually the input_ids: position t is scored on label t + 1.
-        shift_labels [B, T] are targets already shifted: position t is scored on target t, the last one too.
-        -100 is ignored in both. The loss is in nats: the mean over targets, or with `num_items_in_batch` their sum
-        divided by that number. With skip_logits the output holds the loss alone, so that nothing of size T * V is
-        handed on (mixed precision would copy it).
+        labels [B, T] are unshifted, usually equal to input_ids: position t predicts label t + 1.
+        shift_labels [B, T] are shifted already: position t predicts label t, including the last position.
+        A label of -100 is ignored. The loss is in nats: the mean over all other labels, or their sum divided by
+        num_items_in_batch if that is given. logits_to_keep limits the logits to the last positions (an int; 0 keeps
+        all) or to the given positions (a tensor). skip_logits returns the loss without the logits, which mixed
+        precision would otherwise copy to float32.
         """
         outputs = self.transformer(
             input_ids, attention_mask, position_ids, past_key_values, inputs_embeds, use_cache=use_cache, **kwargs
         )
-        kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
-        logits = self.lm_head(outputs.last_hidden_state[:, kept, :])
+        kept_positions = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+        logits = self.lm_head(outputs.last_hidden_state[:, kept_positions, :])
         if shift_labels is None and labels is not None:
             shift_labels = nn.functional.pad(labels[..., 1:], (0, 1), value=-100)
         loss = None
@@ -304,7 +310,7 @@ class MiniGPTForCausalLM(MiniGPTPreTrainedModel, GenerationMixin):
         )
 
     def generate(self, inputs: Tensor | None = None, *args: Any, **kwargs: Any) -> Any:
-        """`GenerationMixin.generate` after a look at the prompt: on a GPU a wrong id would end the process."""
+        """`GenerationMixin.generate`, with the prompt's ids checked first: on a GPU a wrong id aborts the process."""
         prompt = inputs if inputs is not None else kwargs.get("input_ids")
         vocab_size = self.config.vocab_size
         if prompt is not None and prompt.numel() and bool(((prompt < 0) | (prompt >= vocab_size)).any()):
@@ -312,22 +318,22 @@ class MiniGPTForCausalLM(MiniGPTPreTrainedModel, GenerationMixin):
         return super().generate(inputs, *args, **kwargs)
 
     def prepare_inputs_for_generation(self, input_ids: Tensor, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """The library's inputs for one decoding step. Raises ValueError where it would leave the position table."""
+        """Inputs of one decoding step. Raises ValueError if a position does not fit in the table."""
         model_inputs = super().prepare_inputs_for_generation(input_ids, *args, **kwargs)
         limit, positions = self.config.max_position_embeddings, model_inputs.get("position_ids")
-        # left padding takes no position: only a sequence longer than the table is worth a look at the device
+        # padding on the left takes no position, so a longer sequence may fit; only then read from the device
         if input_ids.shape[1] > limit and positions is not None and int(positions.max()) >= limit:
             raise out_of_range("position", positions, "max_position_embeddings", limit)
         return model_inputs
 
 
 class MiniGPTForSequenceClassification(GenericForSequenceClassification, MiniGPTPreTrainedModel):
-    """A label for the whole text, read off its last token that is no padding."""
+    """One label for the whole text, from its last token that is not padding."""
 
     base_model_prefix = "transformer"
 
     def __init__(self, config: MiniGPTConfig) -> None:
-        # not the mixin's own, which builds its base by auto.AutoModel: that asks for trust when run as remote code
+        # not the mixin's __init__: its AutoModel.from_config asks for trust_remote_code when this is remote code
         MiniGPTPreTrainedModel.__init__(self, config)
         self.num_labels = config.num_labels
         self.transformer = MiniGPTModel(config)
@@ -336,7 +342,7 @@ class MiniGPTForSequenceClassification(GenericForSequenceClassification, MiniGPT
 
 
 class MiniGPTForTokenClassification(GenericForTokenClassification, MiniGPTPreTrainedModel):
-    """A label for each token."""
+    """One label for each token."""
 
     base_model_prefix = "transformer"
 
@@ -350,7 +356,7 @@ class MiniGPTForTokenClassification(GenericForTokenClassification, MiniGPTPreTra
 
 
 class MiniGPTForQuestionAnswering(GenericForQuestionAnswering, MiniGPTPreTrainedModel):
-    """Where in the text the answer starts and ends: two scores for each token."""
+    """Two scores for each token: whether the answer starts there, and whether it ends there."""
 
     base_model_prefix = "transformer"
 
@@ -361,8 +367,9 @@ class MiniGPTForQuestionAnswering(GenericForQuestionAnswering, MiniGPTPreTrained
         self.post_init()
 
 
-# GPT-2's names on the left, ours on the right. Its Conv1D weights are [in, out] where Linear's are [out, in], and
-# its c_attn is q, k and v in one. `from_pretrained` applies whatever matches; our own names never do.
+# GPT-2's names on the left, MiniGPT's on the right. GPT-2's Conv1D weights are [in, out], those of nn.Linear are
+# [out, in], and c_attn holds q, k and v in one matrix. `from_pretrained` applies every entry whose left side matches a
+# name in the checkpoint; MiniGPT's names match none.
 QKV = [f"self_attn.{name}_proj" for name in "qkv"]
 GPT2_WEIGHT_TABLE = [
     WeightRenaming("wte.weight", "embed_tokens.weight"),
@@ -370,7 +377,7 @@ GPT2_WEIGHT_TABLE = [
     WeightRenaming(r"(?<![A-Za-z])h\.(\d+)\.", r"layers.\1."),
     WeightRenaming("ln_1", "input_layernorm"),
     WeightRenaming("ln_2", "post_attention_layernorm"),
-    WeightRenaming("ln_f", r"(?<![A-Za-z])norm"),  # read backwards, "norm" must not match in "layernorm"
+    WeightRenaming("ln_f", r"(?<![A-Za-z])norm"),  # in reverse, "norm" must not match "layernorm"
     WeightRenaming("attn.c_proj.bias", "self_attn.o_proj.bias"),
     WeightRenaming("mlp.c_fc.bias", "mlp.up_proj.bias"),
     WeightRenaming("mlp.c_proj.bias", "mlp.down_proj.bias"),
@@ -393,7 +400,7 @@ CODE_FILES = ("configuration_minigpt.py", "modeling_minigpt.py")
 AUTO_MAP = {"AutoConfig": "configuration_minigpt.MiniGPTConfig"} | {
     auto_class.__name__: f"modeling_minigpt.{model_class.__name__}" for auto_class, model_class in AUTO_CLASSES.items()
 }
-if not __package__:  # the project's own module; code loaded from a model folder leaves the registry alone
+if not __package__:  # the project's module; a copy loaded from a model folder must not change the registry
     for auto_class, model_class in AUTO_CLASSES.items():
         auto_class.register(MiniGPTConfig, model_class, exist_ok=True)
 

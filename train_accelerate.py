@@ -2,23 +2,24 @@
 
     accelerate launch --config_file accelerate_configs/X.yaml train_accelerate.py configs/Y.yaml [--option value]
 
-Read downward: `train` walks through the steps, `take_step` makes one update, `set_up` comes before the first; all that
-they call has a module in `minigpt/` that answers one question. Without any argument it trains configs/quickstart.yaml.
+Read from the top: `train` is the loop over the steps, `take_step` makes one update, and `set_up` prepares everything
+before the first one. Each thing they call is in the package `minigpt/`. Without arguments this trains the preset
+`quickstart`.
 """
 
 import math
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import islice
-from pathlib import Path
-from typing import Any
 
 import torch
 import transformers
 from accelerate import Accelerator
 from accelerate.utils import send_to_device, set_seed
+from transformers import PreTrainedTokenizerFast
 
 from minigpt.config.arguments import Arguments
 from minigpt.config.parser import parse_arguments
@@ -26,30 +27,26 @@ from minigpt.data.datamodule import DataModule, check_ids, load_data, open_data_
 from minigpt.data.samples import Batch
 from minigpt.hub.background_push import BackgroundPush
 from minigpt.hub.model_card import write_card
-from minigpt.hub.secret_scan import refuse_secret_words
+from minigpt.hub.secret_scan import refuse_secrets_on_command_line
 from minigpt.modeling.flops import train_flops_per_token
 from minigpt.optim.lr_schedule import Schedule, build_schedule, learning_rate_at, set_learning_rate
 from minigpt.optim.optimizer import build_optimizer
 from minigpt.training.accelerator import start_accelerator
-from minigpt.training.checkpoint import (
-    Checkpoints,
-    checkpoint_to_resume,
-    load_training_state,
-    restore_optimizer,
-    write_final_model,
-)
+from minigpt.training.checkpoint import Checkpoints
+from minigpt.training.model_files import write_final_model
 from minigpt.training.nonfinite import EXIT_DIVERGED, SkippedSteps, is_applicable
 from minigpt.training.overview import describe
-from minigpt.training.periodic import Evaluation, HellaSwagEvaluation, SampleTexts, build_evaluations
+from minigpt.training.periodic import HellaSwagEvaluation, SampleTexts, ValidationLoss, build_evaluations
 from minigpt.training.plot import plot_runs
 from minigpt.training.preemption import EXIT_STOPPED, StopRequest
 from minigpt.training.provenance import record_provenance
 from minigpt.training.rank_consistency import check_rank_consistency
+from minigpt.training.resume import checkpoint_to_resume, load_training_state, restore_optimizer
 from minigpt.training.run_dir import check_output_dir, check_room, clear_output_dir
 from minigpt.training.run_log import TrainingLog, as_float
 from minigpt.training.setup import build_model
 from minigpt.training.state import TrainingClock, TrainingState, seed_step
-from minigpt.utils.errors import one_line_errors
+from minigpt.utils.errors import file_errors_are_user_errors, one_line_errors
 from minigpt.utils.formatting import format_duration
 
 
@@ -59,7 +56,7 @@ class Run:
 
     args: Arguments
     accelerator: Accelerator
-    tokenizer: Any
+    tokenizer: PreTrainedTokenizerFast
     model: torch.nn.Module
     optimizer: torch.optim.Optimizer
     schedule: Schedule
@@ -67,16 +64,17 @@ class Run:
     batches: Iterator[Batch]
     state: TrainingState
     log: TrainingLog
-    evaluations: list[Evaluation | HellaSwagEvaluation]
+    evaluations: list[ValidationLoss | HellaSwagEvaluation]
     samples: SampleTexts
-    bad_steps: SkippedSteps
+    skipped_steps: SkippedSteps
     checkpoints: Checkpoints
     pushes: BackgroundPush
 
 
 def train(args: Arguments) -> int:
-    """Run or go on with the training that `args` describe. Returns the exit code."""
-    run = set_up(args)
+    """Start or resume the training that `args` describe. Returns the exit code: 0, 75 (stopped) or 76 (diverged)."""
+    with file_errors_are_user_errors():
+        run = set_up(args)
     state, log, accelerator, max_steps = run.state, run.log, run.accelerator, run.schedule.max_steps
     stop = StopRequest()
     clock = TrainingClock(state)
@@ -85,8 +83,9 @@ def train(args: Arguments) -> int:
     while state.step < max_steps:
         learning_rate = learning_rate_at(state.step, run.schedule)
         loss, grad_norm = take_step(run, learning_rate)
-        diverged = run.bad_steps.too_many(state)
-        stopping = stop.agreed() or diverged
+        log.step_done()
+        diverged = run.skipped_steps.too_many(state)
+        stopping = stop.received_by_any_rank() or diverged
         if log.due(state) or stopping:
             mean_loss = float(accelerator.reduce(loss, "mean"))
             clock.tick()
@@ -105,9 +104,9 @@ def train(args: Arguments) -> int:
                 if state.step < max_steps and not stopping:
                     run.pushes.start(state.step)
         if stopping and state.step < max_steps:
-            what = "diverged" if diverged else "stopped"
-            log.say(f"{what} at step {state.step}; go on with --resume_from_checkpoint latest")
-            accelerator.end_training()
+            reason = "diverged" if diverged else "stopped"
+            log.print(f"{reason} at step {state.step}; resume with --resume_from_checkpoint latest")
+            log.close()
             return EXIT_DIVERGED if diverged else EXIT_STOPPED
 
     run.checkpoints.finish()
@@ -115,23 +114,22 @@ def train(args: Arguments) -> int:
     if accelerator.is_main_process:
         plot_runs([args.run_dir])
         write_card(args.run_dir)
-    log.say(
-        f"done: {max_steps} steps in {format_duration(state.elapsed_s)} of training; the model is in {args.run_dir}"
-    )
-    accelerator.end_training()
+    duration = format_duration(state.elapsed_s)
+    log.print(f"done: {max_steps} steps in {duration} of training; the model is in {args.run_dir}")
+    log.close()
     run.pushes.finish()
     return 0
 
 
 def take_step(run: Run, learning_rate: float) -> tuple[torch.Tensor, float]:
-    """One update. Returns this process's share of the mean loss (nats per token) and the norm of the gradient.
+    """Make one update. Returns this rank's share of the mean loss (nats per token) and the norm of the gradient.
 
-    An update by a gradient that is not finite is left out.
+    A step whose gradient is not finite is skipped.
     """
     args, accelerator, state = run.args, run.accelerator, run.state
     samples = samples_per_step(args, accelerator.num_processes)
-    targets = run.data_module.targets(state.samples_seen, samples)  # of all processes, without asking them
-    divisor = max(1, targets) / accelerator.num_processes  # the processes' gradients are averaged, and are to be added
+    targets = run.data_module.target_count(state.samples_seen, samples)  # of all ranks, without communication
+    divisor = max(1, targets) / accelerator.num_processes  # ranks average their gradients; the loss is a sum
     set_learning_rate(run.optimizer, learning_rate)
     seed_step(args.seed, state.step, accelerator.process_index)
     loss = torch.zeros((), device=accelerator.device)
@@ -145,15 +143,15 @@ def take_step(run: Run, learning_rate: float) -> tuple[torch.Tensor, float]:
     if is_applicable(grad_norm, accelerator.scaler):
         run.optimizer.step()
     else:
-        numbers = run.data_module.numbers(state.samples_seen, samples)
-        run.bad_steps.skip(state, run.model, accelerator, numbers, learning_rate, grad_norm)
+        sample_ids = run.data_module.sample_ids(state.samples_seen, samples)
+        run.skipped_steps.record(state, run.model, accelerator, sample_ids, learning_rate, grad_norm)
     run.optimizer.zero_grad()
     state.advance(samples, targets)
     return loss, grad_norm
 
 
 def set_up(args: Arguments) -> Run:
-    """Everything before the first step: checks, data, model, plan. Until all is checked, nothing on disk changes."""
+    """Prepare everything before the first step. Nothing on disk changes until all of it is checked."""
     accelerator = start_accelerator(args)
     check_output_dir(args)
     resume_from, notes = checkpoint_to_resume(args)
@@ -168,7 +166,7 @@ def set_up(args: Arguments) -> Run:
     check_room(args, parameters)
     optimizer = build_optimizer(model, args, accelerator.device)
     data_module = open_data_module(args, shards, tokenizer.eos_token_id)
-    max_steps = steps_of_run(args, data_module.order.samples, accelerator.num_processes)
+    max_steps = steps_of_run(args, data_module.order.samples_per_epoch, accelerator.num_processes)
     schedule = build_schedule(args, max_steps, accelerator.num_processes)
     evaluations = build_evaluations(args, data_module, tokenizer, max_steps)
     pushes = BackgroundPush(args, accelerator.is_main_process)
@@ -176,17 +174,17 @@ def set_up(args: Arguments) -> Run:
 
     if accelerator.is_main_process:
         clear_output_dir(args)
-        record_provenance(args, shards, data_module.facts(), accelerator)
+        record_provenance(args, shards, data_module.packing_summary(), accelerator)
     accelerator.wait_for_everyone()
     model, optimizer = accelerator.prepare(model, optimizer)
     if resume_from is not None:
         restore_optimizer(resume_from, state, model, optimizer, accelerator)
     log = TrainingLog(args, state, accelerator, max_steps, train_flops_per_token(parameters, config, args.block_size))
-    log.say(describe(args, accelerator, config, parameters, shards, data_module, max_steps))
+    log.print(describe(args, accelerator, config, parameters, shards, data_module, max_steps))
     for note in notes:
-        log.say(f"  note: {note}")
+        log.print(f"  note: {note}")
     if resume_from is not None:
-        log.say(f"  goes on from {resume_from} after step {state.step}")
+        log.print(f"  resuming from {resume_from} after step {state.step}")
     return Run(
         args=args,
         accelerator=accelerator,
@@ -200,22 +198,23 @@ def set_up(args: Arguments) -> Run:
         log=log,
         evaluations=evaluations,
         samples=SampleTexts(args, args.seed, tokenizer, max_steps),
-        bad_steps=SkippedSteps(args, tokenizer),
+        skipped_steps=SkippedSteps(args, tokenizer),
         checkpoints=Checkpoints(args, tokenizer, max_steps),
         pushes=pushes,
     )
 
 
-def micro_batches(batches: Iterator[Batch], number: int) -> Iterator[tuple[Batch, bool]]:
-    """The next `number` micro-batches, each with whether it is the last of its step."""
-    return ((batch, place == number) for place, batch in enumerate(islice(batches, number), start=1))
+def micro_batches(batches: Iterator[Batch], count: int) -> Iterator[tuple[Batch, bool]]:
+    """The next `count` micro-batches, each with whether it is the last of its step."""
+    return ((batch, number == count) for number, batch in enumerate(islice(batches, count), start=1))
 
 
 def main() -> None:
-    transformers.utils.logging.disable_progress_bar()  # of writing weights, in the middle of the progress lines
-    with one_line_errors("train_accelerate.py"):
-        refuse_secret_words(sys.argv[1:])
-        sys.exit(train(parse_arguments(sys.argv[1:], Path(__file__).parent / "configs" / "quickstart.yaml")))
+    transformers.utils.logging.disable_progress_bar()  # of writing weights, among the lines of the log
+    program = os.environ.get("MINIGPT_PROGRAM", "train_accelerate.py")
+    with one_line_errors(program):
+        refuse_secrets_on_command_line(sys.argv[1:])
+        sys.exit(train(parse_arguments(sys.argv[1:], program=program)))
 
 
 if __name__ == "__main__":

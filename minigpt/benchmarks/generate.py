@@ -1,11 +1,18 @@
-"""Benchmark decoding: our model beside transformers' GPT-2."""
+"""Compare the decoding speed of MiniGPT with transformers' GPT-2."""
 
 import statistics
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from minigpt.benchmarks.report import describe_machine
+import torch
+from transformers import CompileConfig, GPT2LMHeadModel, PreTrainedModel
+
+from configuration_minigpt import MiniGPTConfig
+from minigpt.modeling.gpt2 import gpt2_config, gpt2_state_dict
+from minigpt.utils.formatting import markdown_table
+from modeling_minigpt import MiniGPTForCausalLM
 
 PROMPT_TOKENS = 32
 
@@ -19,64 +26,59 @@ class Row:
     mode: str
     minigpt_tokens_per_s: float
     gpt2_tokens_per_s: float
-    ratio: float  # median over turns of (ours / theirs)
-    ratio_low: float  # the slowest and fastest turn
+    ratio: float  # median over turns of (MiniGPT's speed / GPT-2's)
+    ratio_low: float  # the smallest and the largest of these
     ratio_high: float
-    weight_gb_per_s: float  # what our decoding reads of the weights
+    weight_gb_per_s: float  # rate at which MiniGPT reads the weights
 
 
-def twins(dtype: str, device: str, layers: int = 12) -> tuple[Any, Any]:
-    """A MiniGPT and transformers' GPT-2 with the same random weights, in GPT-2 124M's shape but for `layers`."""
-    import torch
-    from transformers import GPT2LMHeadModel
-
-    from configuration_minigpt import MiniGPTConfig
-    from minigpt.modeling.gpt2 import gpt2_config, gpt2_state_dict
-    from modeling_minigpt import MiniGPTForCausalLM
-
+def equal_models(dtype: str, device: str, layers: int = 12) -> tuple[MiniGPTForCausalLM, GPT2LMHeadModel]:
+    """A MiniGPT and transformers' GPT-2 with the same random weights, in the shape of GPT-2 124M except `layers`."""
     torch.manual_seed(0)
-    ours = MiniGPTForCausalLM(MiniGPTConfig(num_hidden_layers=layers))
-    theirs = GPT2LMHeadModel(gpt2_config(ours.config))
-    theirs.load_state_dict(gpt2_state_dict(ours))
-    return tuple(model.to(device, getattr(torch, dtype)).eval() for model in (ours, theirs))  # type: ignore[return-value]
+    config = MiniGPTConfig(num_hidden_layers=layers)
+    minigpt, gpt2 = MiniGPTForCausalLM(config), GPT2LMHeadModel(gpt2_config(config))
+    gpt2.load_state_dict(gpt2_state_dict(minigpt))
+    for model in (minigpt, gpt2):
+        model.eval().to(device, getattr(torch, dtype))
+    return minigpt, gpt2
 
 
-def measure(ours: Any, theirs: Any, mode: str, batch_size: int, new_tokens: int, turns: int) -> Row:
-    """Both models speak in turns; the first turn (which compiles) is not counted."""
-    seconds: dict[str, list[float]] = {"ours": [], "theirs": []}
+def measure(
+    minigpt: PreTrainedModel, gpt2: PreTrainedModel, mode: str, batch_size: int, new_tokens: int, turns: int
+) -> Row:
+    """Let both models decode in turns. The first turn, which compiles, is not counted."""
+    minigpt_s, gpt2_s = [], []
     for _ in range(turns + 1):
-        seconds["ours"].append(decode_seconds(ours, mode, batch_size, new_tokens))
-        seconds["theirs"].append(decode_seconds(theirs, mode, batch_size, new_tokens))
-    ours_s, theirs_s = seconds["ours"][1:], seconds["theirs"][1:]
-    ratios = [their / our for our, their in zip(ours_s, theirs_s, strict=True)]
-    steps_per_s = new_tokens / statistics.median(ours_s)
+        minigpt_s.append(decode_seconds(minigpt, mode, batch_size, new_tokens))
+        gpt2_s.append(decode_seconds(gpt2, mode, batch_size, new_tokens))
+    del minigpt_s[0], gpt2_s[0]
+    ratios = [gpt2_turn / minigpt_turn for minigpt_turn, gpt2_turn in zip(minigpt_s, gpt2_s, strict=True)]
+    steps_per_s = new_tokens / statistics.median(minigpt_s)
     return Row(
         batch_size=batch_size,
-        dtype=str(ours.dtype).removeprefix("torch."),
+        dtype=str(minigpt.dtype).removeprefix("torch."),
         mode=mode,
         minigpt_tokens_per_s=batch_size * steps_per_s,
-        gpt2_tokens_per_s=batch_size * new_tokens / statistics.median(theirs_s),
+        gpt2_tokens_per_s=batch_size * new_tokens / statistics.median(gpt2_s),
         ratio=statistics.median(ratios),
         ratio_low=min(ratios),
         ratio_high=max(ratios),
-        weight_gb_per_s=weight_bytes(theirs) * steps_per_s / 1e9,
+        weight_gb_per_s=weight_bytes(gpt2) * steps_per_s / 1e9,
     )
 
 
-def decode_seconds(model: Any, mode: str, batch_size: int, new_tokens: int) -> float:
-    """Seconds of `generate` for exactly `new_tokens` greedy tokens after a prompt; the prompt's own time is in it."""
-    import torch
-    from transformers import CompileConfig
-
+def decode_seconds(model: PreTrainedModel, mode: str, batch_size: int, new_tokens: int) -> float:
+    """Seconds that `generate` takes for the prompt and exactly `new_tokens` greedy tokens."""
     prompt = torch.arange(batch_size * PROMPT_TOKENS, device=model.device).view(batch_size, PROMPT_TOKENS)
     options: dict[str, Any] = {"cache_implementation": "dynamic"}
     if mode == "compiled":
-        compile_config = CompileConfig(fullgraph=True, mode="default" if model.device.type == "cpu" else None)
-        compile_config._compile_all_devices = True  # else transformers compiles on accelerators alone
+        compile_config = CompileConfig(fullgraph=True, mode="default")
+        # transformers compiles on accelerators only otherwise
+        compile_config._compile_all_devices = True  # type: ignore[assignment]
         options = {"cache_implementation": "static", "compile_config": compile_config}
     synchronize(model.device)
-    begin = time.perf_counter()
-    output = model.generate(
+    started = time.perf_counter()
+    output: torch.Tensor = model.generate(  # type: ignore[operator]
         prompt,
         attention_mask=torch.ones_like(prompt),
         max_new_tokens=new_tokens,
@@ -86,57 +88,59 @@ def decode_seconds(model: Any, mode: str, batch_size: int, new_tokens: int) -> f
         **options,
     )
     synchronize(model.device)
-    seconds = time.perf_counter() - begin
-    if output.shape[1] != PROMPT_TOKENS + new_tokens:
-        raise RuntimeError(f"{output.shape[1] - PROMPT_TOKENS} tokens came where {new_tokens} were asked for")
+    seconds = time.perf_counter() - started
+    generated = output.shape[1] - PROMPT_TOKENS
+    if generated != new_tokens:
+        raise RuntimeError(f"generate returned {generated} new tokens instead of {new_tokens}")
     return seconds
 
 
-def weight_bytes(model: Any) -> int:
-    """Bytes of a GPT-2's weights that a decoding step reads: all but the position table, of which it needs a row."""
-    total = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
-    table = model.transformer.wpe.weight
-    return int(total - table.numel() * table.element_size())
+def weight_bytes(gpt2: PreTrainedModel) -> int:
+    """Bytes of weights that a decoding step reads: all except the position table, of which it reads one row."""
+    positions = gpt2.get_parameter("transformer.wpe.weight")
+    return sum(parameter.nbytes for parameter in gpt2.parameters()) - positions.nbytes
 
 
 def memory_bandwidth(device: str) -> float:
-    """Gigabytes per second that memory delivers to the threads in use: the best of several sums over a gigabyte."""
-    import torch
-
-    numbers = torch.ones(2**28, device=device)  # 1 GiB, far beyond any cache
+    """Gigabytes per second that memory delivers to the threads in use: the best of several sums over 1 GiB."""
+    numbers = torch.ones(2**28, device=device)  # 1 GiB, much larger than any cache
     best = 0.0
     for _ in range(8):
         synchronize(numbers.device)
-        begin = time.perf_counter()
+        started = time.perf_counter()
         numbers.sum()
         synchronize(numbers.device)
-        best = max(best, numbers.numel() * numbers.element_size() / (time.perf_counter() - begin))
+        best = max(best, numbers.nbytes / (time.perf_counter() - started))
     return best / 1e9
 
 
-def synchronize(device: Any) -> None:
-    """Wait until `device` has done what it was told."""
-    import torch
-
+def synchronize(device: torch.device) -> None:
+    """Wait until `device` has finished its work."""
     if device.type != "cpu":
         torch.get_device_module(device).synchronize(device)
 
 
-def describe(report: dict[str, Any]) -> str:
-    """The sentences above the table."""
-    return f"{describe_machine(report['machine'])} Memory delivers {report['bandwidth_gb_per_s']:.1f} GB/s."
-
-
-def markdown(rows: list[Row], bandwidth_gb_per_s: float) -> str:
-    """The table; its last column is the share of `bandwidth_gb_per_s` that our decoding reached."""
-    lines = [
-        "| batch | dtype | mode | MiniGPT tokens/s | GPT-2 tokens/s | ratio (slowest to fastest) | of the limit |",
-        "| ---: | --- | --- | ---: | ---: | ---: | ---: |",
-    ]
-    for row in rows:
-        lines.append(
-            f"| {row.batch_size} | {row.dtype} | {row.mode} | {row.minigpt_tokens_per_s:.1f} "
-            f"| {row.gpt2_tokens_per_s:.1f} | {row.ratio:.2f} ({row.ratio_low:.2f} to {row.ratio_high:.2f}) "
-            f"| {row.weight_gb_per_s / bandwidth_gb_per_s:.0%} |"
+def markdown(rows: Sequence[Row], bandwidth_gb_per_s: float) -> str:
+    """The table; its last column is the share of `bandwidth_gb_per_s` that MiniGPT's decoding reached."""
+    head = (
+        "batch",
+        "dtype",
+        "mode",
+        "MiniGPT tokens/s",
+        "GPT-2 tokens/s",
+        "ratio (lowest to highest)",
+        "of the limit",
+    )
+    cells = (
+        (
+            str(row.batch_size),
+            row.dtype,
+            row.mode,
+            f"{row.minigpt_tokens_per_s:.1f}",
+            f"{row.gpt2_tokens_per_s:.1f}",
+            f"{row.ratio:.2f} ({row.ratio_low:.2f} to {row.ratio_high:.2f})",
+            f"{row.weight_gb_per_s / bandwidth_gb_per_s:.0%}",
         )
-    return "\n".join(lines)
+        for row in rows
+    )
+    return markdown_table(head, cells, numeric=True)

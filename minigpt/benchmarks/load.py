@@ -1,6 +1,7 @@
-"""Benchmark loading batches from token shards."""
+"""Measure how fast batches are loaded from token shards."""
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -8,9 +9,10 @@ from pathlib import Path
 import numpy as np
 
 from minigpt.data.datamodule import loader
-from minigpt.data.samplers import SampleOrder, TrainBatches
+from minigpt.data.samplers import BlockOrder, TrainBatchSampler
 from minigpt.data.samples import TokenBlocks
 from minigpt.data.shards import Shard, Tokens
+from minigpt.utils.formatting import markdown_table
 
 DTYPE = np.dtype("<u2")
 
@@ -30,10 +32,10 @@ class Row:
     tokens_per_s: float
 
 
-def write_shards(folder: Path, total: int, number: int, sparse: bool) -> Tokens:
-    """`total` tokens in `number` files: random ids, or holes."""
-    ends = [total * index // number for index in range(number + 1)]
-    shards = []
+def write_shards(folder: Path, total_tokens: int, shards: int, sparse: bool) -> Tokens:
+    """`total_tokens` tokens in `shards` files of equal size: random ids, or sparse files without content."""
+    ends = [total_tokens * index // shards for index in range(shards + 1)]
+    written = []
     for index, (start, end) in enumerate(pairwise(ends)):
         path = folder / f"{index}.bin"
         if sparse:
@@ -41,35 +43,39 @@ def write_shards(folder: Path, total: int, number: int, sparse: bool) -> Tokens:
                 file.truncate((end - start) * DTYPE.itemsize)
         else:
             np.random.default_rng(index).integers(50257, size=end - start, dtype=np.uint16).astype(DTYPE).tofile(path)
-        shards.append(Shard(path, end - start))
-    return Tokens(shards, DTYPE)
+        written.append(Shard(path, end - start))
+    return Tokens(written, DTYPE)
 
 
-def rate(tokens: Tokens, batch_size: int, block_size: int, workers: int, seconds: float) -> tuple[float, float]:
-    """Seconds until the first batch, and batches a second behind it."""
-    begin = time.perf_counter()
-    order = SampleOrder(len(tokens), block_size, seed=0)
-    batches = TrainBatches(order, start=0, micro_batch=batch_size, rank=0, processes=1)
-    source = iter(loader(TokenBlocks(tokens, block_size), batches, workers))
-    next(source)
+def measure_loading(
+    tokens: Tokens, batch_size: int, block_size: int, workers: int, seconds: float
+) -> tuple[float, float]:
+    """Seconds until the first batch, and batches per second after it."""
     started = time.perf_counter()
-    count, now = 0, started
-    while now < started + seconds:
-        next(source)
+    order = BlockOrder(len(tokens), block_size, seed=0)
+    sampler = TrainBatchSampler(order, start=0, micro_batch=batch_size, rank=0, processes=1)
+    batches = iter(loader(TokenBlocks(tokens, block_size), sampler, workers))
+    next(batches)
+    first_batch = now = time.perf_counter()
+    count = 0
+    while now < first_batch + seconds:
+        next(batches)
         count, now = count + 1, time.perf_counter()
-    return started - begin, count / (now - started)
+    return first_batch - started, count / (now - first_batch)
 
 
-def markdown(rows: list[Row]) -> str:
+def markdown(rows: Sequence[Row]) -> str:
     """The table."""
-    lines = [
-        "| tokens | shards | workers | first batch, s | batches/s | million tokens/s |",
-        "| ---: | ---: | ---: | ---: | ---: | ---: |",
-    ]
-    for row in rows:
-        kind = " (sparse)" if row.sparse else ""
-        lines.append(
-            f"| {row.tokens:,}{kind} | {row.shards:,} | {row.workers} | {row.first_batch_s:.2f} "
-            f"| {row.batches_per_s:,.0f} | {row.tokens_per_s / 1e6:,.1f} |"
+    head = ("tokens", "shards", "workers", "first batch, s", "batches/s", "million tokens/s")
+    cells = (
+        (
+            f"{row.tokens:,}{' (sparse)' if row.sparse else ''}",
+            f"{row.shards:,}",
+            str(row.workers),
+            f"{row.first_batch_s:.2f}",
+            f"{row.batches_per_s:,.0f}",
+            f"{row.tokens_per_s / 1e6:,.1f}",
         )
-    return "\n".join(lines)
+        for row in rows
+    )
+    return markdown_table(head, cells, numeric=True)

@@ -1,27 +1,64 @@
-"""Benchmark the time to a validation loss beside nanoGPT."""
+"""Compare the time to a validation loss with nanoGPT."""
 
 import importlib.util
-import json
 import re
+import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-RECIPE = (
+from minigpt.config.presets import find_preset
+from minigpt.utils.formatting import markdown_table
+from minigpt.utils.run_files import METRICS_FILE, read_metrics
+
+PRESET = "shakespeare_char_cpu_fast"
+
+NANOGPT_OPTIONS = (  # the command of nanoGPT's README for a CPU
     "config/train_shakespeare_char.py --device=cpu --compile=False --eval_iters=1 --log_interval=1 --block_size=64 "
     "--batch_size=12 --n_layer=4 --n_head=4 --n_embd=128 --dropout=0.0"
 )
 
-WINDOW = 64
+BLOCK_SIZE = 64
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table: a run of each trainer. Losses are nats per character over the validation split."""
+
+    seed: int  # of MiniGPT's run; nanoGPT has a fixed one
+    nanogpt_s: float
+    nanogpt_loss: float
+    minigpt_s: float
+    minigpt_loss: float
+
+    @property
+    def ratio(self) -> float:
+        """How many times as fast MiniGPT is."""
+        return self.nanogpt_s / self.minigpt_s
+
+
+def copy_nanogpt(nanogpt: Path, text: Path, folder: Path) -> Path:
+    """Copy a checkout of nanoGPT into `folder` and prepare `text` there; the original is not changed."""
+    checkout = folder / "nanogpt"
+    shutil.copytree(nanogpt, checkout)
+    data = checkout / "data" / "shakespeare_char"
+    shutil.copyfile(text, data / "input.txt")
+    _run([sys.executable, "prepare.py"], data)
+    return checkout
 
 
 def train_nanogpt(checkout: Path, steps: int) -> tuple[float, float]:
-    """Seconds of `steps` steps of its train.py, and the validation loss of the model that it saves behind them."""
-    options = f"{RECIPE} --max_iters={steps} --lr_decay_iters={steps} --eval_interval={steps}".split()
+    """Train with nanoGPT's train.py. Returns the seconds of `steps` steps and the validation loss of its last model.
+
+    nanoGPT prints the time of each step. Those of the first one and of the one after `steps` include an evaluation;
+    the mean of the others counts for all.
+    """
+    options = f"{NANOGPT_OPTIONS} --max_iters={steps} --lr_decay_iters={steps} --eval_interval={steps}".split()
     output = _run([sys.executable, "train.py", *options], checkout)
-    milliseconds = [float(found) for found in re.findall(r"^iter \d+: .*time ([\d.]+)ms", output, re.MULTILINE)]
-    counted = milliseconds[1:steps]  # the first holds an evaluation, and so does the one after `steps`
+    milliseconds = [float(number) for number in re.findall(r"^iter \d+: .*time ([\d.]+)ms", output, re.MULTILINE)]
+    counted = milliseconds[1:steps]
     return sum(counted) / len(counted) * steps / 1e3, nanogpt_loss(checkout)
 
 
@@ -30,56 +67,66 @@ def nanogpt_loss(checkout: Path) -> float:
     import numpy as np
     import torch
 
-    specification = importlib.util.spec_from_file_location("nanogpt_model", checkout / "model.py")
-    assert specification is not None
-    assert specification.loader is not None
-    module = importlib.util.module_from_spec(specification)
-    sys.modules["nanogpt_model"] = module  # its dataclass looks itself up there
-    specification.loader.exec_module(module)
+    spec = importlib.util.spec_from_file_location("nanogpt_model", checkout / "model.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["nanogpt_model"] = module  # dataclasses look their own module up there
+    spec.loader.exec_module(module)
     saved = torch.load(checkout / "out-shakespeare-char" / "ckpt.pt", weights_only=True, map_location="cpu")
     model = module.GPT(module.GPTConfig(**saved["model_args"])).eval()
     model.load_state_dict(saved["model"])
     ids = np.fromfile(checkout / "data" / "shakespeare_char" / "val.bin", dtype=np.uint16).astype(np.int64)
-    inputs, targets = torch.from_numpy(ids[:-1]).split(WINDOW), torch.from_numpy(ids[1:]).split(WINDOW)
+    inputs, targets = torch.from_numpy(ids[:-1]).split(BLOCK_SIZE), torch.from_numpy(ids[1:]).split(BLOCK_SIZE)
     with torch.inference_mode():
         losses = (float(model(x[None], y[None])[1]) * len(y) for x, y in zip(inputs, targets, strict=True))
         return sum(losses) / (len(ids) - 1)
 
 
-def train_minigpt(preset: str | None, text: Path, seed: int, folder: Path) -> tuple[float, float]:
-    """`elapsed_s` and `val/loss` of the last step of a run of train_accelerate.py with the preset."""
-    script = importlib.util.find_spec("train_accelerate")
-    assert script is not None
-    assert script.origin is not None
-    preset = preset or str(Path(script.origin).parent / "configs" / "shakespeare_char_cpu_fast.yaml")
+def train_minigpt(preset: str, text: Path, seed: int, folder: Path) -> tuple[float, float]:
+    """Train with train_accelerate.py and `preset`. Returns the seconds of training and the last validation loss."""
+    spec = importlib.util.find_spec("train_accelerate")
+    assert spec is not None
+    assert spec.origin is not None
     run_dir = folder / "run"
-    options = f"--train_file {text} --cache_dir {folder / 'cache'} --output_dir {run_dir} --seed {seed}"
-    options += (
-        f" --overwrite_output_dir --eval_steps 0 --save_steps 0 --report_to none --block_size {WINDOW} --use_cpu"
-    )
-    _run([sys.executable, script.origin, preset, *options.split()], Path.cwd())
-    lines = (run_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-    last: dict[str, Any] = next(line for line in map(json.loads, reversed(lines)) if "val/loss" in line)
+    options = f"--cache_dir {folder / 'cache'} --output_dir {run_dir} --seed {seed} --block_size {BLOCK_SIZE} "
+    options += "--overwrite_output_dir --eval_steps 0 --save_steps 0 --report_to none --use_cpu"
+    preset_file = find_preset(preset).absolute()
+    _run([sys.executable, spec.origin, str(preset_file), "--train_file", str(text), *options.split()], Path.cwd())
+    lines = read_metrics(run_dir / METRICS_FILE)
+    last = next(line for line in reversed(lines) if "val/loss" in line)
     return last["elapsed_s"], last["val/loss"]
 
 
-def _run(words: list[str], folder: Path) -> str:
-    done = subprocess.run(words, cwd=folder, capture_output=True, text=True)
-    if done.returncode:
-        raise RuntimeError(f"{' '.join(words)} failed:\n{done.stdout[-1000:]}\n{done.stderr[-2000:]}")
-    return done.stdout
+def _run(words: Sequence[str], folder: Path) -> str:
+    """Run a command in `folder` and return what it prints. Raises RuntimeError with its output if it fails."""
+    process = subprocess.run(words, cwd=folder, capture_output=True, text=True)
+    if process.returncode:
+        raise RuntimeError(f"{' '.join(words)} failed:\n{process.stdout[-1000:]}\n{process.stderr[-2000:]}")
+    return process.stdout
 
 
-def markdown(rows: list[dict[str, Any]], to_loss: float) -> str:
+def markdown(rows: Sequence[Row], target_loss: float) -> str:
     """The table."""
-    lines = [
-        f"| our seed | nanoGPT, s | its loss | ours, s | our loss | <= {to_loss} | ours is … times as fast |",
-        "| ---: | ---: | ---: | ---: | ---: | --- | ---: |",
-    ]
-    for row in rows:
-        reached = "yes" if row["minigpt_loss"] <= to_loss else "no"
-        lines.append(
-            f"| {row['seed']} | {row['nanogpt_s']:.1f} | {row['nanogpt_loss']:.4f} | {row['minigpt_s']:.1f} "
-            f"| {row['minigpt_loss']:.4f} | {reached} | {row['ratio']:.2f} |"
+    head = (
+        "seed",
+        "nanoGPT, s",
+        "nanoGPT's loss",
+        "MiniGPT, s",
+        "MiniGPT's loss",
+        f"<= {target_loss}",
+        "MiniGPT is … times as fast",
+    )
+    cells = (
+        (
+            str(row.seed),
+            f"{row.nanogpt_s:.1f}",
+            f"{row.nanogpt_loss:.4f}",
+            f"{row.minigpt_s:.1f}",
+            f"{row.minigpt_loss:.4f}",
+            "yes" if row.minigpt_loss <= target_loss else "no",
+            f"{row.ratio:.2f}",
         )
-    return "\n".join(lines)
+        for row in rows
+    )
+    return markdown_table(head, cells, numeric=True)

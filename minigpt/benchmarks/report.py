@@ -1,26 +1,59 @@
-"""Describe the machine and write a benchmark's report."""
+"""Choose the device of a benchmark, describe the machine, write the report."""
 
+import argparse
 import json
+import os
+import platform
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from minigpt.utils.errors import UserError
 
-def machine(device: str) -> dict[str, Any]:
-    """What the figures depend on."""
-    import os
-    import platform
 
+def add_report_option(parser: argparse.ArgumentParser) -> None:
+    """`--output`."""
+    parser.add_argument("--output", metavar="FILE", help="also write FILE.json and FILE.md")
+
+
+def add_device_options(parser: argparse.ArgumentParser) -> None:
+    """`--device` and `--threads`."""
+    devices = ["cpu", "cuda", "mps"]
+    parser.add_argument("--device", choices=devices, help="default: an NVIDIA GPU if there is one, else the CPU")
+    parser.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: PyTorch's choice)")
+
+
+def check_options(args: argparse.Namespace, *positive: str) -> None:
+    """Raises UserError if a `positive` option is set and not above 0, or the folder of `--output` is missing."""
+    for name in positive:
+        value = getattr(args, name)
+        for number in value if isinstance(value, list) else [value]:
+            if number is not None and not number > 0:
+                raise UserError(f"{name}={number} must be above 0")
+    if args.output and not Path(args.output).absolute().parent.is_dir():
+        raise UserError(f"output={args.output}: its folder does not exist; create it first")
+
+
+def choose_device(name: str | None) -> str:
+    """The device `name`, or without a name a GPU if there is one. Raises UserError if it cannot be used."""
+    import torch
+
+    if name is None:
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(1, device=name)
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(f"device={name} cannot be used: {str(error).splitlines()[0]}") from error
+    return name
+
+
+def describe_environment(device: str) -> dict[str, Any]:
+    """The hardware and library versions that the figures depend on."""
     import torch
     import transformers
 
-    name = platform.processor() or platform.machine()
-    if device.startswith("cuda"):
-        name = torch.cuda.get_device_name(device)
-    elif Path("/proc/cpuinfo").exists():
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-        name = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), name)
     return {
-        "device": name,
+        "device": _device_name(device),
         "threads": torch.get_num_threads(),
         "cores": os.cpu_count(),
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
@@ -30,16 +63,27 @@ def machine(device: str) -> dict[str, Any]:
     }
 
 
-def describe_machine(about: dict[str, Any]) -> str:
-    """What `machine` found, as a sentence."""
+def _device_name(device: str) -> str:
+    import torch
+
+    if device.startswith("cuda"):
+        return torch.cuda.get_device_name(device)
+    cpu_info = Path("/proc/cpuinfo")
+    lines = cpu_info.read_text(encoding="utf-8").splitlines() if cpu_info.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def environment_sentence(environment: Mapping[str, Any]) -> str:
+    """The result of `describe_environment` as a sentence."""
     return (
-        f"{about['device']}, {about['threads']} threads, {about['cpu_capability']}; torch {about['torch']}, "
-        f"transformers {about['transformers']}, Python {about['python']}."
+        f"{environment['device']}, {environment['threads']} threads, {environment['cpu_capability']}; "
+        f"torch {environment['torch']}, transformers {environment['transformers']}, Python {environment['python']}."
     )
 
 
-def show(report: dict[str, Any], text: str, output: str | None) -> None:
-    """Print `text`; with `output` keep it in output.md, and all of `report` in output.json."""
+def write_report(report: Mapping[str, Any], text: str, output: str | None) -> None:
+    """Print `text`; with `output`, also write it to output.md and `report` to output.json."""
     print("\n" + text)
     if output:
         Path(f"{output}.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")

@@ -1,6 +1,5 @@
-"""Benchmark training: our trainer beside nanoGPT and transformers' Trainer."""
+"""Compare the training speed of MiniGPT with nanoGPT and transformers' Trainer."""
 
-import argparse
 import importlib.util
 import json
 import os
@@ -9,168 +8,212 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import psutil
 
-from minigpt.benchmarks.report import describe_machine
+from minigpt.config.presets import find_profile
+from minigpt.utils.formatting import format_flops, markdown_table
+from minigpt.utils.run_files import METRICS_FILE, read_metrics
 
-SHAPES = {  # layers, heads, width, vocabulary, context, batch
-    "124m": {"layers": 12, "heads": 12, "hidden": 768, "vocab_size": 50257, "block_size": 1024, "batch_size": 1},
-    "shakespeare": {"layers": 4, "heads": 4, "hidden": 128, "vocab_size": 65, "block_size": 64, "batch_size": 12},
+# minigpt: train_accelerate.py; minigpt-ddp: the same on two processes; bare: MiniGPT's model in a minimal loop;
+# nanogpt: the user's checkout, nanogpt-bf16: the same with autocast; transformers: GPT-2 under Trainer
+TRAINERS = ("minigpt", "minigpt-ddp", "bare", "nanogpt", "nanogpt-bf16", "transformers")
+
+SINGLE_PROCESS_TRAINERS = tuple(trainer for trainer in TRAINERS if trainer != "minigpt-ddp")
+
+
+@dataclass(frozen=True)
+class Shape:
+    """The model and batch that every trainer trains."""
+
+    layers: int
+    heads: int
+    hidden: int
+    vocab_size: int
+    block_size: int
+    batch_size: int
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of a step."""
+        return self.batch_size * self.block_size
+
+
+SHAPES = {
+    "124m": Shape(layers=12, heads=12, hidden=768, vocab_size=50257, block_size=1024, batch_size=1),
+    "shakespeare": Shape(layers=4, heads=4, hidden=128, vocab_size=65, block_size=64, batch_size=12),
 }
 
-WAYS = ("minigpt", "minigpt-ddp", "bare", "nanogpt", "nanogpt-bf16", "transformers")
 
-OPTIONS = ("mixed_precision", "compile", "gradient_checkpointing", "steps")
+@dataclass(frozen=True)
+class Options:
+    """How every trainer trains. `steps` are timed, after `warmup` steps that are not."""
 
-ALONE = tuple(way for way in WAYS if way != "minigpt-ddp")
+    device: str
+    mixed_precision: str = "no"  # or bf16
+    compile: bool = False
+    gradient_checkpointing: str = "no"  # of MiniGPT's trainer only
+    steps: int = 4
+    warmup: int = 2
+    threads: int | None = None
+    nanogpt: str | None = None  # a checkout
+
+
+@dataclass(frozen=True)
+class Turn:
+    """What one turn of one trainer measured."""
+
+    seconds: list[float]  # of each timed step
+    memory_gib: float
 
 
 @dataclass(frozen=True)
 class Row:
     """One line of the table: medians over the turns of each turn's median step."""
 
-    way: str
+    trainer: str
     tokens_per_s: float
     step_ms: float
     step_ms_low: float  # the fastest and the slowest turn
     step_ms_high: float
-    memory_gib: float  # the highest of the turns
-    mfu: float  # share of the measured matrix product
-    ratio: float  # median over turns of (this way's step / ours): how many times as fast we are
+    memory_gib: float  # the largest of the turns
+    mfu: float  # share of the measured rate of a matrix product
+    ratio: float  # median over turns of (this trainer's step / MiniGPT's): how many times as fast MiniGPT is
     ratio_low: float
     ratio_high: float
 
 
-def take_turn(way: str, shape: dict[str, int], args: argparse.Namespace, device: str, folder: Path) -> dict[str, Any]:
-    """One way trains once: `seconds` of each timed step and `memory_gib`. Raises RuntimeError when it cannot."""
-    if way.startswith("minigpt"):
-        return _turn_of_minigpt(shape, args, device, 2 if way == "minigpt-ddp" else 1, folder)
-    bf16 = args.mixed_precision == "bf16"
-    if way.startswith("nanogpt"):  # it has no autocast on a CPU, and bfloat16 by default on a GPU
-        bf16 = way == "nanogpt-bf16" or device == "cuda"
-    turn = {"way": way.removesuffix("-bf16"), "bf16": bf16, "compile": args.compile, "device": device, **shape}
-    turn |= {"steps": args.steps, "warmup": args.warmup, "threads": args.threads, "nanogpt": args.nanogpt}
-    words = [sys.executable, "-m", "minigpt.benchmarks.train_worker", json.dumps(turn)]
-    done = subprocess.run(words, capture_output=True, text=True, env=_environment(args))
-    if done.returncode:
-        raise RuntimeError(f"{way} failed:\n{done.stderr[-2000:]}")
-    result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return {"seconds": result["seconds"], "memory_gib": result["memory_gib"]}
+def take_turn(trainer: str, shape: Shape, options: Options, folder: Path) -> Turn:
+    """Train once with one trainer, in a process of its own. Raises RuntimeError with its output if that fails."""
+    if trainer.startswith("minigpt"):
+        return _minigpt_turn(shape, options, 2 if trainer == "minigpt-ddp" else 1, folder)
+    bf16 = options.mixed_precision == "bf16"
+    if trainer.startswith("nanogpt"):  # as shipped it has no autocast on a CPU, and bfloat16 on a GPU
+        bf16 = trainer == "nanogpt-bf16" or options.device == "cuda"
+    task = {"trainer": trainer.removesuffix("-bf16"), "bf16": bf16, "shape": asdict(shape)}
+    task |= {name: getattr(options, name) for name in ("compile", "device", "steps", "warmup", "threads", "nanogpt")}
+    words = [sys.executable, "-m", "minigpt.benchmarks.train_worker", json.dumps(task)]
+    process = subprocess.run(words, capture_output=True, text=True, env=_environment(options))
+    if process.returncode:
+        raise RuntimeError(f"{trainer} failed:\n{process.stderr[-2000:]}")
+    return Turn(**json.loads(process.stdout.splitlines()[-1]))
 
 
-def _turn_of_minigpt(
-    shape: dict[str, int], args: argparse.Namespace, device: str, processes: int, folder: Path
-) -> dict[str, Any]:
-    """train_accelerate.py, killed when it has logged enough steps: nothing of it is left out or added.
+def _minigpt_turn(shape: Shape, options: Options, processes: int, folder: Path) -> Turn:
+    """Start train_accelerate.py as a user would, and end it when it has logged enough steps.
 
-    Small steps are logged ten at a time, as its log has milliseconds.
+    Fast steps are logged ten at a time, because the log has a resolution of milliseconds.
     """
-    every = 10 if shape["hidden"] * shape["block_size"] < 1 << 18 else 1
-    last = (args.warmup + args.steps) * every
-    words = [*_command_of_minigpt(shape, args, device, processes, folder), "--logging_steps", str(every)]
-    environment = _environment(args, processes)
-    process = psutil.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
-    said = []
-    for line in process.stdout:  # its progress lines, the last of them when `last` steps are done
-        said.append(line)
-        if re.match(rf"step +{last}/", line):
+    log_every = 10 if shape.hidden * shape.block_size < 1 << 18 else 1
+    last_step = (options.warmup + options.steps) * log_every
+    is_last_line = re.compile(rf"step +{last_step}/").match
+    words = [*_minigpt_command(shape, options, processes, folder), "--logging_steps", str(log_every)]
+    process = psutil.Popen(
+        words,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=_environment(options, processes),
+    )
+    output: list[str] = []
+    for line in process.stdout:
+        output.append(line)
+        if is_last_line(line):
             break
-    family = [*process.children(recursive=True), process]  # a launcher's workers would go on without it
-    for member in family:
+    process_tree = [*process.children(recursive=True), process]  # a launcher's workers would continue without it
+    for member in process_tree:
         with suppress(psutil.NoSuchProcess):
             member.kill()
-    psutil.wait_procs(family)
+    psutil.wait_procs(process_tree)
     process.stdout.close()
-    if not said or not re.match(rf"step +{last}/", said[-1]):
-        raise RuntimeError("minigpt failed:\n" + "".join(said[-20:]))
-    metrics = (folder / "run" / "metrics.jsonl").read_text(encoding="utf-8")
-    at = {line["step"]: line for line in map(json.loads, metrics.splitlines())}
-    ends = [at[step]["elapsed_s"] for step in range(args.warmup * every, last + 1, every)]
-    seconds = [(end - begin) / every for begin, end in pairwise(ends)]
-    return {"seconds": seconds, "memory_gib": processes * at[last]["train/peak_memory_gib"]}
+    if not output or not is_last_line(output[-1]):
+        raise RuntimeError("minigpt failed:\n" + "".join(output[-20:]))
+    metrics = {int(line["step"]): line for line in read_metrics(folder / "run" / METRICS_FILE)}
+    elapsed_s = [metrics[step]["elapsed_s"] for step in range(options.warmup * log_every, last_step + 1, log_every)]
+    seconds = [(end - start) / log_every for start, end in pairwise(elapsed_s)]
+    return Turn(seconds, processes * metrics[last_step]["train/peak_memory_gib"])
 
 
-def _command_of_minigpt(
-    shape: dict[str, int], args: argparse.Namespace, device: str, processes: int, folder: Path
-) -> list[str]:
+def _minigpt_command(shape: Shape, options: Options, processes: int, folder: Path) -> list[str]:
     import numpy as np
 
     from minigpt.data.tokenizer import train_characters
 
-    data = folder / "data"
+    data, run_dir = folder / "data", folder / "run"
     if not data.exists():
         data.mkdir()
-        ids = np.random.default_rng(0).integers(shape["vocab_size"], size=64 * shape["block_size"] * 16)
+        ids = np.random.default_rng(0).integers(shape.vocab_size, size=64 * shape.block_size * 16)
         ids.astype(np.uint16).tofile(data / "train.bin")
         train_characters(["a"]).save_pretrained(data)
-    script = importlib.util.find_spec("train_accelerate")
-    assert script is not None
-    assert script.origin is not None
+    spec = importlib.util.find_spec("train_accelerate")
+    assert spec is not None
+    assert spec.origin is not None
     launch = [sys.executable]
-    if args.compile or processes > 1:
-        profile = "multi_gpu" if device == "cuda" else "cpu_ddp"
-        if processes == 1:
-            profile = "single_gpu" if device == "cuda" else "cpu"
+    if options.compile or processes > 1:
+        on_gpu = options.device == "cuda"
+        profile = ("multi_gpu" if on_gpu else "cpu_ddp") if processes > 1 else ("single_gpu" if on_gpu else "cpu")
         launch += ["-m", "accelerate.commands.accelerate_cli", "launch", "--num_processes", str(processes)]
-        launch += ["--config_file", str(Path(script.origin).parent / "accelerate_configs" / f"{profile}.yaml")]
-        launch += ["--dynamo_backend", "inductor"] if args.compile else []
-    options = f"--hidden_size {shape['hidden']} --num_hidden_layers {shape['layers']} --vocab_size "
-    options += f"{shape['vocab_size']} --num_attention_heads {shape['heads']} --block_size {shape['block_size']} "
-    options += f"--per_device_train_batch_size {shape['batch_size'] // processes} --dropout 0 "
-    options += f"--max_steps 1000000 --data {data} --tokenizer {data} --output_dir {folder / 'run'} "
-    options += "--overwrite_output_dir --report_to none --save_steps 0 --eval_steps 0 "
-    options += f"--mixed_precision {args.mixed_precision} --gradient_checkpointing {args.gradient_checkpointing}"
-    return [*launch, script.origin, *options.split(), *(["--use_cpu"] if device == "cpu" else [])]
+        launch += ["--config_file", str(find_profile(profile))]
+        launch += ["--dynamo_backend", "inductor"] if options.compile else []
+    words = f"--hidden_size {shape.hidden} --num_hidden_layers {shape.layers} --vocab_size {shape.vocab_size} "
+    words += f"--num_attention_heads {shape.heads} --block_size {shape.block_size} --dropout 0 "
+    words += f"--per_device_train_batch_size {shape.batch_size // processes} --max_steps 1000000 "
+    words += f"--data {data} --tokenizer {data} --output_dir {run_dir} --overwrite_output_dir "
+    words += "--report_to none --save_steps 0 --eval_steps 0 "
+    words += f"--mixed_precision {options.mixed_precision} --gradient_checkpointing {options.gradient_checkpointing}"
+    words += " --use_cpu" if options.device == "cpu" else ""
+    return [*launch, spec.origin, *words.split()]
 
 
-def _environment(args: argparse.Namespace, processes: int = 1) -> dict[str, str]:
-    """Of a turn; several processes share the threads that one has."""
+def _environment(options: Options, processes: int = 1) -> dict[str, str]:
+    """The environment of a turn. Several processes share the threads of one."""
     import torch
 
-    threads = max(1, (args.threads or torch.get_num_threads()) // processes)
+    threads = max(1, (options.threads or torch.get_num_threads()) // processes)
     return {**os.environ, "OMP_NUM_THREADS": str(threads), "PYTHONUNBUFFERED": "1"}
 
 
 def matrix_product_flops(device: str, bf16: bool, threads: int | None = None) -> float:
-    """Floating-point operations per second of the best of many matrix products, 4096 wide on a GPU, 1024 on a CPU."""
+    """FLOP/s of the fastest of many matrix products, 4096 wide on a GPU, 1024 on a CPU."""
     import torch
 
     if threads is not None:
         torch.set_num_threads(threads)
     size = 1024 if device == "cpu" else 4096
-    left = torch.randn(size, size, device=device, dtype=torch.bfloat16 if bf16 else torch.float32)
-    best = float("inf")
+    matrix = torch.randn(size, size, device=device, dtype=torch.bfloat16 if bf16 else torch.float32)
+    best_s = float("inf")
     for _ in range(20):
-        begin = time.perf_counter()
+        started = time.perf_counter()
         for _ in range(4):
-            product = left @ left
+            product = matrix @ matrix
         product[0, 0].item()  # waits for the device
-        best = min(best, (time.perf_counter() - begin) / 4)
-    return 2 * size**3 / best
+        best_s = min(best_s, (time.perf_counter() - started) / 4)
+    return 2 * size**3 / best_s
 
 
-def summarize(turns: dict[str, list[dict[str, Any]]], shape: dict[str, int], ceiling_flops: float) -> list[Row]:
-    """The rows of the table; `minigpt` must be among the ways of `turns`."""
-    medians = {way: [statistics.median(turn["seconds"]) for turn in of] for way, of in turns.items()}
+def summarize(turns: Mapping[str, Sequence[Turn]], shape: Shape, peak_flops: float) -> list[Row]:
+    """The rows of the table; `minigpt` must be among the trainers of `turns`."""
+    medians = {
+        trainer: [statistics.median(turn.seconds) for turn in its_turns] for trainer, its_turns in turns.items()
+    }
     rows = []
-    for way, seconds in medians.items():
-        ratios = [their / our for our, their in zip(medians["minigpt"], seconds, strict=True)]
-        tokens_per_s = shape["batch_size"] * shape["block_size"] / statistics.median(seconds)
+    for trainer, step_s in medians.items():
+        ratios = [seconds / minigpt_s for minigpt_s, seconds in zip(medians["minigpt"], step_s, strict=True)]
+        tokens_per_s = shape.tokens / statistics.median(step_s)
         rows.append(
             Row(
-                way=way,
+                trainer=trainer,
                 tokens_per_s=tokens_per_s,
-                step_ms=statistics.median(seconds) * 1e3,
-                step_ms_low=min(seconds) * 1e3,
-                step_ms_high=max(seconds) * 1e3,
-                memory_gib=max(turn["memory_gib"] for turn in turns[way]),
-                mfu=tokens_per_s * flops_per_token(shape) / ceiling_flops,
+                step_ms=statistics.median(step_s) * 1e3,
+                step_ms_low=min(step_s) * 1e3,
+                step_ms_high=max(step_s) * 1e3,
+                memory_gib=max(turn.memory_gib for turn in turns[trainer]),
+                mfu=tokens_per_s * flops_per_token(shape) / peak_flops,
                 ratio=statistics.median(ratios),
                 ratio_low=min(ratios),
                 ratio_high=max(ratios),
@@ -179,42 +222,49 @@ def summarize(turns: dict[str, list[dict[str, Any]]], shape: dict[str, int], cei
     return rows
 
 
-def flops_per_token(shape: dict[str, int]) -> float:
-    """FLOPs of training on one token in this shape."""
+def flops_per_token(shape: Shape) -> float:
+    """FLOPs of training on one token."""
     import torch
 
-    from minigpt.benchmarks.train_worker import config_of
+    from minigpt.benchmarks.train_worker import build_config
     from minigpt.modeling.flops import train_flops_per_token
     from modeling_minigpt import MiniGPTForCausalLM
 
-    config = config_of(shape)
+    config = build_config(shape)
     with torch.device("meta"):
         parameters = MiniGPTForCausalLM(config).num_parameters()
-    return train_flops_per_token(parameters, config, shape["block_size"])
+    return train_flops_per_token(parameters, config, shape.block_size)
 
 
-def describe(report: dict[str, Any]) -> str:
-    """The sentences above the table."""
-    shape, options = report["shape"], report["options"]
+def describe(shape: Shape, options: Options, peak_flops: float) -> str:
+    """The sentences above the table that do not describe the machine."""
     return (
-        f"{describe_machine(report['machine'])} {shape['layers']} layers, {shape['hidden']} wide, "
-        f"{shape['vocab_size']:,} ids; {shape['batch_size']} x {shape['block_size']} tokens and an update a step; "
-        f"mixed_precision={options['mixed_precision']}{', compiled' if options['compile'] else ''}; "
-        f"gradient_checkpointing={options['gradient_checkpointing']}. "
-        f"A matrix product reaches {report['matrix_product_flops'] / 1e9:,.0f} GFLOP/s."
+        f"{shape.layers} layers, {shape.hidden} wide, {shape.vocab_size:,} ids; {shape.batch_size} x "
+        f"{shape.block_size} tokens per step; mixed_precision={options.mixed_precision}"
+        f"{', compiled' if options.compile else ''}; gradient_checkpointing={options.gradient_checkpointing}. "
+        f"A matrix product reaches {format_flops(peak_flops)}."
     )
 
 
-def markdown(rows: list[Row]) -> str:
+def markdown(rows: Sequence[Row]) -> str:
     """The table."""
-    lines = [
-        "| way | tokens/s | step ms (fastest to slowest turn) | peak GiB | MFU | ours is … times as fast |",
-        "| --- | ---: | ---: | ---: | ---: | ---: |",
-    ]
-    for row in rows:
-        lines.append(
-            f"| {row.way} | {row.tokens_per_s:,.0f} | {row.step_ms:,.1f} ({row.step_ms_low:,.1f} to "
-            f"{row.step_ms_high:,.1f}) | {row.memory_gib:.2f} | {row.mfu:.0%} "
-            f"| {row.ratio:.2f} ({row.ratio_low:.2f} to {row.ratio_high:.2f}) |"
+    head = (
+        "trainer",
+        "tokens/s",
+        "step ms (fastest to slowest turn)",
+        "peak GiB",
+        "MFU",
+        "minigpt is … times as fast",
+    )
+    cells = (
+        (
+            row.trainer,
+            f"{row.tokens_per_s:,.0f}",
+            f"{row.step_ms:,.1f} ({row.step_ms_low:,.1f} to {row.step_ms_high:,.1f})",
+            f"{row.memory_gib:.2f}",
+            f"{row.mfu:.0%}",
+            f"{row.ratio:.2f} ({row.ratio_low:.2f} to {row.ratio_high:.2f})",
         )
-    return "\n".join(lines)
+        for row in rows
+    )
+    return markdown_table(head, cells, numeric=True)

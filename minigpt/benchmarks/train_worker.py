@@ -1,9 +1,8 @@
-"""One turn of the training benchmark, in its own process.
+"""Train once with one baseline trainer, in its own process, and print the time of each step as a line of JSON.
 
-python -m minigpt.benchmark_turn '{"way": "nanogpt", ...}'      prints one line of JSON
-
-Every way trains the same shape on the same random tokens with AdamW and clipped gradients: `bare` is our model in
-twenty lines, `nanogpt` the model and optimizer of the user's own checkout, `transformers` GPT-2 under Trainer.
+Every trainer trains the same shape on the same random tokens, with AdamW and gradient clipping. `bare` is MiniGPT's
+model in a minimal loop, `nanogpt` the model and optimizer of the user's checkout, `transformers` GPT-2 under Trainer.
+`minigpt bench train` starts it as: python -m minigpt.benchmarks.train_worker TASK, a `Task` as JSON.
 """
 
 import json
@@ -16,9 +15,10 @@ from itertools import pairwise
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from configuration_minigpt import MiniGPTConfig
+from minigpt.benchmarks.train import Shape, Turn
 from minigpt.modeling.gpt2 import gpt2_config
 from minigpt.modeling.loss import in_place_cross_entropy
 from minigpt.utils.hardware import peak_memory_gib
@@ -27,141 +27,149 @@ from modeling_minigpt import MiniGPTForCausalLM
 
 LEARNING_RATE, BETAS, WEIGHT_DECAY = 6e-4, (0.9, 0.95), 0.1
 
+ComputeLoss = Callable[[Tensor, Tensor], Tensor]  # inputs and targets [B, T] → mean loss
+
 
 @dataclass(frozen=True)
-class Turn:
-    """What is trained, and for how long."""
+class Task:
+    """What is trained, how, and for how long. `steps` are timed, after `warmup` steps that are not."""
 
-    way: str
-    layers: int
-    heads: int
-    hidden: int
-    vocab_size: int
-    block_size: int
-    batch_size: int
+    trainer: str
+    shape: Shape
     bf16: bool
     compile: bool
     device: str
-    steps: int  # timed ones; `warmup` steps before them are not counted
+    steps: int
     warmup: int
     threads: int | None = None
     nanogpt: str | None = None
 
+    @staticmethod
+    def from_json(text: str) -> "Task":
+        """The task that `json.dumps` made of a dictionary of these fields."""
+        values = json.loads(text)
+        return Task(**(values | {"shape": Shape(**values["shape"])}))
 
-def config_of(shape: dict[str, int]) -> MiniGPTConfig:
-    """GPT-2 in a shape of `minigpt bench train`, without dropout."""
+
+def build_config(shape: Shape) -> MiniGPTConfig:
+    """GPT-2 in a given shape, without dropout."""
     return MiniGPTConfig(
-        vocab_size=shape["vocab_size"],
-        hidden_size=shape["hidden"],
-        num_hidden_layers=shape["layers"],
-        num_attention_heads=shape["heads"],
-        max_position_embeddings=shape["block_size"],
-        **dict.fromkeys(("embd_pdrop", "attn_pdrop", "resid_pdrop"), 0.0),
+        vocab_size=shape.vocab_size,
+        hidden_size=shape.hidden,
+        num_hidden_layers=shape.layers,
+        num_attention_heads=shape.heads,
+        max_position_embeddings=shape.block_size,
+        embd_pdrop=0.0,
+        attn_pdrop=0.0,
+        resid_pdrop=0.0,
     )
 
 
-def step_seconds(turn: Turn) -> list[float]:
+def step_seconds(task: Task) -> list[float]:
     """Seconds of every timed step."""
     torch.manual_seed(0)
-    if turn.way == "transformers":
-        return _trainer(turn)
-    model, optimizer, loss_of = (_nanogpt if turn.way == "nanogpt" else _bare)(turn)
-    if turn.compile:
+    if task.trainer == "transformers":
+        return _trainer_step_seconds(task)
+    build = _build_nanogpt if task.trainer == "nanogpt" else _build_bare
+    model, optimizer, compute_loss = build(task)
+    if task.compile:
         model.compile()
-    tokens = torch.randint(turn.vocab_size, (turn.batch_size * turn.block_size * 8 + 1,))
+    batch_size, block_size = task.shape.batch_size, task.shape.block_size
+    tokens = torch.randint(task.shape.vocab_size, (task.shape.tokens * 8 + 1,))
     seconds = []
-    for step in range(turn.warmup + turn.steps):
-        begin = time.perf_counter()
-        starts = torch.randint(len(tokens) - turn.block_size, (turn.batch_size,)).tolist()
+    for step in range(task.warmup + task.steps):
+        started = time.perf_counter()
+        starts = torch.randint(len(tokens) - block_size, (batch_size,)).tolist()
         inputs, targets = (
-            torch.stack([tokens[start + shift : start + shift + turn.block_size] for start in starts]).to(turn.device)
+            torch.stack([tokens[start + shift : start + shift + block_size] for start in starts]).to(task.device)
             for shift in (0, 1)
         )
-        with torch.autocast(turn.device, torch.bfloat16, enabled=turn.bf16):
-            loss = loss_of(inputs, targets)
+        with torch.autocast(task.device, torch.bfloat16, enabled=task.bf16):
+            loss = compute_loss(inputs, targets)
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         loss.item()  # waits for the device
-        if step >= turn.warmup:
-            seconds.append(time.perf_counter() - begin)
+        if step >= task.warmup:
+            seconds.append(time.perf_counter() - started)
     return seconds
 
 
-def _bare(turn: Turn) -> tuple[nn.Module, torch.optim.Optimizer, Callable[..., torch.Tensor]]:
-    if turn.device == "cpu":
+def _build_bare(task: Task) -> tuple[nn.Module, torch.optim.Optimizer, ComputeLoss]:
+    if task.device == "cpu":
         keep_freed_memory()
-    model = MiniGPTForCausalLM(config_of(vars(turn))).to(turn.device).train()
+    model = MiniGPTForCausalLM(build_config(task.shape)).train()
+    model.to(task.device)
     model.loss_function = in_place_cross_entropy
     matrices = [parameter for parameter in model.parameters() if parameter.ndim > 1]
     vectors = [parameter for parameter in model.parameters() if parameter.ndim < 2]
     groups = [{"params": matrices, "weight_decay": WEIGHT_DECAY}, {"params": vectors, "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, lr=LEARNING_RATE, betas=BETAS, fused=True)
 
-    def loss_of(inputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    def compute_loss(inputs: Tensor, targets: Tensor) -> Tensor:
         options = {"num_items_in_batch": targets.numel(), "use_cache": False, "skip_logits": True}
-        loss: torch.Tensor = model(input_ids=inputs, shift_labels=targets, **options).loss
+        loss: Tensor = model(input_ids=inputs, shift_labels=targets, **options).loss
         return loss
 
-    return model, optimizer, loss_of
+    return model, optimizer, compute_loss
 
 
-def _nanogpt(turn: Turn) -> tuple[nn.Module, torch.optim.Optimizer, Callable[..., torch.Tensor]]:
-    sys.path.insert(0, str(turn.nanogpt))
+def _build_nanogpt(task: Task) -> tuple[nn.Module, torch.optim.Optimizer, ComputeLoss]:
+    sys.path.insert(0, str(task.nanogpt))
     from model import GPT, GPTConfig  # type: ignore[import-not-found]
 
-    shape = {"n_layer": turn.layers, "n_head": turn.heads, "n_embd": turn.hidden, "block_size": turn.block_size}
-    model = GPT(GPTConfig(**shape, vocab_size=turn.vocab_size, dropout=0.0, bias=True)).to(turn.device).train()
-    optimizer = model.configure_optimizers(WEIGHT_DECAY, LEARNING_RATE, BETAS, turn.device)
+    shape = task.shape
+    options = {"n_layer": shape.layers, "n_head": shape.heads, "n_embd": shape.hidden, "block_size": shape.block_size}
+    model = GPT(GPTConfig(**options, vocab_size=shape.vocab_size, dropout=0.0, bias=True)).to(task.device).train()
+    optimizer = model.configure_optimizers(WEIGHT_DECAY, LEARNING_RATE, BETAS, task.device)
     return model, optimizer, lambda inputs, targets: model(inputs, targets)[1]
 
 
-def _trainer(turn: Turn) -> list[float]:
-    """GPT-2 under transformers' Trainer with its fused AdamW; the time is from one step's end to the next."""
+def _trainer_step_seconds(task: Task) -> list[float]:
+    """Train GPT-2 under transformers' Trainer with fused AdamW. A step is timed from the end of the one before it."""
     from transformers import GPT2LMHeadModel, Trainer, TrainerCallback, TrainingArguments
 
+    step_ends: list[float] = []
+
     class Clock(TrainerCallback):
-        ends: list[float] = []  # noqa: RUF012
-
         def on_step_end(self, *_: Any, **__: Any) -> None:
-            if turn.device == "cuda":
+            if task.device == "cuda":
                 torch.cuda.synchronize()
-            self.ends.append(time.perf_counter())
+            step_ends.append(time.perf_counter())
 
-    steps = turn.warmup + turn.steps
-    rows = torch.randint(turn.vocab_size, (steps * turn.batch_size, turn.block_size))
+    shape, steps = task.shape, task.warmup + task.steps
+    samples = torch.randint(shape.vocab_size, (steps * shape.batch_size, shape.block_size))
     with tempfile.TemporaryDirectory() as folder:
         arguments = TrainingArguments(
             output_dir=folder,
-            per_device_train_batch_size=turn.batch_size,
+            per_device_train_batch_size=shape.batch_size,
             max_steps=steps,
             learning_rate=LEARNING_RATE,
             weight_decay=WEIGHT_DECAY,
             adam_beta2=BETAS[1],
             optim="adamw_torch_fused",
-            bf16=turn.bf16,
-            torch_compile=turn.compile,
-            use_cpu=turn.device == "cpu",
+            bf16=task.bf16,
+            torch_compile=task.compile,
+            use_cpu=task.device == "cpu",
             save_strategy="no",
             logging_strategy="no",
             report_to=[],
             disable_tqdm=True,
         )
-        model = GPT2LMHeadModel(gpt2_config(config_of(vars(turn))))
-        data = [{"input_ids": row, "labels": row} for row in rows]
-        Trainer(model, arguments, train_dataset=data, callbacks=[Clock()]).train()
-    timed = Clock.ends[turn.warmup - 1 :]
-    return [end - begin for begin, end in pairwise(timed)]
+        model = GPT2LMHeadModel(gpt2_config(build_config(shape)))
+        dataset: Any = [{"input_ids": sample, "labels": sample} for sample in samples]
+        Trainer(model, arguments, train_dataset=dataset, callbacks=[Clock()]).train()
+    return [end - start for start, end in pairwise(step_ends[task.warmup - 1 :])]
 
 
 def main() -> None:
-    turn = Turn(**json.loads(sys.argv[1]))
-    if turn.threads is not None:
-        torch.set_num_threads(turn.threads)
-    seconds = step_seconds(turn)
-    memory_gib = peak_memory_gib(torch.device(turn.device))
-    print(json.dumps({"turn": asdict(turn), "seconds": seconds, "memory_gib": memory_gib}))
+    """Train as the first command-line argument says, and print a `Turn` as JSON."""
+    task = Task.from_json(sys.argv[1])
+    if task.threads is not None:
+        torch.set_num_threads(task.threads)
+    seconds = step_seconds(task)
+    print(json.dumps(asdict(Turn(seconds, peak_memory_gib(torch.device(task.device))))))
 
 
 if __name__ == "__main__":

@@ -1,28 +1,36 @@
-"""Measure tokenizing beside `tokenizers` and tiktoken."""
+"""Compare the tokenizing speed of `minigpt prepare` with tokenizers and tiktoken.
+
+The encoders take turns on the same documents, which are in memory. All must give the same ids.
+"""
 
 import argparse
-import statistics
-import time
 from collections.abc import Sequence
+from dataclasses import asdict
 
-import numpy as np
-
-from minigpt.utils.errors import CommandParser, UserError
+from minigpt.utils.command_line import CommandParser
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
+    """The options of `minigpt bench tokenize`."""
+    from minigpt.benchmarks.report import add_report_option, check_options
+
     parser = CommandParser("minigpt bench tokenize", __doc__)
-    parser.add_argument("--train_file", nargs="+", help="Text to encode (default: the corpus python-docs)")
-    parser.add_argument("--tokenizer", default="bpe", help="A tokenizer folder or Hub name (default: train one)")
-    parser.add_argument("--megabytes", type=float, default=100, help="How much of the text, repeated if it is shorter")
-    parser.add_argument("--workers", type=int, default=2, help="Processes or threads of every way")
-    parser.add_argument("--rounds", type=int, default=3)
-    return parser.parse_args(argv)
+    add = parser.add_argument
+    add("--train_file", nargs="+", metavar="FILE", help="text to encode (default: the corpus python-docs)")
+    add("--tokenizer", default="bpe", help="tokenizer folder or Hub name (default: train one)")
+    add("--megabytes", type=float, default=100, metavar="X", help="text to encode, repeated if shorter (default: 100)")
+    add("--workers", type=int, default=2, metavar="N", help="processes or threads per encoder (default: %(default)s)")
+    add("--turns", type=int, default=3, metavar="N", help="turns of each encoder (default: %(default)s)")
+    add_report_option(parser)
+    args = parser.parse_args(argv)
+    check_options(args, "megabytes", "workers", "turns")
+    return args
 
 
 def run(args: argparse.Namespace) -> None:
-    """Print a line for every way: tokens a second, and how it compares with ours."""
-    from minigpt.benchmarks.tokenize import _core_seconds, _texts, _ways
+    """Print the table. Raises UserError if the text or tokenizer cannot be found."""
+    from minigpt.benchmarks.report import describe_environment, environment_sentence, write_report
+    from minigpt.benchmarks.tokenize import build_encoders, markdown, measure, take_texts
     from minigpt.config.arguments import DataArguments
     from minigpt.data.corpora import open_corpus
     from minigpt.data.prepare import make_tokenizer
@@ -32,25 +40,13 @@ def run(args: argparse.Namespace) -> None:
     )
     corpus = open_corpus(data)
     tokenizer = make_tokenizer(data, corpus)
-    texts = _texts(corpus, args.megabytes * 1e6)
-    ways = _ways(tokenizer, args.workers)
-    seconds: dict[str, list[float]] = {name: [] for name in ways}
-    core_seconds: dict[str, list[float]] = {name: [] for name in ways}
-    expected: np.ndarray | None = None
-    for _ in range(args.rounds):
-        for name, way in ways.items():
-            started, started_cores = time.perf_counter(), _core_seconds()
-            ids = way(texts)
-            seconds[name].append(time.perf_counter() - started)
-            core_seconds[name].append(_core_seconds() - started_cores)
-            expected = ids if expected is None else expected
-            if not np.array_equal(ids, expected):
-                raise UserError(f"{name} gave other ids than {next(iter(ways))}")
-    assert expected is not None
+    texts = take_texts(corpus, args.megabytes * 1e6)
+    rows, tokens = measure(build_encoders(tokenizer, args.workers), texts, args.turns)
     size = sum(len(text.encode()) for text in texts)
-    print(f"{size / 1e6:.1f} MB, {len(texts):,} documents, {len(expected):,} tokens, {args.workers} workers")
-    ours = next(iter(ways))
-    for name in ways:
-        rate, core_rate = (len(expected) / statistics.median(taken[name]) / 1e6 for taken in (seconds, core_seconds))
-        faster = statistics.median(seconds[name]) / statistics.median(seconds[ours])
-        print(f"{name:<40} {rate:6.2f} M tokens/s {core_rate:6.2f} M tokens/s a core   ours is {faster:.2f}x as fast")
+    environment = describe_environment("cpu")
+    text = (
+        f"{environment_sentence(environment)} {size / 1e6:.1f} MB, {len(texts):,} documents, {tokens:,} tokens, "
+        f"{args.workers} workers.\n\n{markdown(rows)}"
+    )
+    report = {"machine": environment, "options": vars(args), "tokens": tokens, "rows": [asdict(row) for row in rows]}
+    write_report(report, text, args.output)

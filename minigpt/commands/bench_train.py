@@ -1,44 +1,73 @@
-"""Measure training beside nanoGPT and transformers' Trainer."""
+"""Compare the training speed of MiniGPT with nanoGPT and transformers' Trainer.
+
+The trainers take turns, each turn in a process of its own. Ratios are taken turn by turn, so that whatever else the
+machine does affects all trainers alike.
+
+trainers:
+  minigpt        train_accelerate.py
+  minigpt-ddp    the same on two processes, each with half of the batch
+  bare           MiniGPT's model in a minimal training loop
+  nanogpt        the model and optimizer of --nanogpt, as shipped (float32 on a CPU, bfloat16 on a GPU)
+  nanogpt-bf16   the same with bfloat16 autocast
+  transformers   GPT-2 under transformers' Trainer
+"""
 
 import argparse
 import statistics
 import tempfile
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
 
-from minigpt.utils.errors import CommandParser, UserError
+from minigpt.utils.command_line import CommandParser
+from minigpt.utils.errors import UserError
+
+SHAPE_OPTIONS = ("layers", "heads", "hidden", "vocab_size", "block_size", "batch_size")
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
     """The options of `minigpt bench train`."""
-    from minigpt.benchmarks.train import SHAPES, WAYS
+    from minigpt.benchmarks.report import add_device_options, add_report_option, check_options
+    from minigpt.benchmarks.train import SHAPES, SINGLE_PROCESS_TRAINERS, TRAINERS
 
     parser = CommandParser("minigpt bench train", __doc__)
     add = parser.add_argument
-    add("--shape", choices=sorted(SHAPES), default="124m", help="124m: GPT-2; shakespeare: nanoGPT's CPU recipe")
-    for name in SHAPES["124m"]:
-        add(f"--{name}", type=int, metavar="N", help="default: the shape's")
-    add("--ways", nargs="+", choices=WAYS, metavar="WAY", help=f"of {', '.join(WAYS)}; default: all on one process")
-    add("--nanogpt", metavar="DIR", help="a checkout of nanoGPT; its model.py is imported as it is")
-    add("--mixed_precision", choices=["no", "bf16"], default="bf16", help="of all but nanogpt (default: %(default)s)")
+    add("--shape", choices=sorted(SHAPES), default="124m", help="GPT-2 124M, or nanoGPT's recipe for a CPU")
+    for name in SHAPE_OPTIONS:
+        add(f"--{name}", type=int, metavar="N", help="default: as in --shape")
+    add("--trainers", nargs="+", choices=TRAINERS, metavar="T", help="default: all with a single process")
+    add("--nanogpt", metavar="DIR", help="a checkout of nanoGPT; its model.py is imported unchanged")
+    add("--mixed_precision", choices=["no", "bf16"], default="bf16", help="for all but nanogpt (default: %(default)s)")
     add("--compile", action="store_true", help="compile every model")
-    add("--gradient_checkpointing", choices=["no", "selective", "full"], default="no", help="of minigpt alone")
-    add("--turns", type=int, default=5, metavar="N", help="turns of every way (default: %(default)s)")
-    add("--steps", type=int, default=4, metavar="N", help="timed steps a turn (default: %(default)s)")
-    add("--warmup", type=int, default=2, metavar="N", help="steps before them (default: %(default)s)")
-    add_machine_arguments(parser)
-    return parser.parse_args(argv)
+    add("--gradient_checkpointing", choices=["no", "selective", "full"], default="no", help="for minigpt only")
+    add("--turns", type=int, default=5, metavar="N", help="turns of each trainer (default: %(default)s)")
+    add("--steps", type=int, default=4, metavar="N", help="timed steps per turn (default: %(default)s)")
+    add("--warmup", type=int, default=2, metavar="N", help="steps before the timed ones (default: %(default)s)")
+    add_device_options(parser)
+    add_report_option(parser)
+    args = parser.parse_args(argv)
+
+    check_options(args, *SHAPE_OPTIONS, "turns", "steps", "warmup", "threads")
+    args.trainers = args.trainers or [
+        trainer for trainer in SINGLE_PROCESS_TRAINERS if args.nanogpt or not trainer.startswith("nanogpt")
+    ]
+    if "minigpt" not in args.trainers:
+        raise UserError("trainers must contain minigpt: the ratios are relative to it")
+    if "minigpt-ddp" in args.trainers and (args.batch_size or SHAPES[args.shape].batch_size) % 2:
+        raise UserError("minigpt-ddp divides the batch between two processes; give an even --batch_size")
+    has_nanogpt = Path(args.nanogpt or "", "model.py").is_file()
+    if any(trainer.startswith("nanogpt") for trainer in args.trainers) and not has_nanogpt:
+        raise UserError(f"nanogpt={args.nanogpt}: no model.py there; give a checkout of nanoGPT, or other --trainers")
+    return args
 
 
 def run(args: argparse.Namespace) -> None:
-    """`minigpt bench train`. Raises UserError on numbers that cannot be and on a checkout that is none."""
-    from minigpt.benchmarks.report import machine, show
+    """Print the table. Raises UserError if the device cannot be used."""
+    from minigpt.benchmarks.report import choose_device, describe_environment, environment_sentence, write_report
     from minigpt.benchmarks.train import (
-        ALONE,
-        OPTIONS,
         SHAPES,
+        Options,
+        Turn,
         describe,
         markdown,
         matrix_product_flops,
@@ -46,40 +75,36 @@ def run(args: argparse.Namespace) -> None:
         take_turn,
     )
 
-    for name in ("turns", "steps", "warmup"):
-        if getattr(args, name) < 1:
-            raise UserError(f"{name}={getattr(args, name)} must be at least 1")
-    ways = args.ways or [way for way in ALONE if args.nanogpt or not way.startswith("nanogpt")]
-    if "minigpt" not in ways:
-        raise UserError("ways must hold minigpt: the ratios are to it")
-    if "minigpt-ddp" in ways and (args.batch_size or SHAPES[args.shape]["batch_size"]) % 2:
-        raise UserError("minigpt-ddp splits the batch over two processes; give an even --batch_size")
-    if any(way.startswith("nanogpt") for way in ways) and not Path(args.nanogpt or "", "model.py").is_file():
-        raise UserError(f"nanogpt={args.nanogpt}: no model.py there; give a checkout of nanoGPT, or other --ways")
-
-    import torch
-
-    device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    shape = {name: getattr(args, name) or value for name, value in SHAPES[args.shape].items()}
-    ceiling = matrix_product_flops(device, args.mixed_precision == "bf16", args.threads)
-    turns: dict[str, list[dict[str, Any]]] = {way: [] for way in ways}
+    changed = {name: getattr(args, name) for name in SHAPE_OPTIONS if getattr(args, name) is not None}
+    shape = replace(SHAPES[args.shape], **changed)
+    options = Options(
+        device=choose_device(args.device),
+        mixed_precision=args.mixed_precision,
+        compile=args.compile,
+        gradient_checkpointing=args.gradient_checkpointing,
+        steps=args.steps,
+        warmup=args.warmup,
+        threads=args.threads,
+        nanogpt=args.nanogpt,
+    )
+    peak_flops = matrix_product_flops(options.device, options.mixed_precision == "bf16", options.threads)
+    turns: dict[str, list[Turn]] = {trainer: [] for trainer in args.trainers}
     with tempfile.TemporaryDirectory() as folder:
-        for number in range(args.turns):
-            for way in ways:
-                turn = take_turn(way, shape, args, device, Path(folder))
-                turns[way].append(turn)
-                print(f"turn {number + 1} {way}: {statistics.median(turn['seconds']) * 1e3:.1f} ms a step", flush=True)
-    rows = summarize(turns, shape, ceiling)
-    about = {name: value for name, value in vars(args).items() if name in OPTIONS}
-    report = {"machine": machine(device), "shape": shape, "options": about, "matrix_product_flops": ceiling}
-    report |= {"rows": [asdict(row) for row in rows], "turns": turns}
-    text = describe(report) + "\n\n" + markdown(rows)
-    show(report, text, args.output)
-
-
-def add_machine_arguments(parser: argparse.ArgumentParser) -> None:
-    """`--device`, `--threads` and `--output`."""
-    add = parser.add_argument
-    add("--device", default=None, metavar="D", help="default: a GPU if there is one, else the CPU")
-    add("--threads", type=int, metavar="N", help="CPU threads (default: torch's own choice)")
-    add("--output", metavar="FILE", help="write FILE.json and FILE.md too")
+        for number in range(1, args.turns + 1):
+            for trainer in args.trainers:
+                turn = take_turn(trainer, shape, options, Path(folder))
+                turns[trainer].append(turn)
+                step_ms = statistics.median(turn.seconds) * 1e3
+                print(f"turn {number} of {args.turns}, {trainer}: {step_ms:.1f} ms per step", flush=True)
+    rows = summarize(turns, shape, peak_flops)
+    environment = describe_environment(options.device)
+    report = {
+        "machine": environment,
+        "shape": asdict(shape),
+        "options": asdict(options),
+        "matrix_product_flops": peak_flops,
+        "rows": [asdict(row) for row in rows],
+        "turns": {trainer: [asdict(turn) for turn in its_turns] for trainer, its_turns in turns.items()},
+    }
+    text = f"{environment_sentence(environment)} {describe(shape, options, peak_flops)}\n\n{markdown(rows)}"
+    write_report(report, text, args.output)

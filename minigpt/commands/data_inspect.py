@@ -1,17 +1,20 @@
-"""Describe token shards: counts, document lengths, sample texts, characters, duplicates."""
+"""Describe token shards: counts, document lengths, duplicates, unusual characters, and sample documents."""
 
 import argparse
 from collections.abc import Sequence
 
-from minigpt.utils.errors import CommandParser
+from minigpt.utils.command_line import CommandParser
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser = CommandParser("minigpt data inspect", __doc__)
     parser.add_argument("folder", metavar="DIR", help="folder of token shards")
-    parser.add_argument("--samples", type=int, default=3, metavar="N", help="documents to show per split (default: 3)")
-    parser.add_argument("--tokenizer", metavar="T", help="tokenizer folder or Hub name, if the shards have none")
-    return parser.parse_args(argv)
+    parser.add_argument("--samples", type=int, default=3, metavar="N", help="documents shown per split (default: 3)")
+    parser.add_argument("--tokenizer", help="tokenizer folder or Hub name, if the shards have none")
+    args = parser.parse_args(argv)
+    if args.samples < 0:
+        parser.error(f"samples={args.samples} must be 0 or more")
+    return args
 
 
 def run(args: argparse.Namespace) -> None:

@@ -1,10 +1,10 @@
-"""Read every byte of token shards and compare it with their manifest."""
+"""Verify token shards: read every byte and compare hashes, counts, ids and the tokenizer with the manifest."""
 
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from minigpt.utils.errors import CommandParser
+from minigpt.utils.command_line import CommandParser
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:

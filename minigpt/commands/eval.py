@@ -5,32 +5,43 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from minigpt.utils.errors import CommandParser, UserError
+from minigpt.utils.command_line import CommandParser
+from minigpt.utils.errors import UserError
+from minigpt.utils.formatting import markdown_table
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
     """The options of `minigpt eval`."""
     parser = CommandParser("minigpt eval", __doc__)
-    parser.add_argument("--model", nargs="+", required=True, help="folders or Hub names; several make a table")
+    add = parser.add_argument
+    add("--model", nargs="+", required=True, help="run folder, checkpoint, model folder or Hub name, one or several")
     source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--data", help="folder of prepared shards")
-    source.add_argument("--text_file", type=Path, help="raw UTF-8 text, encoded with each model's own tokenizer")
-    parser.add_argument("--split", choices=["validation", "train"], default="validation", help="split of --data")
-    parser.add_argument("--block_size", type=int, help="tokens a window (default: the model's longest context)")
-    parser.add_argument("--stride", type=int, help="tokens between the starts of windows (default: block_size)")
-    parser.add_argument("--batch_size", type=int, default=8, help="windows a batch of one process")
-    parser.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], default="float32")
-    parser.add_argument("--use_cpu", action="store_true", help="evaluate on the CPU even where there is a GPU")
-    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
-    parser.add_argument("--output", metavar="FILE", help="keep the results here, JSON as `evaluate.save` writes it")
-    parser.add_argument("--trust_remote_code", action="store_true", help="run the code that a foreign model brings")
+    source.add_argument("--data", metavar="DIR", help="folder of prepared token shards")
+    source.add_argument(
+        "--text_file", type=Path, metavar="FILE", help="UTF-8 text, encoded with the tokenizer of each model"
+    )
+    add("--split", choices=["validation", "train"], default="validation", help="split of --data (default: validation)")
+    add("--block_size", type=int, metavar="N", help="tokens per window (default: the longest context of the model)")
+    add("--stride", type=int, metavar="N", help="tokens between the starts of windows (default: block_size)")
+    add("--batch_size", type=int, default=8, metavar="N", help="windows per batch and process (default: %(default)s)")
+    add(
+        "--dtype",
+        choices=["float32", "bfloat16", "float16"],
+        default="float32",
+        help="of the weights (default: %(default)s)",
+    )
+    add("--use_cpu", action="store_true", help="use the CPU even if there is an accelerator")
+    add("--json", action="store_true", help="print JSON instead of a table")
+    add("--output", metavar="FILE", help="also write the results to this file, as JSON in the format of evaluate.save")
+    add("--trust_remote_code", action="store_true", help="run the code of a foreign model; not needed for MiniGPT")
     return parser.parse_args(argv)
 
 
 def run(args: argparse.Namespace) -> None:
-    """`minigpt eval`; under `accelerate launch -m minigpt eval …` the windows are shared by all processes."""
-    from minigpt.evaluation.perplexity import evaluate
+    """`minigpt eval`; under `accelerate launch -m minigpt eval ...` all processes share the windows.
 
+    Raises UserError if an option is impossible, or if a model, its tokenizer and the text do not fit together.
+    """
     for name in ("block_size", "stride", "batch_size"):
         value = getattr(args, name)
         if value is not None and value < 1:
@@ -38,22 +49,57 @@ def run(args: argparse.Namespace) -> None:
     import torch
     from accelerate import Accelerator
 
+    from minigpt.data.tokenizer import load_tokenizer
+    from minigpt.evaluation.perplexity import evaluate_model, read_split, read_text_file
+    from minigpt.modeling.loading import find_model, load_model
+
     accelerator = Accelerator(cpu=args.use_cpu or not torch.accelerator.is_available())
-    results = {name: evaluate(name, args, accelerator).as_dict() for name in args.model}
+    results = {}
+    for name in args.model:
+        source = find_model(name)
+        tokenizer = load_tokenizer(source, trust_remote_code=args.trust_remote_code)
+        if args.text_file is not None:
+            text = read_text_file(args.text_file, tokenizer)
+        else:
+            text = read_split(args.data, args.split, tokenizer)
+        model = load_model(
+            source,
+            dtype=args.dtype,
+            device=accelerator.device,
+            trust_remote_code=args.trust_remote_code,
+            pack=True,
+        )
+        score = evaluate_model(
+            model,
+            text,
+            block_size=args.block_size,
+            stride=args.stride,
+            batch_size=args.batch_size,
+            accelerator=accelerator,
+            description=name,
+        )
+        results[name] = score.as_dict()
     if accelerator.is_main_process:
-        print(json.dumps(results, indent=2) if args.json else markdown_table(results))
+        print(json.dumps(results, indent=2) if args.json else results_table(results))
         if args.output:
             from evaluate import save
 
             save(args.output, text=args.data or str(args.text_file), results=results)
 
 
-def markdown_table(results: dict[str, dict[str, float]]) -> str:
-    columns = ("loss", "± (se)", "perplexity", "word ppl", "bits/byte", "tokens")
-    width = max(len("model"), *map(len, results))
-    lines = [f"{'model':<{width}}  " + "  ".join(f"{column:>11}" for column in columns)]
-    for name, result in results.items():
-        cells = [f"{result['loss']:.4f}", f"{result['standard_error']:.4f}", f"{result['perplexity']:.3f}"]
-        cells += [f"{result['word_perplexity']:.2f}", f"{result['bits_per_byte']:.4f}", f"{result['tokens']:,}"]
-        lines.append(f"{name:<{width}}  " + "  ".join(f"{cell:>11}" for cell in cells))
-    return "\n".join(lines)
+def results_table(results: dict[str, dict[str, float]]) -> str:
+    """One row per model."""
+    head = ("model", "loss", "± (se)", "perplexity", "word ppl", "bits/byte", "tokens")
+    rows = [
+        (
+            name,
+            f"{result['loss']:.4f}",
+            f"{result['standard_error']:.4f}",
+            f"{result['perplexity']:.3f}",
+            f"{result['word_perplexity']:.2f}",
+            f"{result['bits_per_byte']:.4f}",
+            f"{result['tokens']:,}",
+        )
+        for name, result in results.items()
+    ]
+    return markdown_table(head, rows, numeric=True)

@@ -5,30 +5,47 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from minigpt.utils.errors import CommandParser, UserError
+from minigpt.utils.command_line import CommandParser
+from minigpt.utils.errors import UserError
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
     """The options of `minigpt hellaswag`."""
     parser = CommandParser("minigpt hellaswag", __doc__)
-    parser.add_argument("--model", required=True, help="folder or Hub name")
-    parser.add_argument("--data_file", help="JSONL file of items (default: the validation split of Rowan/hellaswag)")
-    parser.add_argument("--limit", type=int, help="only the first items")
-    parser.add_argument("--batch_size", type=int, default=32, help="sequences a batch of one process")
-    parser.add_argument("--items", type=Path, help="write one JSON line an item here")
-    parser.add_argument(
+    add = parser.add_argument
+    add("--model", required=True, help="run folder, checkpoint, model folder or Hub name")
+    add("--data_file", metavar="FILE", help="JSONL file of items (default: the validation split of Rowan/hellaswag)")
+    add("--limit", type=int, metavar="N", help="use only the first N items (default: all)")
+    add(
+        "--batch_size",
+        type=int,
+        default=32,
+        metavar="N",
+        help="sequences per batch and process (default: %(default)s)",
+    )
+    add("--items", type=Path, metavar="FILE", help="write one JSON line per item to this file")
+    add(
         "--output",
         metavar="FILE",
-        help="keep the accuracies here as `evaluate.save` writes them; RUN/evaluations/hellaswag.json is on the card",
+        help="also write the accuracies to this file, in the format of evaluate.save; the model card shows those in "
+        "RUN/evaluations/hellaswag.json",
     )
-    parser.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], default="float32")
-    parser.add_argument("--use_cpu", action="store_true", help="evaluate on the CPU even where there is a GPU")
-    parser.add_argument("--trust_remote_code", action="store_true", help="run the code that a foreign model brings")
+    add(
+        "--dtype",
+        choices=["float32", "bfloat16", "float16"],
+        default="float32",
+        help="of the weights (default: %(default)s)",
+    )
+    add("--use_cpu", action="store_true", help="use the CPU even if there is an accelerator")
+    add("--trust_remote_code", action="store_true", help="run the code of a foreign model; not needed for MiniGPT")
     return parser.parse_args(argv)
 
 
 def run(args: argparse.Namespace) -> None:
-    """`minigpt hellaswag`; under `accelerate launch -m minigpt hellaswag …` all processes share the items."""
+    """`minigpt hellaswag`; under `accelerate launch -m minigpt hellaswag ...` all processes share the items.
+
+    Raises UserError if an option is impossible, or if the items or the model cannot be loaded.
+    """
     from minigpt.evaluation.hellaswag import evaluate, summarize
     from minigpt.evaluation.hellaswag_items import load_rows
 
@@ -41,21 +58,19 @@ def run(args: argparse.Namespace) -> None:
 
     import torch
     from accelerate import Accelerator
-    from transformers import AutoModelForCausalLM
 
-    import modeling_minigpt  # noqa: F401 - registers MiniGPT with the Auto classes, so no trust is needed
     from minigpt.data.tokenizer import load_tokenizer
-    from minigpt.modeling.packed_linear import pack_linears
+    from minigpt.modeling.loading import find_model, load_model
 
     accelerator = Accelerator(cpu=args.use_cpu or not torch.accelerator.is_available())
-    tokenizer = load_tokenizer(args.model)
-    model = AutoModelForCausalLM.from_pretrained(
-        args.model, dtype=getattr(torch, args.dtype), trust_remote_code=args.trust_remote_code
-    ).to(accelerator.device)
-    model = pack_linears(model)
-    started = time.perf_counter()
+    source = find_model(args.model)
+    tokenizer = load_tokenizer(source, trust_remote_code=args.trust_remote_code)
+    model = load_model(
+        source, dtype=args.dtype, device=accelerator.device, trust_remote_code=args.trust_remote_code, pack=True
+    )
+    start = time.perf_counter()
     answers = evaluate(model, tokenizer, rows, args.batch_size, accelerator)
-    seconds = time.perf_counter() - started
+    elapsed_s = time.perf_counter() - start
     if not accelerator.is_main_process:
         return
     if args.items:
@@ -68,6 +83,6 @@ def run(args: argparse.Namespace) -> None:
 
         save(args.output, model=args.model, items=len(answers), **accuracies)
     for name, value in accuracies.items():
-        error = (value * (1 - value) / max(1, len(answers) - 1)) ** 0.5
-        print(f"{name:<26} {value:.4f} ± {error:.4f}")
-    print(f"{len(answers)} items in {seconds:.1f} s, {len(answers) / seconds:.1f} items/s")
+        standard_error = (value * (1 - value) / max(1, len(answers) - 1)) ** 0.5
+        print(f"{name:<26} {value:.4f} ± {standard_error:.4f}")
+    print(f"{len(answers)} items in {elapsed_s:.1f} s, {len(answers) / elapsed_s:.1f} items/s")

@@ -1,34 +1,40 @@
 """Estimate the memory and time of a run before it starts.
 
-CONFIG and the options are those of `minigpt train`, by whose --help they are listed. Nothing is trained, downloaded
-or written. The text is read only if it decides the vocabulary size (characters) or the number of steps (prepared
-shards).
+PRESET and the options are those of `minigpt train`; see its --help. Nothing is trained or written. Text is read only
+if the vocabulary (of characters) or the number of steps (of prepared shards) depends on it.
 """
 
 import argparse
-import difflib
 import json
 from collections.abc import Sequence
+from itertools import takewhile
+from typing import TYPE_CHECKING
 
-from minigpt.utils.errors import CommandParser, UserError
+from minigpt.utils.command_line import CommandParser, unknown_option
+from minigpt.utils.errors import UserError
+
+if TYPE_CHECKING:
+    from minigpt.config.arguments import Arguments
+
+PROGRAM = "minigpt plan"
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
+    """The options of `minigpt plan`; those of the run are in `training`."""
     parser = CommandParser(
-        "minigpt plan",
+        PROGRAM,
         __doc__,
-        usage="%(prog)s CONFIG [--option value ...] [--devices N] [--fsdp] [--memory GIB] [--device D] [--json]",
+        usage="%(prog)s PRESET [--option value ...] [--devices N] [--fsdp] [--memory GIB] [--device D] [--json]",
     )
     add = parser.add_argument
-    add("--devices", type=int, default=1, metavar="N", help="processes, each with a device (default: %(default)s)")
-    add("--fsdp", action="store_true", help="shard over the devices as the launch profile fsdp2 does; else DDP")
-    add("--memory", type=float, metavar="GIB", help="memory of one device: suggests the largest micro-batch that fits")
-    add("--device", metavar="D", help="cpu, cuda, or a GPU that is not here, such as H100 (default: what is here)")
+    add("--devices", type=int, default=1, metavar="N", help="number of devices, one process each (default: 1)")
+    add("--fsdp", action="store_true", help="shard over the devices, as the launch profile fsdp2 does (default: DDP)")
+    add("--memory", type=float, metavar="GIB", help="memory of one device: propose the largest micro-batch that fits")
+    add("--device", metavar="D", help="cpu, cuda, or a GPU that is not available, such as H100 (default: what is)")
     add("--efficiency", type=float, default=0.4, metavar="X", help="share of that GPU's peak (default: %(default)s)")
-    add("--no_probe", action="store_true", help="do not measure the time: nothing is run")
+    add("--no_probe", action="store_true", help="do not measure the time of a step")
     add("--json", action="store_true", help="print the figures as JSON")
     args, words = parser.parse_known_args(argv)
-    _check_spelling(words, [word for word in parser._option_string_actions if word.startswith("--")])
     if args.devices < 1:
         raise UserError(f"devices={args.devices} must be at least 1")
     if args.memory is not None and not 0 < args.memory < float("inf"):
@@ -37,26 +43,55 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         raise UserError(f"efficiency={args.efficiency} must be above 0 and at most 1")
     if args.fsdp and args.devices == 1:
         raise UserError("fsdp shards over several devices; give --devices")
-    from minigpt.planning.plan import planned_arguments
-
-    args.training = planned_arguments(words)
+    _check_spelling(words, list(parser._option_string_actions))
+    args.training = _parse_run(words)
     return args
 
 
 def run(args: argparse.Namespace) -> None:
-    from minigpt.planning.plan import forecast_run
+    """Print the plan. Raises UserError if the model cannot be built or does not fit."""
+    from minigpt.planning.plan import plan_run
 
-    plan = forecast_run(args.training, args)
+    plan = plan_run(
+        args.training,
+        devices=args.devices,
+        fsdp=args.fsdp,
+        memory_gib=args.memory,
+        device=args.device,
+        efficiency=args.efficiency,
+        probe=not args.no_probe,
+    )
     print(json.dumps(plan.as_dict(), indent=2) if args.json else plan.as_table())
 
 
-def _check_spelling(words: Sequence[str], own_options: list[str]) -> None:
-    """Raises UserError for an option that is none of the training's and close to one of the plan's."""
+def _parse_run(words: Sequence[str]) -> "Arguments":
+    """The options of the run. A preset whose text is left to the command line can be planned without any text."""
+    from minigpt.config.arguments import TEXT_SOURCES
+    from minigpt.config.parser import parse_arguments, read_config
+    from minigpt.config.presets import find_preset
+
+    if not words or words[0].startswith("-"):
+        raise UserError("give a preset first, as in: minigpt plan quickstart")
+    presets = takewhile(lambda word: not word.startswith("-"), words)
+    given = {f"--{key}" for preset in presets for key in read_config(find_preset(preset))}
+    given |= {word.split("=")[0].replace("-", "_").replace("__", "--", 1) for word in words}
+    has_text = any(f"--{source}" in given for source in TEXT_SOURCES)
+    # any text will do: the shape does not depend on it, except in the case below
+    placeholder = [] if has_text else ["--corpus", "python-docs"]
+    args = parse_arguments([*words, *placeholder], program=PROGRAM)
+    if not has_text and args.tokenizer == "char" and args.vocab_size is None:
+        raise UserError("tokenizer=char: the vocabulary size depends on the text; give --train_file or --vocab_size")
+    return args
+
+
+def _check_spelling(words: Sequence[str], plan_options: list[str]) -> None:
+    """Raises UserError for an unknown option; it may be meant for the plan or for the training."""
     from minigpt.config.arguments import Arguments
 
+    run_options = [f"--{name}" for name in Arguments.__dataclass_fields__]
     for word in words:
         name = word.split("=")[0]
-        if name.startswith("--") and name.strip("-").replace("-", "_") not in Arguments.__dataclass_fields__:
-            candidate = name.replace("-", "_").replace("__", "--", 1)
-            if nearest := difflib.get_close_matches(candidate, own_options, n=1, cutoff=0.7):
-                raise UserError(f"unknown option {name}; did you mean {nearest[0]}?")
+        if name.startswith("--") and name.replace("-", "_").replace("__", "--", 1) not in run_options:
+            if name.startswith("--no_") and f"--{name[5:]}" in run_options:  # the negation of a switch
+                continue
+            raise UserError(unknown_option(word, [*plan_options, *run_options]))

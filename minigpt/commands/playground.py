@@ -5,56 +5,66 @@ import socket
 from collections.abc import Sequence
 from pathlib import Path
 
-from minigpt.utils.errors import CommandParser, UserError
+from minigpt.utils.command_line import CommandParser
+from minigpt.utils.errors import UserError
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
     """The options of `minigpt playground`."""
     parser = CommandParser("minigpt playground", __doc__)
     add = parser.add_argument
-    add("--model", required=True, help="run folder, checkpoint, or any model folder or Hub name")
-    add("--host", default="127.0.0.1", help="address to listen at; 0.0.0.0 lets others in (default: %(default)s)")
-    add("--port", type=int, metavar="N", help="port to listen at (default: the first free one from 7860)")
+    add("--model", required=True, help="run folder, checkpoint, model folder or Hub name")
+    add(
+        "--host",
+        default="127.0.0.1",
+        help="address to listen on; 0.0.0.0 admits other machines (default: %(default)s)",
+    )
+    add("--port", type=int, metavar="N", help="port to listen on (default: the first free one from 7860)")
     add("--share", action="store_true", help="also open a public address at gradio.live, for a week")
     return parser.parse_args(argv)
 
 
 def run(args: argparse.Namespace) -> None:
-    """`minigpt playground`: serve the page until Ctrl-C. Raises UserError in one line on bad input."""
-    from minigpt.hub.run_summary import read_run_summary
-    from minigpt.modeling.loading import load_model
-    from minigpt.playground.page import CSS, Player, build_page
-    from minigpt.playground.views import BARS_CSS
+    """`minigpt playground`: serve the page until Ctrl-C.
 
+    Raises UserError if Gradio is not installed, the address cannot be used, or the model cannot be loaded.
+    """
     try:
         import gradio
     except ImportError as error:
-        raise UserError("the playground needs Gradio: pip install minigpt[playground]") from error
-    from minigpt.modeling.packed_linear import pack_linears
-
+        raise UserError('the playground needs Gradio: pip install "minigpt-lm[playground]"') from error
     if args.port is not None and not 1 <= args.port <= 65535:
         raise UserError(f"port={args.port} must be from 1 to 65535")
     try:  # Gradio would try one port after the other
         family = socket.AF_INET6 if ":" in args.host else socket.AF_INET
         socket.create_server((args.host, args.port or 0), family=family).close()
     except OSError as error:
-        raise UserError(f"cannot listen at {args.host}, port {args.port or 'any'}: {error.strerror}") from error
+        raise UserError(f"cannot listen on {args.host}, port {args.port or 'any'}: {error.strerror}") from error
+
+    from minigpt.data.tokenizer import load_tokenizer
+    from minigpt.hub.run_summary import read_run_summary
+    from minigpt.modeling.loading import find_model, load_model
+    from minigpt.modeling.packed_linear import pack_linears
+    from minigpt.playground.page import CSS, Player, build_page
+    from minigpt.playground.views import BARS_CSS
+
     folder = Path(args.model).expanduser()
     prompts = read_run_summary(folder).options.get("sample_prompts") or [] if folder.is_dir() else []
-    player = Player(*load_model(args.model, None, "auto", False))
-    fonts = {"font": ["system-ui", "sans-serif"], "font_mono": ["ui-monospace", "monospace"]}  # none from elsewhere
+    source = find_model(args.model)
+    player = Player(load_model(source), load_tokenizer(source, require_eos=False, require_fast=False))
     page = build_page(player, folder.resolve().name if folder.is_dir() else args.model, prompts)
-    pack_linears(player.model)
+    pack_linears(player.model)  # after the page has counted the parameters, which a packed model lacks
     page.queue()
-    _, local, public = page.launch(
+    local_fonts = {"font": ["system-ui", "sans-serif"], "font_mono": ["ui-monospace", "monospace"]}  # no downloads
+    _, local_url, public_url = page.launch(
         server_name=args.host,
         server_port=args.port,
         share=args.share,
         prevent_thread_lock=True,
         quiet=True,
-        theme=gradio.themes.Default(primary_hue="blue", **fonts),
+        theme=gradio.themes.Default(primary_hue="blue", **local_fonts),
         css=CSS + BARS_CSS,
         footer_links=[],
     )
-    print(f"playground: {local}{f' and {public}' if public else ''}     (Ctrl-C ends it)", flush=True)
+    print(f"playground: {local_url}{f' and {public_url}' if public_url else ''}     (Ctrl-C ends it)", flush=True)
     page.block_thread()

@@ -1,47 +1,63 @@
-"""Replay a training step that was skipped because its gradient was not finite."""
+"""Replay a step that was skipped because its gradient was not finite, and print where that starts."""
 
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from minigpt.utils.errors import CommandParser, UserError
+from minigpt.utils.command_line import CommandParser
+from minigpt.utils.errors import UserError
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
     """The options of `minigpt replay`."""
     parser = CommandParser("minigpt replay", __doc__)
-    parser.add_argument("file", type=Path, metavar="FILE", help="bad_steps/step-<step>/replay.json of a run")
+    parser.add_argument("file", type=Path, metavar="FILE", help="skipped_steps/step-<step>/replay.json of a run")
     parser.add_argument(
-        "--dtype", choices=["float32", "bfloat16", "float16"], default="float32", help="autocast to it"
+        "--dtype",
+        choices=["float32", "bfloat16", "float16"],
+        default="float32",
+        help="dtype of autocast; float32 turns it off (default: %(default)s)",
     )
     parser.add_argument("--device", help="default: a GPU if there is one, else the CPU")
     return parser.parse_args(argv)
 
 
 def run(args: argparse.Namespace) -> None:
-    """`minigpt replay`. Raises UserError where the record, its data or its weights are not what they were."""
+    """Replay the step and print what is not finite.
+
+    Raises UserError if the record, its data, its weights or the device cannot be used.
+    """
     import torch
 
     from minigpt.config.parser import parse_arguments
     from minigpt.data.datamodule import load_data, open_data_module
-    from minigpt.training.nonfinite import read_record
-    from minigpt.training.replay import Step
+    from minigpt.training.nonfinite import StepRecord
+    from minigpt.training.replay import ReplayedStep
     from minigpt.utils.run_files import ARGUMENTS_FILE
     from modeling_minigpt import MiniGPTForCausalLM
 
-    record, folder = read_record(args.file), args.file.parent
+    record, folder = StepRecord.load(args.file), args.file.parent
     options = parse_arguments([str(folder / ARGUMENTS_FILE)], folder / ARGUMENTS_FILE)
     shards, tokenizer = load_data(options)
-    if shards.fingerprint != record["data_fingerprint"]:
-        raise UserError(f"the data of {args.file} are not the same any more; the step cannot be run again")
-    device = torch.device(args.device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    model = MiniGPTForCausalLM.from_pretrained(
-        folder, dtype=torch.float32, attn_implementation=options.attn_implementation
-    )
+    if shards.fingerprint != record.data_fingerprint:
+        raise UserError(f"{args.file}: the data of the run have changed since; restore them to replay the step")
+    name = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(f"device={name} cannot be used: {str(error).splitlines()[0]}") from error
+    try:
+        model = MiniGPTForCausalLM.from_pretrained(
+            folder, dtype=torch.float32, attn_implementation=options.attn_implementation
+        )
+    except OSError as error:
+        raise UserError(f"{folder}: its model cannot be loaded: {str(error).splitlines()[0]}") from error
     samples = open_data_module(options, shards, tokenizer.eos_token_id).train
-    step = Step(model.to(device).train(), samples, options, record, getattr(torch, args.dtype))
+    model.to(device).train()  # type: ignore[arg-type]  # transformers' wrapper of `to` loses its types
+    step = ReplayedStep(model, samples, options, record, getattr(torch, args.dtype))
     with step.watched():
         loss, grad_norm = step.run()
-    print(f"step {record['step'] + 1}: loss {loss:.6f} nats per token, gradient norm {grad_norm:.6f}")
-    for line in step.findings(tokenizer):
-        print(line)
+    print(f"step {record.step + 1}: loss {loss:.6f} nats per token, gradient norm {grad_norm:.6f}")
+    for finding in step.findings(tokenizer):
+        print(finding)

@@ -2,9 +2,9 @@
 
     minigpt verify-resume CONFIG [--steps 20] [--stop_after 10] [--config_file PROFILE.yaml] [any training option]
 
-Trains `steps` steps without interruption, then resumes from the checkpoint after `stop_after` in a new process, and
-compares every loss, gradient norm, weight and optimizer moment, bit for bit. Exit code 0: equal; 1: not equal, and it
-says where the two first differ.
+Trains `steps` steps without interruption, then resumes from the checkpoint after step `stop_after` in a new process,
+and compares every loss, gradient norm, weight and optimizer moment, bit for bit. Exit code 0: equal; 1: not equal, and
+the first difference is printed.
 """
 
 import argparse
@@ -14,16 +14,19 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from minigpt.utils.errors import CommandParser, UserError
+from minigpt.utils.command_line import CommandParser
+from minigpt.utils.errors import UserError
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
+    """The options of `minigpt verify-resume`; training options end up in `options`."""
     parser = CommandParser("minigpt verify-resume", __doc__)
     parser.add_argument("config", metavar="CONFIG", help="what to train: a YAML file or the name of a preset")
     parser.add_argument("--steps", type=int, default=20, metavar="N", help="length of the runs (default: %(default)s)")
-    parser.add_argument("--stop_after", type=int, metavar="K", help="the step to resume from (default: half of them)")
+    parser.add_argument("--stop_after", type=int, metavar="K", help="step to resume from (default: half of the steps)")
     parser.add_argument("--config_file", metavar="FILE", help="launch profile (default: one process)")
-    args, args.options = parser.parse_known_args(argv)
+    args, options = parser.parse_known_args(argv)
+    args.options = options
     if args.stop_after is None:
         args.stop_after = args.steps // 2
     if not 0 < args.stop_after < args.steps:
@@ -32,18 +35,20 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 
 
 def run(args: argparse.Namespace) -> None:
-    from minigpt.training.verify_resume import differences, overrides, train
+    """Train twice and compare. Raises UserError if the trainer refuses the options."""
+    from minigpt.training.verify_resume import differences, run_trainer, short_run_options
 
     with tempfile.TemporaryDirectory(prefix="verify-resume-") as folder:
-        straight, resumed = Path(folder, "straight"), Path(folder, "resumed")
-        words = [args.config, *args.options, *overrides(args.config, args.options, args.steps, args.stop_after)]
+        uninterrupted, resumed = Path(folder, "uninterrupted"), Path(folder, "resumed")
+        checkpoint = f"checkpoint-{args.stop_after}"
+        short_run = short_run_options(args.config, args.options, args.steps, args.stop_after)
+        options = [args.config, *args.options, *short_run]
         print(f"training {args.steps} steps without interruption", flush=True)
-        train(args.config_file, [*words, "--output_dir", str(straight)])
-        resumed.mkdir()
-        shutil.copytree(straight / f"checkpoint-{args.stop_after}", resumed / f"checkpoint-{args.stop_after}")
+        run_trainer(args.config_file, [*options, "--output_dir", str(uninterrupted)])
+        shutil.copytree(uninterrupted / checkpoint, resumed / checkpoint)
         print(f"resuming from step {args.stop_after}", flush=True)
-        train(args.config_file, [*words, "--output_dir", str(resumed), "--resume_from_checkpoint", "latest"])
-        difference = next(differences(straight, resumed, args.stop_after, args.steps), None)
+        run_trainer(args.config_file, [*options, "--output_dir", str(resumed), "--resume_from_checkpoint", "latest"])
+        difference = next(differences(uninterrupted, resumed, args.stop_after, args.steps), None)
     if difference is not None:
         print(f"NOT equal: {difference}")
         sys.exit(1)

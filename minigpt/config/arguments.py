@@ -32,7 +32,7 @@ def option(help: str, default: Any = None) -> Any:
 
 
 class Checked:
-    """A dataclass whose parts each name what is wrong with them; all problems are raised together."""
+    """A dataclass whose `problems` methods list what is wrong; all problems are raised together as one UserError."""
 
     def __post_init__(self) -> None:
         owners = [cls for cls in reversed(type(self).__mro__) if "problems" in vars(cls)]
@@ -55,41 +55,47 @@ def _below(arguments: Any, minimum: float, *names: str) -> Iterator[str]:
 
 @dataclass(frozen=True)
 class ModelArguments(Checked):
-    """What is trained: a model from scratch, or one that exists."""
+    """What is trained: a model from scratch, or an existing one."""
 
     _argument_group_name = "model"
 
-    model_name_or_path: str | None = option("Start from this MiniGPT or GPT-2 folder or Hub name; else from scratch")
-    hidden_size: int | None = option("Width of the model (default 768)")
-    num_hidden_layers: int | None = option("Number of layers (default 12)")
-    num_attention_heads: int | None = option("Attention heads a layer (default 12)")
-    intermediate_size: int | None = option("Width of the MLP (default 4 x hidden_size)")
-    max_position_embeddings: int | None = option("Longest context (default block_size)")
+    model_name_or_path: str | None = option(
+        "Start from a MiniGPT or GPT-2, a folder or Hub name (default: from scratch)"
+    )
+    hidden_size: int | None = option("Width of the model (default: 768)")
+    num_hidden_layers: int | None = option("Number of layers (default: 12)")
+    num_attention_heads: int | None = option("Attention heads per layer (default: 12)")
+    intermediate_size: int | None = option("Width of the MLP (default: 4 x hidden_size)")
+    max_position_embeddings: int | None = option("Longest context, in tokens (default: block_size)")
     vocab_size: int | None = option("Rows of the embedding (default: the tokenizer's size)")
-    pad_vocab_size_to_multiple_of: int | None = option("Round the embedding's rows up; the ids beyond are never said")
-    tie_word_embeddings: bool | None = option("Share input and output embedding (default true)")
-    qkv_bias: bool | None = option("Bias on the query, key and value projections (default true)")
-    dropout: float | None = option("Dropout on embeddings, attention and residuals (default 0, or the model's own)")
+    pad_vocab_size_to_multiple_of: int | None = option(
+        "Round the vocabulary size up; the extra ids are never generated"
+    )
+    tie_word_embeddings: bool | None = option("Share the input and output embedding (default: true)")
+    qkv_bias: bool | None = option("Bias on the query, key and value projections (default: true)")
+    dropout: float | None = option(
+        "Dropout on embeddings, attention and residuals (default: 0, or the loaded model's)"
+    )
     attn_implementation: Literal["sdpa", "eager", "flash_attention_2", "flex_attention"] = option(
         "Attention kernel", "sdpa"
     )
 
     @property
     def shape(self) -> dict[str, Any]:
-        """The options that only a model from scratch can take, those that were given, as config fields."""
+        """The options given that only a model from scratch can take, as config fields."""
         given = {name: getattr(self, name) for name in SHAPE_OPTIONS}
         return {name: value for name, value in given.items() if value is not None}
 
     def problems(self) -> Iterator[str]:
         if self.model_name_or_path is not None and self.shape:
             given = ", ".join(f"{name}={value}" for name, value in self.shape.items())
-            yield f"{given}: the shape is fixed by model_name_or_path={self.model_name_or_path}; leave one of them out"
+            yield f"{given}: the shape is fixed by model_name_or_path={self.model_name_or_path}; drop one of them"
         if self.dropout is not None and not 0 <= self.dropout < 1:
             yield f"dropout={self.dropout} must be at least 0 and below 1"
         yield from _below(self, 1, "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
         yield from _below(self, 1, "max_position_embeddings", "vocab_size", "pad_vocab_size_to_multiple_of")
         if self.pad_vocab_size_to_multiple_of is not None and self.vocab_size is not None:
-            yield f"vocab_size={self.vocab_size} says it all; leave it or pad_vocab_size_to_multiple_of out"
+            yield f"vocab_size={self.vocab_size} is already given; drop it or pad_vocab_size_to_multiple_of"
 
 
 @dataclass(frozen=True)
@@ -98,34 +104,46 @@ class DataArguments(Checked):
 
     _argument_group_name = "data"
 
-    data: list[str] | None = option("Folder of token shards: ours, or nanoGPT's, build-nanogpt's, llm.c's; or several")
-    data_weights: list[float] | None = option("Share of the samples that each of several folders of data has")
-    train_file: list[str] | None = option("Text, JSONL (.gz, .zst too), Parquet or Arrow files, or folders of them")
-    validation_file: list[str] | None = option("Files to validate on (default: a split of the training text)")
+    data: list[str] | None = option("Folders of token shards: MiniGPT's, nanoGPT's, build-nanogpt's or llm.c's")
+    data_weights: list[float] | None = option("Share of the samples from each folder of data, if there are several")
+    train_file: list[str] | None = option(
+        "Text, JSONL, Parquet or Arrow files, or folders of them; text and JSONL may be .gz or .zst"
+    )
+    validation_file: list[str] | None = option(
+        "Files to validate on (default: a part of the training text is held out)"
+    )
     dataset_name: str | None = option("Hugging Face data set: a local folder or a Hub name")
     dataset_config_name: str | None = option("Configuration of the data set")
     dataset_split: str = option("Split of the data set to train on", "train")
     dataset_revision: str | None = option("Branch, tag or commit of the data set on the Hub")
-    streaming: bool = option("Read the data set while it downloads, without a copy on the disk", False)
+    streaming: bool = option("Read the data set while it downloads, without a copy on disk", False)
     corpus: Literal["python-docs", "openwebtext", "fineweb-edu"] | None = option(
-        "python-docs needs no download; openwebtext: 38 GB of text; fineweb-edu: its sample of 10 B tokens, 46 GB"
+        "A named corpus. python-docs comes with Python; openwebtext is 38 GB of text, fineweb-edu 46 GB (10B tokens)"
     )
     text_column: str = option("Field of JSONL lines and data sets that holds the text", "text")
     completion_only_loss: bool | None = option(
-        "Learn completions alone, not prompts, where JSONL rows hold 'prompt' and 'completion' or 'messages' (default)"
+        "Compute the loss on completions only; for rows with 'prompt' and 'completion', or 'messages' (default: true)"
     )
-    validation_split_percentage: float = option("Share of the text held out when there is no validation split", 10.0)
-    tokenizer: str | None = option("'bpe' or 'char' to train one, or a tokenizer folder or Hub name (default: bpe)")
+    validation_split_percentage: float = option(
+        "Percentage of the documents held out if there is no validation split", 10.0
+    )
+    tokenizer: str | None = option(
+        "'bpe' or 'char' to train one, or a tokenizer folder or Hub name (default: bpe, or the model's)"
+    )
     tokenizer_vocab_size: int = option("Vocabulary size of a trained 'bpe' tokenizer", 8192)
-    tokenizer_special_tokens: list[str] = option("Special tokens of a trained 'bpe', besides <|endoftext|>", [])
-    tokenizer_training_megabytes: int = option("A 'bpe' learns from this much text, spread over the corpus", 100)
-    shard_tokens: int = option("Tokens a shard; what an interrupted preparation has to repeat at most", 100_000_000)
-    preprocessing_num_workers: int | None = option("Processes that tokenize (default: one a core)")
-    cache_dir: str | None = option("Where the trainer keeps shards that it prepares (default ~/.cache/minigpt)")
-    overwrite_cache: bool = option("Prepare again even when the cache has the shards", False)
+    tokenizer_special_tokens: list[str] = option(
+        "Special tokens of a trained 'bpe' tokenizer besides <|endoftext|>", []
+    )
+    tokenizer_training_megabytes: int = option(
+        "Megabytes of text that a 'bpe' tokenizer is trained on, spread over the corpus", 100
+    )
+    shard_tokens: int = option("Tokens per shard; an interrupted preparation repeats at most one shard", 100_000_000)
+    preprocessing_num_workers: int | None = option("Processes that tokenize (default: one per core)")
+    cache_dir: str | None = option("Where the trainer keeps the shards it prepares (default: ~/.cache/minigpt)")
+    overwrite_cache: bool = option("Prepare again even if the cache has the shards", False)
 
     def problems(self) -> Iterator[str]:
-        """What cannot be, a sentence each: the value, the rule, the way out."""
+        """A sentence for each value that cannot be: the value, the rule, the way out."""
         given = [name for name in TEXT_SOURCES if getattr(self, name)]
         if len(given) > 1:
             yield f"{' and '.join(given)} are both given: choose one source of text"
@@ -156,20 +174,25 @@ class BatchArguments(Checked):
 
     _argument_group_name = "batches"
 
-    block_size: int = option("Tokens a sample", 1024)
-    stride: int | None = option("Distance between the starts of two samples; less than block_size overlaps them")
+    block_size: int = option("Tokens per sample", 1024)
+    stride: int | None = option(
+        "Tokens between the starts of two samples; below block_size they overlap (default: block_size)"
+    )
     packing_strategy: Literal["wrapped", "bfd", "bfd_split", "none"] = option(
-        "How documents fill samples: cut anywhere, whole by best fit (the too long truncated or split), or one each",
+        "How documents fill samples. wrapped: cut anywhere; bfd: whole documents by best fit, long ones truncated; "
+        "bfd_split: the same, long ones split; none: one document per sample",
         "wrapped",
     )
-    document_attention: bool = option("Keep the documents of a sample apart, in attention and in positions", False)
+    document_attention: bool = option("Keep the documents of a sample separate, in attention and in positions", False)
     per_device_train_batch_size: int = option("Samples in one micro-batch of one process", 8)
-    gradient_accumulation_steps: int = option("Micro-batches of one process in one step", 1)
-    per_device_eval_batch_size: int | None = option("Samples in one evaluation batch (default: as in training)")
-    max_steps: int | None = option("Number of steps (optimizer updates); goes before num_train_epochs")
-    num_train_epochs: float = option("Passes over the training tokens, when max_steps is not given", 1.0)
-    dataloader_num_workers: int = option("Processes that load batches beside each training process", 0)
-    seed: int = option("Decides initial weights, data order and dropout", 1337)
+    gradient_accumulation_steps: int = option("Micro-batches per step and process", 1)
+    per_device_eval_batch_size: int | None = option(
+        "Samples per evaluation batch and process (default: as in training)"
+    )
+    max_steps: int | None = option("Number of steps (optimizer updates); overrides num_train_epochs")
+    num_train_epochs: float = option("Passes over the training data, if max_steps is not given", 1.0)
+    dataloader_num_workers: int = option("Processes that load batches for each training process", 0)
+    seed: int = option("Seed of the initial weights, the data order and dropout", 1337)
 
     @property
     def eval_batch_size(self) -> int:
@@ -193,26 +216,32 @@ class OptimizerArguments(Checked):
 
     _argument_group_name = "optimizer"
 
-    optimizer: Literal["adamw", "muon"] = option("muon: Muon for the layers' matrices, AdamW for the rest", "adamw")
+    optimizer: Literal["adamw", "muon"] = option(
+        "adamw, or muon: Muon for the layers' matrices and AdamW for the rest", "adamw"
+    )
     learning_rate: float = option("Peak learning rate of AdamW", 6e-4)
     muon_learning_rate: float = option("Peak learning rate of Muon, on the same schedule", 0.02)
     muon_momentum: float = option("Momentum of Muon", 0.95)
     min_learning_rate: float = option("Learning rate at the end of the decay", 0.0)
     lr_scheduler_type: Literal["cosine", "linear", "warmup_stable_decay", "constant"] = option(
-        "Shape of the decay", "cosine"
+        "Shape of the learning rate after warm-up", "cosine"
     )
-    num_decay_steps: int | None = option("Steps of warmup_stable_decay's linear decay (default: a fifth of the run)")
+    num_decay_steps: int | None = option(
+        "Steps of the linear decay of warmup_stable_decay (default: a fifth of the run)"
+    )
     warmup_steps: int = option("Steps of linear warm-up", 0)
     scale_learning_rate: bool = option("Multiply the learning rates by the number of processes", False)
-    weight_decay: float = option("Decay of matrices; biases and norms have none", 0.1)
-    adam_beta1: float = option("First moment's decay", 0.9)
-    adam_beta2: float = option("Second moment's decay", 0.95)
+    weight_decay: float = option("Weight decay of matrices; biases and norms have none", 0.1)
+    adam_beta1: float = option("Decay of AdamW's first moment", 0.9)
+    adam_beta2: float = option("Decay of AdamW's second moment", 0.95)
     adam_epsilon: float = option("Added to the denominator of AdamW", 1e-8)
-    max_grad_norm: float = option("Clip the gradient to this norm; 0 leaves it alone", 1.0)
-    max_skipped_steps: int = option("Steps that may be left out because their gradient is not finite", 10)
+    max_grad_norm: float = option("Clip the gradient to this norm; 0: no clipping", 1.0)
+    max_skipped_steps: int = option(
+        "Stop after more than this many steps were skipped because their gradient was not finite", 10
+    )
 
     def problems(self) -> Iterator[str]:
-        """What cannot be, a sentence each: the value, the rule, the way out."""
+        """A sentence for each value that cannot be: the value, the rule, the way out."""
         yield from _below(self, 0, "learning_rate", "muon_learning_rate", "min_learning_rate", "warmup_steps")
         yield from _below(self, 0, "weight_decay", "adam_epsilon", "max_grad_norm", "max_skipped_steps")
         yield from _below(self, 1, "num_decay_steps")
@@ -229,40 +258,47 @@ class OptimizerArguments(Checked):
 
 @dataclass(frozen=True)
 class RunArguments(Checked):
-    """Where the run lives, and what it tells."""
+    """Output, evaluation, checkpoints and trackers of the run."""
 
     _argument_group_name = "run"
 
     output_dir: str = option("Folder of the run", "runs/minigpt")
-    overwrite_output_dir: bool = option("Delete what an earlier run left in output_dir", False)
-    resume_from_checkpoint: str | None = option("A checkpoint folder, or 'latest' for the newest of output_dir")
-    use_cpu: bool = option("Train on the CPU even where there is a GPU", False)
-    mixed_precision: Literal["no", "bf16", "fp16"] | None = option("Compute dtype (default: the launch profile's)")
-    ddp_comm_hook: Literal["no", "bf16", "fp16"] = option("Dtype in which DDP adds gradients up; no: float32", "no")
-    tf32: bool = option("Let float32 matrix products use TF32 where the GPU has it", True)
+    overwrite_output_dir: bool = option("Delete an earlier run in output_dir", False)
+    resume_from_checkpoint: str | None = option("Resume from a checkpoint folder, or from 'latest' in output_dir")
+    use_cpu: bool = option("Train on the CPU even if there is a GPU", False)
+    mixed_precision: Literal["no", "bf16", "fp16"] | None = option(
+        "Precision of the computation (default: the launch profile's)"
+    )
+    ddp_comm_hook: Literal["no", "bf16", "fp16"] = option(
+        "Precision in which DDP averages gradients; no: float32", "no"
+    )
+    tf32: bool = option("Use TF32 for float32 matrix products on GPUs that have it", True)
     gradient_checkpointing: Literal["no", "selective", "full"] = option(
-        "Compute activations again in the backward pass to save memory: the cheap ones, or whole layers", "no"
+        "Recompute activations in the backward pass to save memory. selective: the cheap ones; full: whole layers",
+        "no",
     )
     logging_steps: int = option("Steps between log lines", 10)
-    eval_steps: int = option("Steps between full validation losses; 0: only at the end", 500)
+    eval_steps: int = option("Steps between validation losses over the whole split; 0: only at the end", 500)
     hellaswag_steps: int | None = option("Steps between HellaSwag accuracies; 0: only at the end (default: never)")
-    hellaswag_file: str | None = option("HellaSwag items, JSONL (default: the validation split on the Hub)")
-    hellaswag_limit: int | None = option("Only the first items of HellaSwag")
+    hellaswag_file: str | None = option("JSONL file of HellaSwag items (default: the validation split on the Hub)")
+    hellaswag_limit: int | None = option("Use only this many items of HellaSwag")
     save_steps: int = option("Steps between checkpoints; 0: only at the end", 1000)
-    async_save: bool = option("Go on training while a checkpoint is written", False)
-    save_total_limit: int | None = option("Keep this many checkpoints, and the best one", 2)
-    load_best_model_at_end: bool = option("The final model is the one with the lowest validation loss", False)
+    async_save: bool = option("Write checkpoints in the background while training continues", False)
+    save_total_limit: int | None = option("Keep this many checkpoints, and the one with the lowest validation loss", 2)
+    load_best_model_at_end: bool = option("Make the checkpoint with the lowest validation loss the final model", False)
     sample_steps: int = option("Steps between sample texts; 0: only at the end", 0)
-    sample_prompts: list[str] = option('Prompts of the sample texts; "" begins a text', [""])
-    sample_max_new_tokens: int = option("Length of a sample text, tokens", 100)
+    sample_prompts: list[str] = option('Prompts of the sample texts; "" is the start of a text', [""])
+    sample_max_new_tokens: int = option("Tokens per sample text", 100)
     report_to: list[str] = option("Trackers: tensorboard, wandb, trackio, all or none", ["tensorboard"])
-    run_name: str | None = option("Name of the run in the trackers (default: the last part of output_dir)")
-    push_to_hub: bool = option("Publish every save, in the background, and the final model on the Hub", False)
-    hub_model_id: str | None = option("Repository to push to, USER/NAME (default: the last part of output_dir, yours)")
+    run_name: str | None = option("Name of the run in the trackers (default: the name of output_dir)")
+    push_to_hub: bool = option("Push every checkpoint (in the background) and the final model to the Hub", False)
+    hub_model_id: str | None = option(
+        "Repository to push to, USER/NAME (default: the name of output_dir, under your account)"
+    )
     hub_private_repo: bool = option("Make a new repository private", False)
 
     def problems(self) -> Iterator[str]:
-        """What cannot be, a sentence each: the value, the rule, the way out."""
+        """A sentence for each value that cannot be: the value, the rule, the way out."""
         yield from _below(self, 1, "logging_steps", "save_total_limit", "sample_max_new_tokens", "hellaswag_limit")
         yield from _below(self, 0, "eval_steps", "hellaswag_steps", "save_steps", "sample_steps")
         if self.hellaswag_steps is None and (self.hellaswag_file is not None or self.hellaswag_limit is not None):
@@ -274,7 +310,7 @@ class RunArguments(Checked):
             if tracker not in known:
                 yield f"report_to={tracker} is none of {', '.join(sorted(known))}"
         if self.overwrite_output_dir and self.resume_from_checkpoint:
-            yield "overwrite_output_dir would delete what resume_from_checkpoint needs; leave one of them out"
+            yield "overwrite_output_dir would delete what resume_from_checkpoint needs; drop one of them"
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,9 @@
-"""Open a corpus: every source of text becomes training and validation documents.
+"""Open a corpus: the training and validation documents of every source of text.
 
-Held out for validation, unless the user or the data set says otherwise: the last `validation_split_percentage` of the
-documents (one at least); when there is only one document, the last part of its characters, exactly as nanoGPT does.
-Of a stream, whose end is far away, the first documents are held out instead.
+The validation split is `validation_file`, or the validation split of the data set. Without either, the last
+`validation_split_percentage` of the documents are held out, at least one. If there is only one document, the last part
+of its characters is held out, exactly as in nanoGPT. Of a stream the first documents are held out, because its end is
+only reached by downloading all of it.
 """
 
 import hashlib
@@ -15,31 +16,38 @@ from typing import Any
 
 from minigpt.config.arguments import DataArguments
 from minigpt.data import hub_datasets, python_docs
-from minigpt.data.readers import ArrowFile, Chain, JsonLines, Listed, ParquetFile, Pieces, Source, TextFile
+from minigpt.data.readers import (
+    Chain,
+    InMemoryDocuments,
+    JsonLines,
+    Pieces,
+    Source,
+    TextFile,
+    arrow_rows,
+    parquet_rows,
+)
 from minigpt.utils.errors import UserError
 from minigpt.utils.files import file_sha256
 
-READERS = {
-    ".jsonl": JsonLines,
-    ".json": JsonLines,
-    ".ndjson": JsonLines,
-    ".parquet": ParquetFile,
-    ".arrow": ArrowFile,
-}
+JSON_SUFFIXES = {".jsonl", ".json", ".ndjson"}
+
+TABLE_SUFFIXES = {".parquet", ".arrow"}
 
 TEXT_SUFFIXES = {".txt", ".md", ".text", ".rst", ""}
 
-COMPRESSED = {".gz", ".zst"}
+READABLE_SUFFIXES = JSON_SUFFIXES | TABLE_SUFFIXES | TEXT_SUFFIXES
 
-SPLIT_NAMES = ("validation", "valid", "val", "dev")
+COMPRESSED_SUFFIXES = {".gz", ".zst"}
+
+VALIDATION_SPLIT_NAMES = ("validation", "valid", "val", "dev")
 
 
 @dataclass(frozen=True)
 class Corpus:
     """The documents of both splits.
 
-    `key` changes with the content, `origin` tells the manifest where it is from, and `text_bytes` is about how much
-    text there is (None if nobody knows). `examples` tells whether the documents are prompts with completions.
+    `key` changes with the content. `origin` describes the source in the manifest. `text_bytes` is the approximate
+    amount of text, None if unknown. `examples` is true if the documents are prompts with completions.
     """
 
     key: str
@@ -55,12 +63,12 @@ class Documents(ABC):
 
     @abstractmethod
     def pieces(self, start: int = 0) -> Pieces:
-        """The documents from number `start` on, as (text, ends) pairs."""
+        """The documents from number `start` on, in pieces, each with whether the document ends."""
 
 
 @dataclass
-class All(Documents):
-    """Every document."""
+class AllDocuments(Documents):
+    """Every document of a source."""
 
     source: Source
 
@@ -69,36 +77,40 @@ class All(Documents):
 
 
 @dataclass
-class Split(Documents):
-    """One side of a source that is cut in two. Documents are only counted when one is asked for."""
+class SplitDocuments(Documents):
+    """The training or the validation documents of a source. They are only counted when a document is needed.
+
+    `validation_share` of the documents are for validation: the last ones with `from_end`, else the first ones.
+    """
 
     source: Source
     origin: dict[str, Any]
-    held_out: bool
-    share: float
-    at_the_end: bool
+    is_validation: bool
+    validation_share: float
+    from_end: bool
 
     @cached_property
     def _bounds(self) -> tuple[int, int]:
+        """The numbers of the first document, and of the one after the last."""
         count = self.source.count()
         if count == 0:
             raise UserError(f"no documents in {_name(self.origin)}")
-        held_out = min(count - 1, max(1, round(count * self.share)))
-        if not self.at_the_end:
-            return (0, held_out) if self.held_out else (held_out, count)
-        return (count - held_out, count) if self.held_out else (0, count - held_out)
+        held_out = min(count - 1, max(1, round(count * self.validation_share)))
+        if self.from_end:
+            return (count - held_out, count) if self.is_validation else (0, count - held_out)
+        return (0, held_out) if self.is_validation else (held_out, count)
 
     def pieces(self, start: int = 0) -> Pieces:
-        first, last = self._bounds
+        first, stop = self._bounds
         if self.source.count() == 1:
-            return self._characters() if start == 0 else iter(())
-        return self.source.pieces(first + start, last)
+            return self._part_of_the_only_document() if start == 0 else iter(())
+        return self.source.pieces(first + start, stop)
 
-    def _characters(self) -> Pieces:
-        """This side of a lone document."""
-        count = sum(len(text) for text, _ in self.source.pieces(0, 1))
-        cut = int(count * (1 - self.share))
-        start, stop = (cut, count) if self.held_out else (0, cut)
+    def _part_of_the_only_document(self) -> Pieces:
+        """The characters of this split, as one document."""
+        characters = sum(len(text) for text, _ in self.source.pieces(0, 1))
+        cut = int(characters * (1 - self.validation_share))
+        start, stop = (cut, characters) if self.is_validation else (0, cut)
         position = 0
         for text, _ in self.source.pieces(0, 1):
             if not isinstance(text, str):
@@ -111,23 +123,26 @@ class Split(Documents):
 
 
 def open_corpus(args: DataArguments) -> Corpus:
-    """The text that `args` names. Raises UserError, here or while it is read, that says what is wrong and where."""
+    """The text that `args` names.
+
+    Raises UserError, in this function or while documents are read, if the text is missing or damaged.
+    """
     if args.train_file:
-        corpus = _files_corpus(args)
+        corpus = _files_corpus(args.train_file, args)
         if corpus.examples or args.completion_only_loss is None:
             return corpus
     if args.completion_only_loss is not None:
         raise UserError(
-            "completion_only_loss goes with JSON lines that hold 'prompt' and 'completion', or 'messages', in "
-            f"train_file; there are none in {', '.join(args.train_file or [])}"
+            f"completion_only_loss={args.completion_only_loss} needs JSON lines with 'prompt' and 'completion', or "
+            f"'messages', in train_file; there are none in {', '.join(args.train_file or [])}"
         )
     if args.corpus == "python-docs":
         key = f"python-docs:{python_docs.RECIPE}:{sys.version}"
         origin = {"corpus": args.corpus, "python": sys.version.split()[0]}
-        return _split(Listed(python_docs.documents), args, key, origin, None)
+        return _split(InMemoryDocuments(python_docs.documents), args, key, origin, None)
     if args.dataset_name or args.corpus:
         return _dataset_corpus(args)
-    raise UserError("there is no text to prepare: give --train_file, --dataset_name or --corpus")
+    raise UserError("no text to prepare: give --train_file, --dataset_name or --corpus")
 
 
 def _split(
@@ -136,56 +151,71 @@ def _split(
     key: str,
     origin: dict[str, Any],
     text_bytes: int | None,
-    at_the_end: bool = True,
+    from_end: bool = True,
     examples: bool = False,
 ) -> Corpus:
+    """A corpus of which `validation_split_percentage` is held out."""
     share = args.validation_split_percentage / 100
     return Corpus(
-        f"{key}:{share}",
-        {**origin, "validation_split_percentage": args.validation_split_percentage},
-        Split(source, origin, False, share, at_the_end),
-        Split(source, origin, True, share, at_the_end),
-        text_bytes,
-        examples,
+        key=f"{key}:{share}",
+        origin={**origin, "validation_split_percentage": args.validation_split_percentage},
+        train=SplitDocuments(source, origin, False, share, from_end),
+        validation=SplitDocuments(source, origin, True, share, from_end),
+        text_bytes=text_bytes,
+        examples=examples,
     )
 
 
-def list_files(names: list[str]) -> list[Path]:
-    """The files that `names` stand for: files as given, folders as the files in them that can be read, sorted."""
-    found: list[Path] = []
+def _list_files(names: list[str]) -> list[Path]:
+    """Files as they are given; for a folder, the readable files in it, sorted."""
+    paths: list[Path] = []
     for name in names:
         path = Path(name).expanduser()
         if path.is_dir():
-            inside = [file for file in sorted(path.rglob("*")) if file.is_file() and _is_readable(file)]
-            if not inside:
-                known = ", ".join(sorted((TEXT_SUFFIXES | set(READERS)) - {""}))
-                raise UserError(f"{path}: no file in this folder that can be read ({known}; .gz and .zst of them)")
-            found += inside
+            files = [file for file in sorted(path.rglob("*")) if file.is_file() and _is_readable(file)]
+            if not files:
+                suffixes = ", ".join(sorted(READABLE_SUFFIXES - {""}))
+                raise UserError(f"{path}: this folder has no readable file ({suffixes}; text also as .gz and .zst)")
+            paths += files
         elif path.is_file():
-            found.append(path)
+            paths.append(path)
         else:
             raise UserError(f"{path}: no such file or folder")
-    return found
+    return paths
 
 
 def _name(origin: dict[str, Any]) -> str:
-    """What the user called the text."""
+    """The name under which the user gave the text."""
     files = ", ".join(record["path"] for record in origin.get("train_file", []))
     return files or str(origin.get("dataset_name") or origin.get("corpus"))
 
 
-def _kind(path: Path) -> str:
-    """The suffix that tells how to read a file."""
-    return (Path(path.stem).suffix if path.suffix in COMPRESSED else path.suffix).lower()
+def _format_suffix(path: Path) -> str:
+    """The suffix that decides how a file is read: `.jsonl` for `a.jsonl.gz`."""
+    return (Path(path.stem).suffix if path.suffix in COMPRESSED_SUFFIXES else path.suffix).lower()
 
 
 def _is_readable(path: Path) -> bool:
-    return not path.name.startswith(".") and (_kind(path) in READERS or _kind(path) in TEXT_SUFFIXES)
+    return not path.name.startswith(".") and _format_suffix(path) in READABLE_SUFFIXES
+
+
+def _open_file(path: Path, column: str, sha256: str) -> Source:
+    suffix = _format_suffix(path)
+    if suffix in JSON_SUFFIXES:
+        return JsonLines(path, column)
+    if suffix == ".parquet":
+        return parquet_rows(path, column, sha256)
+    if suffix == ".arrow":
+        return arrow_rows(path, column)
+    return TextFile(path)
 
 
 @dataclass(frozen=True)
-class Files:
-    """The documents of files, a hash of their content, what the manifest says of them, and the bytes of text."""
+class FileSet:
+    """The documents of one or more files, a hash of their content, and a record of each file for the manifest.
+
+    `text_bytes` is the amount of text, None if unknown.
+    """
 
     source: Source
     key: str
@@ -194,45 +224,50 @@ class Files:
     examples: bool
 
 
-def _open_files(names: list[str], column: str) -> Files:
-    paths = list_files(names)
-    empty = [path for path in paths if path.stat().st_size == 0]
-    if len(empty) == len(paths):
-        raise UserError(f"{empty[0]}: the file is empty")
+def _open_files(names: list[str], column: str) -> FileSet:
+    paths = _list_files(names)
+    not_empty = [path for path in paths if path.stat().st_size > 0]
+    if not not_empty:
+        raise UserError(f"{paths[0]}: the file is empty")
     sources: list[Source] = []
     records: list[dict[str, Any]] = []
-    known = True
-    for path in paths:
-        if path in empty:
-            continue
-        reader: Any = READERS.get(_kind(path))
-        sources.append(reader(path, column) if reader else TextFile(path))
-        records.append({"path": str(path), "bytes": path.stat().st_size, "sha256": file_sha256(path)})
-        known = known and path.suffix not in COMPRESSED and path.suffix != ".parquet"
-    content = [(_kind(Path(record["path"])), record["sha256"]) for record in records]
+    is_size_known = True
+    for path in not_empty:
+        sha256 = file_sha256(path)
+        sources.append(_open_file(path, column, sha256))
+        records.append({"path": str(path), "bytes": path.stat().st_size, "sha256": sha256})
+        is_size_known = is_size_known and path.suffix not in COMPRESSED_SUFFIXES and path.suffix != ".parquet"
+    content = [(_format_suffix(Path(record["path"])), record["sha256"]) for record in records]
     key = hashlib.sha256(repr((column, content)).encode()).hexdigest()
-    size = sum(record["bytes"] for record in records) if known else None
-    kinds = [isinstance(source, JsonLines) and source.examples for source in sources]
-    if len(set(kinds)) > 1:
-        texts, examples = (records[kinds.index(kind)]["path"] for kind in (False, True))
-        raise UserError(f"{examples} holds prompts and completions, {texts} plain text; prepare them apart")
-    return Files(sources[0] if len(sources) == 1 else Chain(sources), key, records, size, kinds[0])
+    text_bytes = sum(record["bytes"] for record in records) if is_size_known else None
+    holds_examples = [isinstance(source, JsonLines) and source.holds_examples for source in sources]
+    if len(set(holds_examples)) > 1:
+        text_file, example_file = (records[holds_examples.index(kind)]["path"] for kind in (False, True))
+        raise UserError(
+            f"{example_file} holds prompts and completions, {text_file} plain text; prepare them separately"
+        )
+    return FileSet(sources[0] if len(sources) == 1 else Chain(sources), key, records, text_bytes, holds_examples[0])
 
 
-def _files_corpus(args: DataArguments) -> Corpus:
-    assert args.train_file
-    files = _open_files(args.train_file, args.text_column)
-    origin: dict[str, Any] = {"train_file": files.records}
+def _files_corpus(train_file: list[str], args: DataArguments) -> Corpus:
+    train = _open_files(train_file, args.text_column)
+    origin: dict[str, Any] = {"train_file": train.records}
     if not args.validation_file:
-        return _split(files.source, args, files.key, origin, files.text_bytes, examples=files.examples)
-    held_out = _open_files(args.validation_file, args.text_column)
-    if held_out.examples != files.examples:
+        return _split(train.source, args, train.key, origin, train.text_bytes, examples=train.examples)
+    validation = _open_files(args.validation_file, args.text_column)
+    if validation.examples != train.examples:
         raise UserError("train_file and validation_file: only one of them holds prompts and completions")
-    known = files.text_bytes is not None and held_out.text_bytes is not None
-    size = (files.text_bytes or 0) + (held_out.text_bytes or 0) if known else None
-    origin["validation_file"] = held_out.records
-    key = f"{files.key}:{held_out.key}"
-    return Corpus(key, origin, All(files.source), All(held_out.source), size, files.examples)
+    text_bytes = None
+    if train.text_bytes is not None and validation.text_bytes is not None:
+        text_bytes = train.text_bytes + validation.text_bytes
+    return Corpus(
+        key=f"{train.key}:{validation.key}",
+        origin={**origin, "validation_file": validation.records},
+        train=AllDocuments(train.source),
+        validation=AllDocuments(validation.source),
+        text_bytes=text_bytes,
+        examples=train.examples,
+    )
 
 
 def _dataset_corpus(args: DataArguments) -> Corpus:
@@ -240,25 +275,35 @@ def _dataset_corpus(args: DataArguments) -> Corpus:
         loaded = hub_datasets.load_named(args.corpus, args.dataset_revision, args.streaming)
         named = hub_datasets.CORPORA[args.corpus]
         name, config = named.dataset, named.config
-        size: int | None = int(named.text_gb * 1e9)
+        text_bytes: int | None = int(named.text_gb * 1e9)
     else:
         assert args.dataset_name
         name, config = args.dataset_name, args.dataset_config_name
         loaded = hub_datasets.load(name, config, args.dataset_revision, args.streaming)
-        size = loaded.text_bytes
+        text_bytes = loaded.text_bytes
     if args.dataset_split not in loaded.splits:
-        known = ", ".join(loaded.splits)
-        raise UserError(f"dataset_name={name}: no split {args.dataset_split!r} (its splits: {known}); --dataset_split")
+        splits = ", ".join(loaded.splits)
+        raise UserError(
+            f"dataset_name={name}: no split {args.dataset_split!r} (its splits: {splits}); --dataset_split"
+        )
     origin = {
         "dataset_name": name,
         "dataset_config_name": config,
         "dataset_split": args.dataset_split,
         "dataset_revision": loaded.revision,
     }
-    train = hub_datasets.source(loaded, args.dataset_split, args.text_column, name)
+    train = hub_datasets.split_source(loaded, args.dataset_split, args.text_column, name)
     key = f"{loaded.key}:{args.dataset_split}:{args.text_column}"
-    own = next((split for split in SPLIT_NAMES if split in loaded.splits and split != args.dataset_split), None)
-    if own is None:
-        return _split(train, args, key, origin, size, at_the_end=not args.streaming)
-    held_out = hub_datasets.source(loaded, own, args.text_column, name)
-    return Corpus(f"{key}:{own}", {**origin, "validation_split": own}, All(train), All(held_out), size)
+    validation_split = next(
+        (split for split in VALIDATION_SPLIT_NAMES if split in loaded.splits and split != args.dataset_split), None
+    )
+    if validation_split is None:
+        return _split(train, args, key, origin, text_bytes, from_end=not args.streaming)
+    validation = hub_datasets.split_source(loaded, validation_split, args.text_column, name)
+    return Corpus(
+        key=f"{key}:{validation_split}",
+        origin={**origin, "validation_split": validation_split},
+        train=AllDocuments(train),
+        validation=AllDocuments(validation),
+        text_bytes=text_bytes,
+    )

@@ -1,78 +1,87 @@
-"""The data of a run: shards and tokenizer, training samples in order, validation samples."""
+"""The data of a run: tokenizer and shards, training samples in their order, validation samples."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch.utils.data import DataLoader
 
 from minigpt.config.arguments import Arguments, BatchArguments
-from minigpt.data.mixing import MixedOrder, joined
+from minigpt.data.mixing import MixedOrder, join_shards
 from minigpt.data.packing import PackedDocuments
 from minigpt.data.prepare import prepared_folder
-from minigpt.data.samplers import EpochOrder, EvaluationBatches, Order, SampleOrder, TrainBatches
+from minigpt.data.samplers import BlockOrder, EvaluationBatchSampler, Order, ShuffledOrder, TrainBatchSampler
 from minigpt.data.samples import Batch, Samples, TokenBlocks
 from minigpt.data.shards import Tokens, TokenShards, open_shards
 from minigpt.data.tokenizer import load_tokenizer, tokenizer_hash
 from minigpt.utils.errors import UserError
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
 
 @dataclass(frozen=True)
 class DataModule:
-    """The samples of a run in their order, and those that it is judged by."""
+    """The training samples, their order, and the validation samples (None if there is no validation split)."""
 
     train: Samples
     order: Order
     validation: Samples | None
 
-    def facts(self) -> dict[str, int | str]:
-        """What became of the documents, for whoever asks later what a run has seen."""
+    def packing_summary(self) -> dict[str, int | str]:
+        """How documents fill the rows, for the record of the run; empty if the samples are not packed."""
         if not isinstance(self.train, PackedDocuments):
             return {}
-        names = ("strategy", "block_size", "documents", "cut")
-        return {name: getattr(self.train, name) for name in names} | {"rows": len(self.train.row_targets)}
+        return {
+            "strategy": self.train.strategy,
+            "block_size": self.train.block_size,
+            "documents": self.train.documents,
+            "cut": self.train.documents_cut,
+            "rows": len(self.train.row_targets),
+        }
 
     def batches(self, args: BatchArguments, start: int, rank: int, processes: int) -> Iterator[Batch]:
         """The micro-batches of one process from position `start` of the run on, without end."""
-        batches = TrainBatches(self.order, start, args.per_device_train_batch_size, rank, processes)
-        return iter(loader(self.train, batches, args.dataloader_num_workers))
+        sampler = TrainBatchSampler(self.order, start, args.per_device_train_batch_size, rank, processes)
+        return iter(loader(self.train, sampler, args.dataloader_num_workers))
 
-    def targets(self, start: int, samples: int) -> int:
-        """Real targets at positions `start` … `start + samples`, whichever processes read them.
+    def target_count(self, start: int, samples: int) -> int:
+        """Number of targets in the loss at positions [start, start + samples) of the run, over all processes.
 
-        Every process computes this from the order and the lengths of the documents: none has to ask another one.
+        It follows from the order and the lengths of the documents, so processes need no communication for it.
         """
-        if self.train.equal_targets is not None:
-            return samples * self.train.equal_targets
-        return self.train.targets(self.numbers(start, samples))
+        if self.train.targets_per_sample is not None:
+            return samples * self.train.targets_per_sample
+        return self.train.target_count(self.sample_ids(start, samples))
 
-    def numbers(self, start: int, samples: int) -> list[int]:
-        """The samples at positions `start` … `start + samples`."""
+    def sample_ids(self, start: int, samples: int) -> list[int]:
+        """The sample ids at positions [start, start + samples) of the run."""
         return [self.order[position] for position in range(start, start + samples)]
 
 
 def open_data_module(args: BatchArguments, shards: TokenShards, end_of_text: int) -> DataModule:
-    """The samples of `shards` as `args` want them cut; `end_of_text` is the id that ends a document."""
+    """Divide the tokens of `shards` into samples as `args` describe; `end_of_text` is the id that ends a document.
+
+    Raises UserError if there are too few tokens for one sample.
+    """
     source_tokens = shards.source_tokens or (len(shards.train),)
-    train, validation = (
-        _samples(args, tokens, end_of_text, of) if tokens else None
-        for tokens, of in ((shards.train, source_tokens), (shards.validation, None))
-    )
-    assert train is not None
+    train = _samples(args, shards.train, end_of_text, source_tokens)
+    validation = _samples(args, shards.validation, end_of_text, None) if shards.validation else None
+    orders: list[Order]
     if isinstance(train, PackedDocuments):
-        firsts = accumulate(train.source_rows, initial=0)
-        orders: list[Order] = [
-            EpochOrder(rows, args.seed, first, source)
-            for source, (rows, first) in enumerate(zip(train.source_rows, firsts, strict=False))
+        first_ids = accumulate(train.source_rows, initial=0)
+        orders = [
+            ShuffledOrder(rows, args.seed, first_id, source)
+            for source, (rows, first_id) in enumerate(zip(train.source_rows, first_ids, strict=False))
         ]
     else:
-        firsts = accumulate(source_tokens, initial=0)
+        first_ids = accumulate(source_tokens, initial=0)
         orders = [
-            SampleOrder(tokens, args.block_size, args.seed, args.stride, first, source)
-            for source, (tokens, first) in enumerate(zip(source_tokens, firsts, strict=False))
+            BlockOrder(tokens, args.block_size, args.seed, args.stride, first_id, source)
+            for source, (tokens, first_id) in enumerate(zip(source_tokens, first_ids, strict=False))
         ]
     order = orders[0] if len(orders) == 1 else MixedOrder(orders, shards.weights)
     return DataModule(train, order, validation)
@@ -86,48 +95,51 @@ def _samples(
     return PackedDocuments(tokens, args.block_size, end_of_text, args.packing_strategy, source_tokens)
 
 
-def loader(samples: Samples, batches: TrainBatches | EvaluationBatches, workers: int = 0) -> DataLoader[Batch]:
-    """Read `batches` of `samples` with PyTorch's loader, into pinned memory where there is a CUDA device."""
+def loader(
+    samples: Samples, sampler: TrainBatchSampler | EvaluationBatchSampler, workers: int = 0
+) -> DataLoader[Batch]:
+    """PyTorch's loader for the batches that `sampler` yields, in pinned memory if there is a CUDA device."""
     return DataLoader(
         samples,
-        batch_sampler=batches,  # type: ignore[arg-type]
-        collate_fn=_as_it_is,  # __getitems__ has made the batch already
+        batch_sampler=sampler,
+        collate_fn=_identity,  # type: ignore[arg-type]  # a batch from __getitems__, not a list of samples
         num_workers=workers,
         pin_memory=torch.cuda.is_available(),
         persistent_workers=workers > 0,
     )
 
 
-def _as_it_is(batch: Batch) -> Batch:
+def _identity(batch: Batch) -> Batch:
     return batch
 
 
 def samples_per_step(args: BatchArguments, processes: int) -> int:
-    """The global batch, samples."""
+    """The global batch size in samples."""
     return args.per_device_train_batch_size * args.gradient_accumulation_steps * processes
 
 
-def steps_of_run(args: BatchArguments, samples: int, processes: int) -> int:
-    """Steps of the whole run: `max_steps`, or as many as `num_train_epochs` passes over `samples` need."""
+def steps_of_run(args: BatchArguments, samples_per_epoch: int, processes: int) -> int:
+    """The number of steps of the whole run: `max_steps`, or what `num_train_epochs` epochs take, rounded."""
     if args.max_steps is not None:
         return args.max_steps
-    per_step = samples_per_step(args, processes)
-    return max(1, round(args.num_train_epochs * samples / per_step))
+    return max(1, round(args.num_train_epochs * samples_per_epoch / samples_per_step(args, processes)))
 
 
-def load_data(args: Arguments) -> tuple[TokenShards, Any]:
-    """The prepared shards and their tokenizer; raw text is prepared first, with the model's tokenizer if it has one.
+def load_data(args: Arguments) -> "tuple[TokenShards, PreTrainedTokenizerFast]":
+    """The prepared shards and their tokenizer. Raw text is prepared first, with the model's tokenizer if it has one.
 
-    Raises UserError when the shards were made with another tokenizer than the one asked for.
+    Raises UserError if shards, tokenizer and model do not belong together, and on bad input.
     """
     if args.data is None and args.tokenizer is None and args.model_name_or_path is not None:
         args = args.with_values(tokenizer=args.model_name_or_path)
     folders = [Path(name).expanduser() for name in args.data] if args.data else [prepared_folder(args)]
-    shards = joined([open_shards(folder) for folder in folders], args.data_weights or [])
-    wanted = args.tokenizer if args.data is not None and args.tokenizer not in ("bpe", "char") else None
-    source = wanted or shards.tokenizer_dir or args.model_name_or_path
+    shards = join_shards([open_shards(folder) for folder in folders], args.data_weights or [])
+    requested = args.tokenizer if args.data is not None and args.tokenizer not in ("bpe", "char") else None
+    source = requested or shards.tokenizer_dir or args.model_name_or_path
     if source is None:
-        raise UserError(f"data={folders[0]} has no tokenizer beside it; name the one that made it with --tokenizer")
+        raise UserError(
+            f"data={folders[0]} has no tokenizer in it; give the one that made the shards with --tokenizer"
+        )
     tokenizer = load_tokenizer(source)
     if shards.tokenizer_hash is not None and tokenizer_hash(tokenizer) != shards.tokenizer_hash:
         raise UserError(f"data={folders[0]} was made with another tokenizer than {source}; prepare it again")
@@ -135,30 +147,32 @@ def load_data(args: Arguments) -> tuple[TokenShards, Any]:
     return shards, tokenizer
 
 
-def _check_tokenizer_of_model(args: Arguments, tokenizer: Any) -> None:
-    """Raises UserError when a model that brings a tokenizer would be trained on the ids of another one."""
-    try:
-        own = args.model_name_or_path and load_tokenizer(args.model_name_or_path)
-    except ValueError:  # weights alone: the number of ids is checked when the model is there
+def _check_tokenizer_of_model(args: Arguments, tokenizer: "PreTrainedTokenizerFast") -> None:
+    """Raises UserError if a model that has a tokenizer would be trained on the ids of another one."""
+    if not args.model_name_or_path:
         return
-    if own and tokenizer_hash(own) != tokenizer_hash(tokenizer):
+    try:
+        model_tokenizer = load_tokenizer(args.model_name_or_path)
+    except UserError:  # weights without a tokenizer: the vocabulary size is checked once the model is loaded
+        return
+    if tokenizer_hash(model_tokenizer) != tokenizer_hash(tokenizer):
         raise UserError(
             f"the text has the ids of another tokenizer than model_name_or_path={args.model_name_or_path}; "
-            "prepare it with the model's own (leave --tokenizer out), or train from scratch"
+            "prepare it with the model's tokenizer (without --tokenizer), or train from scratch"
         )
 
 
 def check_ids(shards: TokenShards, vocab_size: int) -> None:
-    """Raises UserError when the shards hold an id that the model has no embedding for.
+    """Raises UserError if the shards hold an id that the model has no embedding for.
 
-    Shards without a manifest (nanoGPT's) do not say how many ids there are: the first 16 million tokens are looked at.
+    The ids of shards without a manifest are unknown; their first 16 million tokens are read.
     """
-    highest = (shards.vocab_size or 0) - 1
+    largest_id = (shards.vocab_size or 0) - 1
     if shards.vocab_size is None:
-        splits = [split for split in (shards.train, shards.validation) if split]
-        highest = max(int(split.read(0, min(len(split), 1 << 24)).max()) for split in splits)
-    if highest >= vocab_size:
+        splits = [tokens for tokens in shards.splits.values() if tokens]
+        largest_id = max(int(tokens.read(0, min(len(tokens), 1 << 24)).max()) for tokens in splits)
+    if largest_id >= vocab_size:
         raise UserError(
-            f"{shards.folder} holds token id {highest} but the model has vocab_size={vocab_size}; "
+            f"{shards.folder} holds token id {largest_id} but the model has vocab_size={vocab_size}; "
             "give the tokenizer that the shards were made with, or a larger vocab_size"
         )

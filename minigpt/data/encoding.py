@@ -1,10 +1,13 @@
-"""Encode documents into token ids, on several processes.
+"""Encode documents into token ids, in several processes.
 
 Two rules hold wherever documents are encoded:
 
-* nothing is inserted but one end-of-text id after a document: no beginning of text, no padding;
-* nothing in a document is special: the characters `<|endoftext|>` in somebody's text are encoded as ordinary text, so
-  that no document can pretend to end. (A prompt for `minigpt generate` may use special tokens; a document may not.)
+* nothing is added except one end-of-text id after each document: no beginning-of-text id, no padding;
+* nothing in a document is a special token: the characters `<|endoftext|>` in a text are encoded as ordinary text, so
+  no document can imitate an end. (A prompt for `minigpt generate` may use special tokens; a document may not.)
+
+A long document is cut into parts, so that memory is bounded and processes share the work. Parts are collected into
+batches, and a batch is what one process encodes at a time.
 """
 
 import json
@@ -14,17 +17,20 @@ import signal
 import threading
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from multiprocessing import get_context, parent_process
-from typing import Any
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
-from minigpt.data.chat import Example, Marking, marked_ids
-from minigpt.data.fast_encoders import FastBPE, FastCharacters, fast_bpe, fast_characters
+from minigpt.data.chat import Example, LossMasking, encode_examples
+from minigpt.data.fast_encoders import FastEncoder, fast_encoder
 from minigpt.utils.errors import UserError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
 
 BATCH_CHARACTERS = 1_000_000
 
@@ -34,27 +40,33 @@ LONGEST_WORD = 16_000_000  # characters; encoding takes about 65 bytes of memory
 
 SAFE_CUT = re.compile(r"\w(?=[ \n])")
 
-# where there is no white space: GPT-2's pattern never joins a letter and a digit, nor one of these signs (ideographic
-# comma and full stop, and the wide comma, among them) and what comes after it
+# For text without white space: GPT-2's pattern never joins a letter and a digit, nor one of these punctuation marks
+# (which include the ideographic comma and full stop, and the full-width comma) and the letter or digit after it.
 CUT_IN_A_WORD = re.compile(r"\w(?=[ \n])|[A-Za-z](?=[0-9])|[0-9](?=[A-Za-z])|[,.;:!?\u3001\u3002\uff0c](?=[^\W_])")
 
+Part = tuple[str | Example, bool]  # a part of a document, and whether the document ends with it
 
-class Interrupted(ValueError):
-    """Work that stopped for a reason outside of it, and goes on when it is started again."""
+
+class ResumableError(UserError):
+    """Preparation stopped for an outside reason; the same command resumes it."""
 
 
 @dataclass(frozen=True)
-class Batch:
-    """Parts of documents, as (text, ends) pairs, and where they stand: the first is part `part` of `document`."""
+class DocumentBatch:
+    """Consecutive parts of documents. The first one is part number `part` of document number `document`, from 0."""
 
     document: int
     part: int
-    parts: list[tuple[Any, bool]]  # texts, or examples
+    parts: list[Part]
 
 
 @dataclass(frozen=True)
-class Encoded:
-    """The ids of a batch, the number of documents that end in it, the bytes of their text, and marks of examples."""
+class EncodedBatch:
+    """The token ids [N] of the batch that starts at `part` of `document`.
+
+    `documents` is the number of documents that end in the batch, and `text_bytes` the UTF-8 bytes of its text. If it
+    holds examples, `marks` are the marks of its tokens: uint8 [N], see `minigpt.data.shards`.
+    """
 
     document: int
     part: int
@@ -65,27 +77,35 @@ class Encoded:
 
 
 @dataclass(frozen=True)
-class Encoding:
-    """What a process needs to encode: small enough to be sent to it, and made of nothing but data."""
+class EncoderSpec:
+    """Everything that a process needs to build an `Encoder`, as plain data that can be sent to it.
+
+    `dtype` is the type of the ids in an `EncodedBatch`; `loss_masking` is None for plain text.
+    """
 
     tokenizer_json: str
     end_of_text: int
     dtype: str
-    fast: FastBPE | FastCharacters | None = None
-    marking: Marking | None = None  # of examples; None for plain text
+    fast: FastEncoder | None = None
+    loss_masking: LossMasking | None = None
 
     @staticmethod
-    def of(tokenizer: Any, dtype: np.dtype, large: bool = True, marking: Marking | None = None) -> "Encoding":
-        """For a `PreTrainedTokenizerFast`; a stand-in for `tokenizers` is looked for if the text is `large`."""
+    def from_tokenizer(
+        tokenizer: "PreTrainedTokenizerFast",
+        dtype: np.dtype,
+        large: bool = True,
+        loss_masking: LossMasking | None = None,
+    ) -> "EncoderSpec":
+        """The specification for a tokenizer. `large` text is worth the search for an encoder that is faster."""
         tokenizer_json = tokenizer.backend_tokenizer.to_str()
-        fast = fast_characters(tokenizer_json) or (fast_bpe(tokenizer_json) if large else None)
-        return Encoding(tokenizer_json, tokenizer.eos_token_id, np.dtype(dtype).str, fast, marking)
+        fast = fast_encoder(tokenizer_json, large)
+        return EncoderSpec(tokenizer_json, tokenizer.eos_token_id, np.dtype(dtype).str, fast, loss_masking)
 
     @property
     def encodes_parts(self) -> bool:
-        """Whether a text may be encoded in parts that end where a space or newline follows a letter.
+        """Whether a text may be encoded in parts that end where a letter or digit is followed by a space or newline.
 
-        True for characters and for GPT-2's pattern, in which white space never joins what stands before it.
+        True for characters and for GPT-2's pattern, which never joins white space to the word before it.
         """
         state = json.loads(self.tokenizer_json)
         if state["normalizer"] is not None or not all(token["special"] for token in state["added_tokens"]):
@@ -93,105 +113,109 @@ class Encoding:
         pre_tokenizer = state["pre_tokenizer"] or {}
         if pre_tokenizer.get("type") == "ByteLevel":
             return bool(pre_tokenizer["use_regex"]) and not pre_tokenizer["add_prefix_space"]
-        return isinstance(self.fast, FastCharacters)
+        return self.fast is not None and self.fast.by_character
 
     @property
     def library(self) -> str:
-        """Who does the work."""
-        return {FastBPE: "tiktoken", FastCharacters: "numpy"}.get(type(self.fast), "tokenizers")
+        """The name of the library that encodes."""
+        return self.fast.library if self.fast else "tokenizers"
 
 
 class Encoder:
-    """Turns texts into arrays of ids."""
+    """Encodes texts into arrays of token ids."""
 
-    def __init__(self, encoding: Encoding) -> None:
+    def __init__(self, spec: EncoderSpec) -> None:
         from tokenizers import Tokenizer
 
-        self.encoding = encoding
-        self.backend = Tokenizer.from_str(encoding.tokenizer_json)
+        self.spec = spec
+        self.backend = Tokenizer.from_str(spec.tokenizer_json)
         self.backend.no_truncation()
         self.backend.no_padding()
-        self._fast = encoding.fast.encoder() if encoding.fast else None
+        self._fast = spec.fast.encoder() if spec.fast else None
 
-    def encode(self, texts: Sequence[str], special: bool = False) -> list[np.ndarray]:
-        """The ids of every text; with `special`, special tokens in it are such.
+    def encode(self, texts: Sequence[str], allow_special: bool = False) -> list[np.ndarray]:
+        """The ids of every text, one array per text; special tokens are recognized only with `allow_special`.
 
-        Raises UserError for a text that the vocabulary cannot express.
+        Raises UserError if the vocabulary cannot express a text.
         """
         for text in texts:
             try:
                 text.encode()
             except UnicodeEncodeError as error:
-                point = ord(text[error.start])
+                code_point = ord(text[error.start])
                 raise UserError(
-                    f"half a surrogate pair (U+{point:04X}) is in the text, which is no character"
+                    f"the text contains half a surrogate pair (U+{code_point:04X}), which is not a character"
                 ) from error
-        fast = None if special else self._fast
-        self.backend.encode_special_tokens = not special
-        done: list[np.ndarray | None] = [fast(text) if fast else None for text in texts]
-        rest = [index for index, ids in enumerate(done) if ids is None]
+        fast = None if allow_special else self._fast
+        fast_ids = [fast(text) if fast else None for text in texts]
+        remaining = [text for text, ids in zip(texts, fast_ids, strict=True) if ids is None]
+        self.backend.encode_special_tokens = not allow_special
         try:
-            encodings = self.backend.encode_batch_fast([texts[index] for index in rest], add_special_tokens=False)
-        except Exception as error:  # a bare Exception from Rust
-            raise UserError(self._explain([texts[index] for index in rest], error)) from error
-        for index, encoding in zip(rest, encodings, strict=True):
-            done[index] = np.array(encoding.ids, dtype=np.int64)
-        return done  # type: ignore[return-value]
+            encodings = iter(self.backend.encode_batch_fast(remaining, add_special_tokens=False))
+        except Exception as error:  # Rust raises Exception itself
+            raise UserError(self._explain(remaining, error)) from error
+        return [np.array(next(encodings).ids, dtype=np.int64) if ids is None else ids for ids in fast_ids]
 
-    def encode_batch(self, batch: Batch) -> Encoded:
-        """The ids of a batch in one array, each document with its end."""
-        texts = [text for text, _ in batch.parts]
-        end = np.array([self.encoding.end_of_text])
+    def encode_batch(self, batch: DocumentBatch) -> EncodedBatch:
+        """The ids of a batch, with an end-of-text id after each document.
+
+        Raises UserError with the numbers of the documents if one of them cannot be encoded.
+        """
+        spec, inputs = self.spec, [part for part, _ in batch.parts]
         try:
-            if self.encoding.marking:
-                ids, marks, size = marked_ids(texts, self.encoding.marking, self.encode, self.encoding.end_of_text)
-                return Encoded(batch.document, batch.part, ids.astype(self.encoding.dtype), len(texts), size, marks)
-            pieces = self.encode(texts)
-        except ValueError as error:
+            if spec.loss_masking:
+                ids, marks, text_bytes = encode_examples(
+                    cast("list[Example]", inputs), spec.loss_masking, self.encode, spec.end_of_text
+                )
+                return EncodedBatch(batch.document, batch.part, ids.astype(spec.dtype), len(inputs), text_bytes, marks)
+            texts = cast("list[str]", inputs)
+            ids_of_parts = self.encode(texts)
+        except UserError as error:
             last = batch.document + sum(ends for _, ends in batch.parts[:-1])
             raise UserError(f"documents {batch.document} to {last}, counted from 0: {error}") from error
-        arrays = [
-            array for ids, (_, ends) in zip(pieces, batch.parts, strict=True) for array in ([ids, end][: 1 + ends])
-        ]
-        return Encoded(
+        end_of_text = np.array([spec.end_of_text])
+        arrays = []
+        for ids, (_, ends) in zip(ids_of_parts, batch.parts, strict=True):
+            arrays += [ids, end_of_text] if ends else [ids]
+        return EncodedBatch(
             batch.document,
             batch.part,
-            np.concatenate(arrays).astype(self.encoding.dtype),
+            np.concatenate(arrays).astype(spec.dtype),
             sum(ends for _, ends in batch.parts),
             sum(len(text.encode()) for text in texts),
         )
 
     def _explain(self, texts: Sequence[str], error: Exception) -> str:
-        known = self.backend.get_vocab()
+        """Why the tokenizer failed."""
+        vocabulary = self.backend.get_vocab()
         for character in sorted(set().union(*texts)):
-            if isinstance(self.encoding.fast, FastCharacters) and character not in known:
+            if self.spec.fast and self.spec.fast.by_character and character not in vocabulary:
                 return (
                     f"the character {character!r} (U+{ord(character):04X}) is not in the tokenizer's vocabulary; "
-                    "train it on this text too, or use 'bpe', which knows every character"
+                    "train it on this text too, or use 'bpe', which can encode every character"
                 )
         return f"the tokenizer failed: {error}"
 
 
-def parts(
-    texts: Iterable[tuple[str | Example, bool]], whole: bool, limit: int = PART_CHARACTERS
-) -> Iterator[tuple[Any, bool]]:
-    """Regroup (text, ends a document) so that the parts of a document may be encoded one by one.
+def parts(texts: Iterable[Part], whole: bool, limit: int = PART_CHARACTERS) -> Iterator[Part]:
+    """Divide documents into parts of about `limit` characters that can be encoded one by one.
 
-    With `whole`, a document becomes one part. Else it is cut before a space or newline that follows a letter, a digit
-    or _, near every `limit` characters; where none follows soon, between characters that are never joined. A word of
-    more than LONGEST_WORD characters is cut at that length, or memory would grow with it: the one cut that may change
-    ids, though not the text that they stand for. Where the cuts fall does not depend on how the input was divided.
+    The input may be divided in any way; the places of the cuts do not depend on it. Examples are never cut; nor is any
+    document if `whole` is true. A text is cut after a letter, digit or _ that is followed by a space or newline, at
+    the first such place from `limit` characters on. If there is none within four times `limit`, it is cut between
+    characters that GPT-2's pattern never joins. To bound memory, a word of more than LONGEST_WORD characters is cut at
+    that length: the only cut that may change ids, though not the text that they decode to.
     """
     buffer = ""
-    searched = 0  # no cut is before this place of the buffer
+    searched = 0  # there is no cut before this position of the buffer
     for text, ends in texts:
-        if not isinstance(text, str):  # an example, which is never cut
+        if not isinstance(text, str):
             yield text, True
             continue
         buffer += text
         start = 0
         while not whole and len(buffer) - start > limit:
-            end = _cut(buffer, start, limit, searched)
+            end = _end_of_part(buffer, start, limit, searched)
             if end is None:
                 searched = max(start, len(buffer) - 1)
                 break
@@ -205,54 +229,57 @@ def parts(
         yield buffer, True
 
 
-def _cut(buffer: str, start: int, limit: int, searched: int) -> int | None:
-    """Where the part that begins at `start` ends, None while that cannot be said."""
-    soon = start + 4 * limit
-    cut = SAFE_CUT.search(buffer, max(start + limit - 1, searched), soon)
-    if cut is None and len(buffer) > soon:
-        # the window above may have held another kind of cut
-        first = start + limit - 1 if searched < soon else searched
-        cut = CUT_IN_A_WORD.search(buffer, first, start + LONGEST_WORD)
-    if cut is None and len(buffer) > start + LONGEST_WORD:
+def _end_of_part(buffer: str, start: int, limit: int, searched: int) -> int | None:
+    """The end of the part that starts at `start`; None if more text is needed to decide."""
+    window_end = start + 4 * limit
+    match = SAFE_CUT.search(buffer, max(start + limit - 1, searched), window_end)
+    if match is None and len(buffer) > window_end:
+        # calls with a shorter buffer looked for white space only, so the window is searched again
+        first = start + limit - 1 if searched < window_end else searched
+        match = CUT_IN_A_WORD.search(buffer, first, start + LONGEST_WORD)
+    if match is None and len(buffer) > start + LONGEST_WORD:
         return start + LONGEST_WORD
-    return cut.end() if cut else None
+    return match.end() if match else None
 
 
 def batches(
-    texts: Iterable[tuple[Any, bool]], document: int = 0, part: int = 0, characters: int = BATCH_CHARACTERS
-) -> Iterator[Batch]:
-    """Group parts into batches of about `characters`; the first given is part `part` of `document`."""
-    collected: list[tuple[Any, bool]] = []
+    document_parts: Iterable[Part], document: int = 0, part: int = 0, characters: int = BATCH_CHARACTERS
+) -> Iterator[DocumentBatch]:
+    """Collect parts into batches of about `characters`. The first part given is number `part` of `document`."""
+    collected: list[Part] = []
     first, size = (document, part), 0
-    for text, ends in texts:
+    for text, ends in document_parts:
         collected.append((text, ends))
         size += len(text)
         document, part = (document + 1, 0) if ends else (document, part + 1)
         if size >= characters:
-            yield Batch(*first, collected)
+            yield DocumentBatch(*first, collected)
             collected, first, size = [], (document, part), 0
     if collected:
-        yield Batch(*first, collected)
+        yield DocumentBatch(*first, collected)
 
 
-def encode_all(work: Iterable[Batch], encoding: Encoding, workers: int) -> Iterator[Encoded]:
-    """Encode batches in order, by `workers` processes; a few batches for each of them are in memory at a time."""
+def encode_all(document_batches: Iterable[DocumentBatch], spec: EncoderSpec, workers: int) -> Iterator[EncodedBatch]:
+    """Encode batches in `workers` processes and yield them in order; about two per process are in memory at a time.
+
+    Raises UserError if a document cannot be encoded, and ResumableError if a process was killed.
+    """
     if workers <= 1:
-        yield from map(Encoder(encoding).encode_batch, work)
+        yield from map(Encoder(spec).encode_batch, document_batches)
         return
-    # spawned, because a forked copy of a process with threads may hang, and because every system can do it
-    pool = ProcessPoolExecutor(workers, get_context("spawn"), _start_worker, (encoding,))
-    pending: deque[Any] = deque()
+    # spawned, because a forked copy of a process with threads may hang, and because every system supports it
+    pool = ProcessPoolExecutor(workers, get_context("spawn"), _start_worker, (spec,))
+    pending: deque[Future[EncodedBatch]] = deque()
     try:
-        for batch in work:
+        for batch in document_batches:
             pending.append(pool.submit(_encode_in_worker, batch))
             if len(pending) > 2 * workers:
                 yield pending.popleft().result()
         while pending:
             yield pending.popleft().result()
     except BrokenProcessPool as error:
-        raise Interrupted(
-            "a process that tokenizes was killed, most often for lack of memory; run the same command again to go on, "
+        raise ResumableError(
+            "a tokenizing process was killed, most often for lack of memory; run the same command again to resume, "
             "with fewer --preprocessing_num_workers"
         ) from error
     finally:
@@ -262,21 +289,21 @@ def encode_all(work: Iterable[Batch], encoding: Encoding, workers: int) -> Itera
 _encoder: Encoder
 
 
-def _start_worker(encoding: Encoding) -> None:
+def _start_worker(spec: EncoderSpec) -> None:
     global _encoder
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent hears Ctrl-C and ends the pool
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # one thread a process
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-    _encoder = Encoder(encoding)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # on Ctrl-C the parent ends the pool
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # one thread per process
+    threading.Thread(target=_exit_with_parent, daemon=True).start()
+    _encoder = Encoder(spec)
 
 
-def _end_with_parent() -> None:
-    """A worker whose parent was killed would wait for work for ever."""
+def _exit_with_parent() -> None:
+    """Exit when the parent has been killed; otherwise the worker would wait for work forever."""
     parent = parent_process()
     if parent is not None:
         parent.join()
         os._exit(1)
 
 
-def _encode_in_worker(batch: Batch) -> Encoded:
+def _encode_in_worker(batch: DocumentBatch) -> EncodedBatch:
     return _encoder.encode_batch(batch)

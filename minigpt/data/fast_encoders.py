@@ -1,29 +1,33 @@
-"""Faster encoders that give the same ids as `tokenizers`.
+r"""Encode faster than `tokenizers`, with the same ids.
 
-Byte-level BPE with GPT-2's pattern is handed to tiktoken, if that is installed. tiktoken knows no merges, only tokens
-and their ranks, so three things are checked first:
+`fast_encoder` is the only entry point. It returns None for a tokenizer that no fast encoder reproduces exactly.
 
-* every merge makes another token, so a token's rank tells which merge it was;
-* `tokenizers` encodes the text of every token as that one token. Then no pair of neighbours that makes a known token
-  can be anything but that token's own merge: the text of the token alone would otherwise have become something else;
-* both libraries agree which characters are letters, numbers and spaces: their Unicode versions may differ.
+Vocabularies of characters are a table lookup in numpy. Byte-level BPE with GPT-2's pattern is encoded by tiktoken, if
+that is installed. tiktoken has no list of merges, only tokens and their ranks, so three conditions are checked first:
 
-tiktoken spends most of its time on the look-ahead of GPT-2's pattern, `\s+(?!\S)`, which leaves the last of several
-spaces to the word behind them. Here a character that text does not hold (U+10FFFF is reserved for such uses) is put in
-front of that last space instead; the pattern without the look-ahead, which a faster automaton can match, skips it.
+* Every merge makes a different token, so the rank of a token identifies its merge.
+* `tokenizers` encodes the text of every token as that one token. It follows that two neighbors which together form a
+  known token can only have been joined by that token's own merge; otherwise the text of the token alone would be
+  encoded differently.
+* Both libraries agree on which characters are letters, numbers and white space. Their Unicode versions may differ.
+
+tiktoken spends most of its time on the look-ahead `\s+(?!\S)` in GPT-2's pattern, which leaves the last of several
+spaces to the word after them. This module inserts U+10FFFF before that last space instead. The character is reserved
+for such uses and does not occur in text. A pattern without look-ahead, which a faster automaton can match, skips it.
 """
 
 import json
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
-Encode = Callable[[str], np.ndarray | None]  # None: this text is for `tokenizers`
+Encode = Callable[[str], np.ndarray | None]  # text -> ids, or None for a text that must go through `tokenizers`
 
-LONGEST = 2_000_000  # characters; longer texts without a place to cut them are left to `tokenizers`
+LONGEST = 2_000_000  # characters; `tokenizers` encodes longer texts, on which tiktoken may be very slow
 
 MARK = "\U0010ffff"
 
@@ -33,7 +37,7 @@ SPACES = "\t-\r \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000"  # Un
 
 LAST_OF_SPACES = re.compile(f"(?<=[{SPACES}])(?=[{SPACES}][^{SPACES}])")
 
-UNUSED_OPTIONS = (
+UNSUPPORTED_BPE_OPTIONS = (
     "dropout",
     "continuing_subword_prefix",
     "end_of_word_suffix",
@@ -42,12 +46,26 @@ UNUSED_OPTIONS = (
 )
 
 
+class FastEncoder(ABC):
+    """Plain data that is small enough to send to a worker process, which makes its own `encoder()` from it."""
+
+    library: ClassVar[str]  # which does the work
+    by_character: ClassVar[bool]  # whether every character is one token
+
+    @abstractmethod
+    def encoder(self) -> Encode:
+        """The function that encodes a text into an int64 array of ids."""
+
+
 @dataclass(frozen=True)
-class FastBPE:
-    """What a process needs to encode by tiktoken: the rank of every token's bytes, and the id of every rank."""
+class FastBPE(FastEncoder):
+    """Byte-level BPE by tiktoken: the rank of every token's bytes, and the id of every rank."""
 
     ranks: dict[bytes, int]
     ids: np.ndarray
+
+    library = "tiktoken"
+    by_character = False
 
     def encoder(self) -> Encode:
         import tiktoken
@@ -63,10 +81,16 @@ class FastBPE:
 
 
 @dataclass(frozen=True)
-class FastCharacters:
-    """The id of every code point, -1 where there is none; the last entry stands for all beyond it."""
+class FastCharacters(FastEncoder):
+    """A vocabulary of characters: the id of every code point, -1 if it has none.
+
+    The last entry is -1 and serves all code points beyond the table.
+    """
 
     ids: np.ndarray
+
+    library = "numpy"
+    by_character = True
 
     def encoder(self) -> Encode:
         def encode(text: str) -> np.ndarray | None:
@@ -77,15 +101,24 @@ class FastCharacters:
         return encode
 
 
-def fast_bpe(tokenizer_json: str) -> FastBPE | None:
-    """A stand-in for a byte-level BPE, or None where tiktoken is missing or would not give the same ids."""
+def fast_encoder(tokenizer_json: str, large: bool = True) -> FastEncoder | None:
+    """An encoder with the same ids as the tokenizer in `tokenizer_json` (a tokenizer.json), or None if there is none.
+
+    The checks of a byte-level BPE take about a second. They are worth it only for a `large` text, else the result for
+    such a tokenizer is None.
+    """
+    state = json.loads(tokenizer_json)
+    return _fast_characters(state) or (_fast_bpe(state) if large else None)
+
+
+def _fast_bpe(state: dict[str, Any]) -> FastBPE | None:
+    """For byte-level BPE; None if tiktoken is missing or might give other ids."""
     try:
         import tiktoken  # noqa: F401
     except ImportError:
         return None
-    state = json.loads(tokenizer_json)
-    model, ranks = state["model"], {}
-    if not _is_gpt2_like(state) or any(model.get(name) for name in UNUSED_OPTIONS):
+    model = state["model"]
+    if not _is_gpt2_like(state) or any(model.get(name) for name in UNSUPPORTED_BPE_OPTIONS):
         return None
     byte_of = {character: bytes([byte]) for byte, character in _byte_characters().items()}
     vocabulary = model["vocab"]
@@ -102,18 +135,17 @@ def fast_bpe(tokenizer_json: str) -> FastBPE | None:
     return FastBPE(ranks, np.array([vocabulary[token] for token in tokens], dtype=np.int64))
 
 
-def fast_characters(tokenizer_json: str) -> FastCharacters | None:
-    """A stand-in for a vocabulary of characters, or None if the tokenizer is something else."""
-    state = json.loads(tokenizer_json)
+def _fast_characters(state: dict[str, Any]) -> FastCharacters | None:
+    """For a vocabulary of characters; None if the tokenizer is something else."""
     vocabulary = state["model"].get("vocab")
     splits = (state["pre_tokenizer"] or {}).get("pattern") == {"Regex": r"[\s\S]"}
-    if state["model"]["type"] != "WordLevel" or not splits or not _is_plain(state):
+    if state["model"]["type"] != "WordLevel" or not splits or not _encodes_text_unchanged(state):
         return None
     if state["model"].get("unk_token") in vocabulary:
         return None
-    points = {ord(token): index for token, index in vocabulary.items() if len(token) == 1}
-    ids = np.full(max(points) + 2, -1, dtype=np.int64)
-    ids[list(points)] = list(points.values())
+    id_of_point = {ord(token): index for token, index in vocabulary.items() if len(token) == 1}
+    ids = np.full(max(id_of_point) + 2, -1, dtype=np.int64)
+    ids[list(id_of_point)] = list(id_of_point.values())
     return FastCharacters(ids)
 
 
@@ -121,19 +153,20 @@ def _is_gpt2_like(state: dict[str, Any]) -> bool:
     pre_tokenizer = state["pre_tokenizer"] or {}
     return (
         state["model"]["type"] == "BPE"
-        and _is_plain(state)
+        and _encodes_text_unchanged(state)
         and pre_tokenizer.get("type") == "ByteLevel"
         and pre_tokenizer["use_regex"]
         and not pre_tokenizer["add_prefix_space"]
     )
 
 
-def _is_plain(state: dict[str, Any]) -> bool:
-    """Whether text is encoded as it stands: not normalised, and no added token is looked for in it."""
+def _encodes_text_unchanged(state: dict[str, Any]) -> bool:
+    """Whether text is not normalized first and ordinary text is not searched for added tokens."""
     return state["normalizer"] is None and all(token["special"] for token in state["added_tokens"])
 
 
 def _byte_characters() -> dict[int, str]:
+    """The character with which byte-level BPE writes each byte."""
     from transformers.convert_slow_tokenizer import bytes_to_unicode
 
     return bytes_to_unicode()
@@ -142,29 +175,31 @@ def _byte_characters() -> dict[int, str]:
 def _each_token_is_its_own_encoding(state: dict[str, Any], tokens: list[str]) -> bool:
     from tokenizers import Tokenizer
 
-    alone = Tokenizer.from_str(
+    bare_tokenizer = Tokenizer.from_str(
         json.dumps({**state, "pre_tokenizer": None, "post_processor": None, "added_tokens": []})
     )
-    encodings = alone.encode_batch_fast(tokens, add_special_tokens=False)
+    encodings = bare_tokenizer.encode_batch_fast(tokens, add_special_tokens=False)
     vocabulary = state["model"]["vocab"]
     return all(encoding.ids == [vocabulary[token]] for encoding, token in zip(encodings, tokens, strict=True))
 
 
 def _same_characters() -> bool:
-    """Whether both libraries see the same letters, numbers and spaces.
+    """Whether tiktoken and `tokenizers` have the same letters, numbers and white space.
 
-    Only planes 0 to 3 and 14 are compared: the others are empty or private, and have none of these.
+    Only planes 0 to 3 and 14 are compared: the other planes are empty or private and contain none of these.
     """
     import tiktoken
     from tokenizers import Regex, pre_tokenizers
 
     points = [*range(0xD800), *range(0xE000, 0x40000), *range(0xE0000, 0xF0000)]
-    every = "".join(map(chr, points))
+    all_characters = "".join(map(chr, points))
     single_bytes = {bytes([byte]): byte for byte in range(256)}
-    for kind in (r"\p{L}+", r"\p{N}+", r"\s+"):
-        matcher = tiktoken.Encoding("matcher", pat_str=kind, mergeable_ranks=single_bytes, special_tokens={})
-        theirs = bytes(matcher.encode_ordinary(every)).decode()
-        ours = pre_tokenizers.Split(Regex(kind), "removed", invert=True).pre_tokenize_str(every)
-        if theirs != "".join(text for text, _ in ours):
+    matched_by_tiktoken = ""
+    for pattern in (r"\p{L}+", r"\p{N}+", r"\s+"):
+        matcher = tiktoken.Encoding("matcher", pat_str=pattern, mergeable_ranks=single_bytes, special_tokens={})
+        matched_by_tiktoken = bytes(matcher.encode_ordinary(all_characters)).decode()
+        pieces = pre_tokenizers.Split(Regex(pattern), "removed", invert=True).pre_tokenize_str(all_characters)
+        if matched_by_tiktoken != "".join(text for text, _ in pieces):
             return False
-    return set(re.findall(f"[{SPACES}]", every)) == set(theirs)
+    # the last pattern matched white space, which SPACES repeats for Python's `re`
+    return set(re.findall(f"[{SPACES}]", all_characters)) == set(matched_by_tiktoken)

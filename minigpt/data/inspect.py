@@ -1,159 +1,175 @@
-"""Describe and verify token shards."""
+"""Describe token shards, and verify them against their manifest."""
 
 import hashlib
 import json
 import unicodedata
 from array import array
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from minigpt.data.shard_writer import files_of
 from minigpt.data.shards import ENDS_DOCUMENT, IN_LOSS, Tokens, TokenShards, open_shards
 from minigpt.data.tokenizer import load_tokenizer, tokenizer_hash
 from minigpt.utils.errors import UserError
 from minigpt.utils.files import file_sha256
+from minigpt.utils.progress import Progress
 
-READ_TOKENS = 1 << 22
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
 
-SAMPLE_CHARACTERS = 300
+SHOWN_CHARACTERS = 300  # of a sample document
 
-LENGTHS = (0, 10, 50, 90, 99, 100)  # percentiles
+PERCENTILES = (0, 10, 50, 90, 99, 100)
 
 
 def verify_folder(folder: Path) -> str:
-    """Check sizes, hashes, the range of the ids, the number of documents and the tokenizer against the manifest.
+    """Compare sizes, hashes, ids, counts and the tokenizer with the manifest. Returns one line that says it is intact.
 
-    Raises UserError that names every difference. Shards without a manifest have nothing to be compared with.
+    Raises UserError that names every difference, or if the shards have no manifest.
     """
     shards = open_shards(folder)
     if not shards.manifest:
         raise UserError(f"{folder}: these shards have no manifest, so there is nothing to compare them with")
+    missing = [name for name in ("vocab_size", "eos_token_id", "tokenizer_hash") if name not in shards.manifest]
+    if missing:
+        raise UserError(f"{folder}: {', '.join(missing)} is missing in the manifest; prepare the data again")
     problems = []
-    for split, record in shards.manifest["splits"].items():
-        tokens = {"train": shards.train, "validation": shards.validation}[split]
-        assert tokens is not None
-        for shard in record["shards"]:
-            for file in [shard, *([shard["marks"]] if "marks" in shard else [])]:
-                if file_sha256(folder / file["file"]) != file["sha256"]:
-                    problems.append(f"{file['file']} is not what was written: its sha256 differs")
-        if len(tokens) != record["tokens"]:
-            problems.append(f"{split} has {len(tokens)} tokens, the manifest says {record['tokens']}")
-        largest = max((int(ids.max()) for ids in _blocks(tokens)), default=0)
-        if largest >= shards.manifest["vocab_size"]:
-            problems.append(f"{split} has the id {largest}, vocab_size is {shards.manifest['vocab_size']}")
-        ends = sum(int(marks.sum()) for marks in _ends(tokens, shards.manifest["eos_token_id"]))
-        if ends != record["documents"]:
-            problems.append(f"{split} has {ends} ends of documents, the manifest says {record['documents']}")
-        if tokens.marked and _targets(tokens) != record["targets"]:
-            problems.append(f"{split} has {_targets(tokens)} targets, the manifest says {record['targets']}")
+    for split, tokens in shards.splits.items():
+        problems += _problems_of_split(split, tokens, shards.manifest["splits"][split], shards)
     if shards.tokenizer_dir is None:
         problems.append("the tokenizer is missing")
     elif tokenizer_hash(load_tokenizer(shards.tokenizer_dir)) != shards.tokenizer_hash:
         problems.append("the tokenizer is not the one that made the shards")
     if problems:
         raise UserError(f"{folder}: {'; '.join(problems)}; prepare the data again")
-    total = sum(record["tokens"] for record in shards.manifest["splits"].values())
-    return f"{folder}: whole; {total:,} tokens are what was written"
+    return f"{folder}: intact; all {sum(map(len, shards.splits.values())):,} tokens are what was written"
 
 
-def describe(shards: TokenShards, tokenizer: Any, samples: int) -> str:
-    """Everything there is to know about the shards, as text."""
+def _problems_of_split(split: str, tokens: Tokens, record: dict[str, Any], shards: TokenShards) -> list[str]:
+    """The differences between the tokens of a split and its record in the manifest."""
+    problems = []
+    with Progress(f"verifying {split}", len(tokens), "tokens", unit_scale=True) as bar:
+        for shard in record["shards"]:
+            for file in files_of(shard):
+                if file_sha256(shards.folder / file["file"]) != file["sha256"]:
+                    problems.append(f"{file['file']} is not what was written: its sha256 differs")
+            bar.update(shard["tokens"])
+    largest_id = max((int(tokens.read(start, stop).max()) for start, stop in tokens.blocks()), default=0)
+    if largest_id >= shards.manifest["vocab_size"]:
+        problems.append(f"{split} has the id {largest_id}, but vocab_size is {shards.manifest['vocab_size']}")
+    counts = {
+        "tokens": len(tokens),
+        "documents": _count(tokens, ENDS_DOCUMENT, shards.manifest["eos_token_id"]),
+        **({"targets": _count(tokens, IN_LOSS)} if tokens.has_loss_mask else {}),
+    }
+    return problems + [
+        f"{split} has {count} {name} where the manifest says {record.get(name)}"
+        for name, count in counts.items()
+        if count != record.get(name)
+    ]
+
+
+def describe(shards: TokenShards, tokenizer: "PreTrainedTokenizerFast | None", samples: int) -> str:
+    """A description of the shards over several lines: origin, counts, document lengths, ids, `samples` documents.
+
+    Without a tokenizer, only what the files themselves show.
+    """
     lines = [str(shards.folder)]
     for name in ("vocab_size", "dtype", "tokenizer_hash", "source", "options"):
         if name in shards.manifest:
             lines.append(f"  {name}: {json.dumps(shards.manifest[name], ensure_ascii=False)}")
     lines.append(f"  fingerprint: {shards.fingerprint}")
-    for split, tokens in (("train", shards.train), ("validation", shards.validation)):
-        if tokens is not None:
-            lines += ["", *_describe_split(split, tokens, tokenizer, samples)]
+    for split, tokens in shards.splits.items():
+        lines += ["", *_describe_split(split, tokens, tokenizer, samples)]
     return "\n".join(lines)
 
 
-def _describe_split(split: str, tokens: Tokens, tokenizer: Any, samples: int) -> list[str]:
+def _describe_split(
+    split: str, tokens: Tokens, tokenizer: "PreTrainedTokenizerFast | None", samples: int
+) -> list[str]:
     lines = [f"{split}: {len(tokens):,} tokens in {len(tokens.shards)} shards"]
     if tokens.text_bytes:
-        lines[0] += f", {tokens.text_bytes:,} bytes of text, {tokens.text_bytes / len(tokens):.3f} bytes a token"
-    if tokens.marked:
-        lines.append(f"  in the loss: {_targets(tokens):,} tokens, {_targets(tokens) / len(tokens):.2%}")
+        lines[0] += f", {tokens.text_bytes:,} bytes of text, {tokens.text_bytes / len(tokens):.3f} bytes per token"
+    if tokens.has_loss_mask:
+        targets = _count(tokens, IN_LOSS)
+        lines.append(f"  in the loss: {targets:,} tokens, {targets / len(tokens):.2%}")
     if tokenizer is None:
-        return [*lines, "  no tokenizer lies beside the shards; name one with --tokenizer to see documents"]
-    # 24 bytes a document, however long it is
-    starts, lengths, hashes = array("Q"), array("Q"), array("Q")
-    used = np.zeros(len(tokenizer), dtype=np.int64)
-    for start, ids in documents(tokens, tokenizer.eos_token_id):
-        starts.append(start)
-        lengths.append(len(ids))
-        hashes.frombytes(hashlib.blake2b(ids.tobytes(), digest_size=8).digest())
-        used += np.bincount(ids, minlength=len(used))[: len(used)]
-    quantiles = ", ".join(
-        f"{q} %: {int(value):,}" for q, value in zip(LENGTHS, np.percentile(lengths, LENGTHS), strict=True)
-    )
-    duplicates = len(hashes) - len(np.unique(hashes))
+        return [*lines, "  the shards have no tokenizer; give one with --tokenizer to see documents"]
+    starts, lengths = documents(tokens, tokenizer.eos_token_id)
+    quantiles = zip(PERCENTILES, np.percentile(lengths, PERCENTILES), strict=True)
+    id_counts = _count_ids(tokens, tokenizer)
+    empty, copies = int((lengths == 0).sum()), _count_copies(split, tokens, starts, lengths)
     lines += [
-        f"  documents: {len(lengths):,}, {lengths.count(0):,} of them empty, {duplicates:,} copies of another one",
-        f"  tokens a document, percentiles: {quantiles}",
-        f"  ids that occur: {int((used > 0).sum()):,} of {len(used):,}",
-        *(f"  {line}" for line in _characters(used, tokenizer)),
+        f"  documents: {len(lengths):,}, {empty:,} of them empty, {copies:,} copies of another one",
+        f"  tokens per document, percentiles: {', '.join(f'{q} %: {int(value):,}' for q, value in quantiles)}",
+        f"  ids that occur: {int((id_counts > 0).sum()):,} of {len(id_counts):,}",
+        *(f"  {line}" for line in _describe_characters(id_counts, tokenizer)),
     ]
     for index in np.linspace(0, len(starts) - 1, min(samples, len(starts)), dtype=int):
-        start = starts[index]
-        ids = tokens.read(start, min(len(tokens), start + min(lengths[index], SAMPLE_CHARACTERS)))
-        text = tokenizer.decode(ids.astype(np.int64))[:SAMPLE_CHARACTERS]
-        lines.append(f"  document {index:,}, {lengths[index]:,} tokens: {json.dumps(text, ensure_ascii=False)}")
+        start, length = int(starts[index]), int(lengths[index])
+        ids = tokens.read(start, start + min(length, SHOWN_CHARACTERS))  # a token is at least a character, or a part
+        text = str(tokenizer.decode(ids.astype(np.int64)))[:SHOWN_CHARACTERS]
+        lines.append(f"  document {index:,}, {length:,} tokens: {json.dumps(text, ensure_ascii=False)}")
     return lines
 
 
-def _characters(used: np.ndarray, tokenizer: Any) -> list[str]:
-    """The share of ids that mean 'unknown', and of ids that are only a piece of a character."""
-    total = max(1, int(used.sum()))
+def documents(tokens: Tokens, end_of_text: int) -> tuple[np.ndarray, np.ndarray]:
+    """Start and length in tokens, without its end, of every document: two int64 arrays [documents].
+
+    A last document without an end counts as well.
+    """
+    bounds = tokens.document_bounds(end_of_text)
+    lengths = np.diff(bounds) - 1
+    last_is_open = len(tokens) and not tokens.marks(len(tokens) - 1, len(tokens), end_of_text)[0] & ENDS_DOCUMENT
+    if last_is_open:
+        lengths[-1] += 1
+    return bounds[:-1], lengths
+
+
+def _count_ids(tokens: Tokens, tokenizer: "PreTrainedTokenizerFast") -> np.ndarray:
+    """How often each id occurs, the ends of documents excluded: int64 [ids of the tokenizer]."""
+    counts = np.zeros(len(tokenizer), dtype=np.int64)
+    for start, stop in tokens.blocks():
+        is_text = tokens.marks(start, stop, tokenizer.eos_token_id) & ENDS_DOCUMENT == 0
+        ids = tokens.read(start, stop)[is_text]
+        counts += np.bincount(ids, minlength=len(counts))[: len(counts)]
+    return counts
+
+
+def _count_copies(split: str, tokens: Tokens, starts: np.ndarray, lengths: np.ndarray) -> int:
+    """The number of documents that are equal to another one that is counted already."""
+    hashes = array("Q")  # 8 bytes per document
+    with Progress(f"reading {split}", len(tokens), "tokens", unit_scale=True) as bar:
+        for start, length in zip(starts, lengths, strict=True):
+            ids = tokens.read(start, start + length)
+            hashes.frombytes(hashlib.blake2b(ids.tobytes(), digest_size=8).digest())
+            bar.update(int(length) + 1)
+    return len(hashes) - len(np.unique(hashes))
+
+
+def _describe_characters(id_counts: np.ndarray, tokenizer: "PreTrainedTokenizerFast") -> list[str]:
+    """The share of tokens that are unknown, that are only a piece of a character, and that are control characters."""
+    total = max(1, int(id_counts.sum()))
+    text_of_id = {index: str(tokenizer.decode([index])) for index in np.flatnonzero(id_counts).tolist()}
     lines = []
     unknown = tokenizer.unk_token_id
     if unknown is not None and unknown != tokenizer.eos_token_id:
-        lines.append(f"unknown: {used[unknown] / total:.4%} of the tokens")
-    split = [index for index in np.flatnonzero(used) if "\N{REPLACEMENT CHARACTER}" in tokenizer.decode([int(index)])]
-    lines.append(
-        f"pieces of a character that is split over several ids: {used[split].sum() / total:.4%} of the tokens"
-    )
-    strange = [
-        index
-        for index in np.flatnonzero(used)
-        if any(unicodedata.category(c) == "Cc" and c not in "\n\t\r" for c in tokenizer.decode([int(index)]))
+        lines.append(f"unknown: {id_counts[unknown] / total:.4%} of the tokens")
+    partial = [index for index, text in text_of_id.items() if "\N{REPLACEMENT CHARACTER}" in text]
+    control = [index for index, text in text_of_id.items() if any(map(_is_control_character, text))]
+    return [
+        *lines,
+        f"pieces of a character that is split over several ids: {id_counts[partial].sum() / total:.4%} of the tokens",
+        f"control characters: {id_counts[control].sum() / total:.4%} of the tokens",
     ]
-    lines.append(f"control characters: {used[strange].sum() / total:.4%} of the tokens")
-    return lines
 
 
-def documents(tokens: Tokens, end_of_text: int) -> Iterator[tuple[int, np.ndarray]]:
-    """Every document as (its first position, its ids without the last); a last one that has no end counts too."""
-    begun: list[np.ndarray] = []  # what earlier blocks hold of the document that goes on
-    start = position = 0
-    for ids, ends in zip(_blocks(tokens), _ends(tokens, end_of_text), strict=True):
-        first = 0
-        for end in np.flatnonzero(ends):
-            yield start, np.concatenate([*begun, ids[first:end]])
-            begun, first = [], int(end) + 1
-            start = position + first
-        begun.append(ids[first:])
-        position += len(ids)
-    if start < len(tokens):
-        yield start, np.concatenate(begun)
+def _is_control_character(character: str) -> bool:
+    return unicodedata.category(character) == "Cc" and character not in "\n\t\r"
 
 
-def _blocks(tokens: Tokens) -> Iterator[np.ndarray]:
-    for start in range(0, len(tokens), READ_TOKENS):
-        yield tokens.read(start, min(len(tokens), start + READ_TOKENS))
-
-
-def _ends(tokens: Tokens, end_of_text: int) -> Iterator[np.ndarray]:
-    """Block by block, which tokens are the last of their document."""
-    for start in range(0, len(tokens), READ_TOKENS):
-        yield tokens.marks(start, min(len(tokens), start + READ_TOKENS), end_of_text) & ENDS_DOCUMENT > 0
-
-
-def _targets(tokens: Tokens) -> int:
-    return sum(
-        int(np.count_nonzero(tokens.marks(start, min(len(tokens), start + READ_TOKENS)) & IN_LOSS))
-        for start in range(0, len(tokens), READ_TOKENS)
-    )
+def _count(tokens: Tokens, bit: int, end_of_text: int | None = None) -> int:
+    """The number of tokens with `bit` set in their mark."""
+    return sum(int(np.count_nonzero(tokens.marks(start, stop, end_of_text) & bit)) for start, stop in tokens.blocks())

@@ -1,14 +1,16 @@
 """Mix several data sources in exact proportions.
 
-After n samples each source has had its share of them, rounded down or up, whatever n is (the quota method of Balinski
-and Young, 1975). The turns repeat after a period in which all shares are whole numbers, so that the source at any
-position, and how often it had its turn before, are looked up: there is nothing to remember but the position.
+After any number of samples, each source has contributed its share of them, rounded down or up (the quota method of
+Balinski and Young, 1975). The sequence of sources repeats with a period in which every share is a whole number of
+samples. The source at a position, and how many samples it contributed before, are therefore looked up in a table, and
+the position is the only state of a run.
 """
 
 import hashlib
 from collections.abc import Sequence
 from fractions import Fraction
 from math import lcm
+from typing import Any
 
 import numpy as np
 
@@ -16,110 +18,133 @@ from minigpt.data.samplers import Order
 from minigpt.data.shards import Tokens, TokenShards
 from minigpt.utils.errors import UserError
 
-LONGEST_PERIOD = 1_000_000
+LONGEST_PERIOD = 1_000_000  # samples
 
 
 class MixedOrder:
-    """Position → sample of one of several orders, each of which goes through epochs of its own.
+    """Draws samples from several orders in proportion to `weights`; each order runs through its own epochs.
 
-    An epoch of the mixture has as many samples as all sources together.
+    An epoch of the mixture has as many samples as the epochs of all sources together.
+    Raises UserError as `exact_shares`.
     """
 
     def __init__(self, orders: Sequence[Order], weights: Sequence[float]) -> None:
         self.orders = orders
-        self.samples = sum(order.samples for order in orders)
-        self.source, self.earlier, self.a_period = turns(exact_shares(weights))
+        self.samples_per_epoch = sum(order.samples_per_epoch for order in orders)
+        self._sources, self._earlier, self._per_period = source_schedule(exact_shares(weights))
 
     def __getitem__(self, position: int) -> int:
-        period, place = divmod(position, len(self.source))
-        source = self.source[place]
-        return self.orders[source][period * int(self.a_period[source]) + int(self.earlier[place])]
+        """The sample id at `position`."""
+        period, place = divmod(position, len(self._sources))
+        source = self._sources[place]
+        return self.orders[source][period * int(self._per_period[source]) + int(self._earlier[place])]
 
 
 def exact_shares(weights: Sequence[float]) -> list[Fraction]:
-    """The weights as decimal fractions of their sum. Raises UserError where the turns would not repeat soon."""
-    parts = [Fraction(repr(float(weight))) for weight in weights]
-    shares = [part / sum(parts) for part in parts]
+    """The weights, as the decimal numbers they are written as, divided by their sum.
+
+    Raises UserError if the period of the mixture would be longer than LONGEST_PERIOD.
+    """
+    decimals = [Fraction(repr(float(weight))) for weight in weights]
+    shares = [decimal / sum(decimals) for decimal in decimals]
     period = lcm(*(share.denominator for share in shares))
     if period > LONGEST_PERIOD:
         raise UserError(
-            f"data_weights={' '.join(map(str, weights))}: the shares only come out even after {period:,} samples; "
-            "give weights with fewer digits"
+            f"data_weights={' '.join(map(str, weights))}: the shares are whole numbers of samples only every "
+            f"{period:,} samples, and {LONGEST_PERIOD:,} is the limit; give weights with fewer digits"
         )
     return shares
 
 
-def turns(shares: Sequence[Fraction]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """One period of turns: the source of each, how often it had its turn before, and each source's number of turns.
+def source_schedule(shares: Sequence[Fraction]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The sequence of sources in one period of P samples, for shares that add up to 1.
 
-    The turn goes to the source that has waited longest by its share, among those whose share is not used up.
+    Returns, for every sample, the index of its source and how many samples the source contributed before in the period
+    (both int32 [P]), and the samples per period of every source (int64 [sources]).
+
+    The next sample comes from the source with the largest share divided by its samples so far plus one, among those
+    that would not exceed their share rounded up.
     """
     period = lcm(*(share.denominator for share in shares))
-    wanted = [int(share * period) for share in shares]
-    had = [0] * len(shares)
-    source, earlier = np.empty(period, dtype=np.int32), np.empty(period, dtype=np.int32)
+    per_period = [int(share * period) for share in shares]
+    contributed = [0] * len(shares)
+    sources, earlier = np.empty(period, dtype=np.int32), np.empty(period, dtype=np.int32)
     for place in range(period):
-        due = [of for of, number in enumerate(wanted) if had[of] * period < number * (place + 1)]
-        chosen = max(due, key=lambda of: (Fraction(wanted[of], had[of] + 1), -of))
-        source[place], earlier[place] = chosen, had[chosen]
-        had[chosen] += 1
-    return source, earlier, np.array(wanted)
+        eligible = [
+            source for source, total in enumerate(per_period) if contributed[source] * period < total * (place + 1)
+        ]
+        chosen = max(eligible, key=lambda source: (Fraction(per_period[source], contributed[source] + 1), -source))
+        sources[place], earlier[place] = chosen, contributed[chosen]
+        contributed[chosen] += 1
+    return sources, earlier, np.array(per_period)
 
 
-def joined(parts: Sequence[TokenShards], weights: Sequence[float]) -> TokenShards:
-    """Several folders of shards as one, their tokens one behind the other, to be mixed by `weights`.
+def join_shards(folders: Sequence[TokenShards], weights: Sequence[float]) -> TokenShards:
+    """Several folders of shards as one, with their tokens one after the other, to be mixed by `weights`.
 
-    Raises UserError where they were not made with one tokenizer.
+    Raises UserError if they were not made with the same tokenizer, and as `exact_shares`.
     """
-    if len(parts) == 1:
-        return parts[0]
-    first = parts[0]
-    for part in parts[1:]:
-        if part.tokenizer_hash != first.tokenizer_hash or part.train.dtype != first.train.dtype:
+    first = folders[0]
+    if len(folders) == 1:
+        return first
+    for shards in folders[1:]:
+        if shards.tokenizer_hash != first.tokenizer_hash or shards.train.dtype != first.train.dtype:
             raise UserError(
-                f"data={part.folder} was made with another tokenizer than {first.folder}; prepare it again"
+                f"data={shards.folder} was made with another tokenizer than {first.folder}; prepare it again"
             )
-    digest = hashlib.sha256(
-        ":".join([*(part.fingerprint for part in parts), *map(str, exact_shares(weights))]).encode()
-    )
-    splits = {"train": [part.train for part in parts], "validation": [p.validation for p in parts if p.validation]}
-    records = [part.manifest.get("splits", {}) for part in parts]
-    manifest = {
-        **{name: value for name, value in first.manifest.items() if name not in ("source", "options", "splits")},
-        "source": {"mixture": ", ".join(f"{w} of {p.folder.name}" for w, p in zip(weights, parts, strict=True))},
-        "sources": [
-            {"folder": p.folder.name, "weight": w, "fingerprint": p.fingerprint, **p.manifest.get("source", {})}
-            for w, p in zip(weights, parts, strict=True)
-        ],
-        "splits": {
-            name: {
-                "tokens": sum(map(len, tokens)),
-                "shards": [shard for record in records for shard in record.get(name, {}).get("shards", [])],
-            }
-            for name, tokens in splits.items()
-            if tokens
-        },
-    }
+    identity = [*(shards.fingerprint for shards in folders), *map(str, exact_shares(weights))]
+    validation = [shards.validation for shards in folders if shards.validation]
     return TokenShards(
         first.folder,
-        manifest,
-        _behind_each_other(splits["train"]),
-        _behind_each_other(splits["validation"]) if splits["validation"] else None,
-        digest.hexdigest(),
-        tuple(len(part.train) for part in parts),
+        _joint_manifest(folders, weights),
+        _concatenate([shards.train for shards in folders]),
+        _concatenate(validation) if validation else None,
+        hashlib.sha256(":".join(identity).encode()).hexdigest(),
+        tuple(len(shards.train) for shards in folders),
         tuple(weights),
     )
 
 
-def _behind_each_other(texts: Sequence[Tokens]) -> Tokens:
-    """One text of several; how large it is is known where it is of each."""
+def _joint_manifest(folders: Sequence[TokenShards], weights: Sequence[float]) -> dict[str, Any]:
+    first, weighted = folders[0], list(zip(weights, folders, strict=True))
+    split_entries = [shards.manifest.get("splits", {}) for shards in folders]
+    tokens_of_split = {
+        "train": [len(shards.train) for shards in folders],
+        "validation": [len(shards.validation) for shards in folders if shards.validation],
+    }
+    return {
+        **{name: value for name, value in first.manifest.items() if name not in ("source", "options", "splits")},
+        "source": {"mixture": ", ".join(f"{weight} of {shards.folder.name}" for weight, shards in weighted)},
+        "sources": [
+            {
+                "folder": shards.folder.name,
+                "weight": weight,
+                "fingerprint": shards.fingerprint,
+                **shards.manifest.get("source", {}),
+            }
+            for weight, shards in weighted
+        ],
+        "splits": {
+            name: {
+                "tokens": sum(tokens),
+                "shards": [shard for entries in split_entries for shard in entries.get(name, {}).get("shards", [])],
+            }
+            for name, tokens in tokens_of_split.items()
+            if tokens
+        },
+    }
 
-    def total(numbers: list[int | None]) -> int | None:
-        return None if None in numbers else sum(number for number in numbers if number is not None)
+
+def _concatenate(splits: Sequence[Tokens]) -> Tokens:
+    """Several splits as one. Its text bytes and documents are known if they are known of every split."""
+
+    def total(counts: list[int | None]) -> int | None:
+        known = [count for count in counts if count is not None]
+        return sum(known) if len(known) == len(counts) else None
 
     return Tokens(
-        [shard for text in texts for shard in text.shards],
-        texts[0].dtype,
-        total([text.text_bytes for text in texts]),
-        total([text.documents for text in texts]),
+        [shard for tokens in splits for shard in tokens.shards],
+        splits[0].dtype,
+        total([tokens.text_bytes for tokens in splits]),
+        total([tokens.documents for tokens in splits]),
     )

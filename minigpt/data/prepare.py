@@ -1,4 +1,4 @@
-"""Prepare token shards from text."""
+"""Prepare token shards from text: tokenizer, encoding, shards and manifest, in one folder."""
 
 import errno
 import hashlib
@@ -14,14 +14,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from minigpt.config.arguments import DataArguments
-from minigpt.data.chat import Marking
+from minigpt.data.chat import LossMasking
 from minigpt.data.corpora import Corpus, Documents, open_corpus
 from minigpt.data.encoding import (
     BATCH_CHARACTERS,
     PART_CHARACTERS,
-    Encoded,
-    Encoding,
-    Interrupted,
+    EncodedBatch,
+    EncoderSpec,
+    ResumableError,
     batches,
     encode_all,
     parts,
@@ -29,7 +29,7 @@ from minigpt.data.encoding import (
 from minigpt.data.shard_writer import (
     JOURNAL,
     Journal,
-    Progress,
+    SplitProgress,
     SplitWriter,
     forget_journal,
     is_finished,
@@ -39,21 +39,23 @@ from minigpt.data.shard_writer import (
 from minigpt.data.shards import FORMAT_VERSION, MANIFEST, smallest_dtype
 from minigpt.data.tokenizer import load_tokenizer, tokenizer_hash, train_bpe, train_characters, vocabulary_size
 from minigpt.utils.errors import UserError
-from minigpt.utils.files import new_parents
+from minigpt.utils.files import fsync, new_parents, publish_folder
+from minigpt.utils.progress import Progress
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-LARGE = 20_000_000  # bytes of text from which on it pays to start processes and to check faster encoders
+LARGE = 20_000_000  # bytes of text above which it pays to start processes and to look for a faster encoder
 
 DISK_IS_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 def prepare(args: DataArguments, output_dir: str | Path) -> Path:
-    """Write the shards, manifest and tokenizer of the text that `args` names into `output_dir`, which appears whole.
+    """Write the shards, manifest and tokenizer of the text that `args` name into `output_dir`, and return its path.
 
-    What an interrupted preparation left is gone on with. A non-empty `output_dir` is refused unless
-    `args.overwrite_cache`. Raises UserError on bad input, of which nothing is left on the disk.
+    The folder appears only when it is complete. An interrupted preparation is resumed.
+    Raises UserError on bad input, which leaves nothing on the disk, and if `output_dir` is not empty, unless
+    `args.overwrite_cache` is set. Raises ResumableError if the same command can resume after the cause is removed.
     """
     output_dir = Path(output_dir)
     if args.data:
@@ -63,12 +65,13 @@ def prepare(args: DataArguments, output_dir: str | Path) -> Path:
     if output_dir.exists() and not output_dir.is_dir():
         raise UserError(f"output_dir={output_dir} is a file; give a folder")
     in_use = output_dir.is_dir() and any(output_dir.iterdir()) and not args.overwrite_cache
+    not_empty = f"output_dir={output_dir} is not empty; give another folder, or --overwrite_cache"
     if in_use and not (output_dir / JOURNAL).exists():
-        raise UserError(f"output_dir={output_dir} is not empty; give another folder, or --overwrite_cache")
+        raise UserError(not_empty)
     corpus = open_corpus(args)
     key = _key(args, corpus)
     if in_use and not is_finished(output_dir, key):
-        raise UserError(f"output_dir={output_dir} is not empty; give another folder, or --overwrite_cache")
+        raise UserError(not_empty)
     if in_use:
         forget_journal(output_dir)
         return output_dir
@@ -77,10 +80,10 @@ def prepare(args: DataArguments, output_dir: str | Path) -> Path:
 
 
 def prepared_folder(args: DataArguments) -> Path:
-    """The folder of shards in the cache for the text that `args` name, prepared the first time.
+    """The folder in the cache with the shards of the text that `args` name; they are prepared the first time.
 
-    The cache's key is the content of the text, the tokenizer and the options. Processes that ask at the same time
-    wait for the first.
+    The cache's key is a hash of the text, the tokenizer and the options. Of several processes that need the same
+    folder, one prepares it while the others wait. Raises the same errors as `prepare`.
     """
     cache = Path(args.cache_dir).expanduser() if args.cache_dir else _default_cache()
     corpus = open_corpus(args)
@@ -97,21 +100,22 @@ def prepared_folder(args: DataArguments) -> Path:
 def _prepare(args: DataArguments, corpus: Corpus, key: str, output_dir: Path) -> Path:
     started = time.perf_counter()
     folder = output_dir.parent / f".{output_dir.name}.partial"
+    journal = Journal(folder, key)
+    if journal.shards:
+        print(f"resuming after {journal.shards} complete shards", file=sys.stderr)
     try:
-        journal = Journal(folder, key)
-        if journal.shards:
-            print(f"going on after {journal.shards} shards that are whole", file=sys.stderr)
-        tokenizer = _kept_tokenizer(args, corpus, journal)
+        tokenizer = _stored_tokenizer(args, corpus, journal)
         vocab_size = vocabulary_size(tokenizer)
         dtype = smallest_dtype(vocab_size)
         large = corpus.text_bytes is None or corpus.text_bytes > LARGE
-        marking = Marking.of(tokenizer, args.completion_only_loss is not False) if corpus.examples else None
-        encoding = Encoding.of(tokenizer, dtype, large, marking)
+        completion_only = args.completion_only_loss is not False
+        loss_masking = LossMasking.from_tokenizer(tokenizer, completion_only) if corpus.examples else None
+        spec = EncoderSpec.from_tokenizer(tokenizer, dtype, large, loss_masking)
         workers = args.preprocessing_num_workers or (_cores() if large else 1)
         splits = {}
         for split, documents in (("train", corpus.train), ("validation", corpus.validation)):
             writer = SplitWriter(journal, split, dtype, args.shard_tokens)
-            splits[split] = _write_split(writer, documents, encoding, workers, corpus.text_bytes)
+            splits[split] = _write_split(writer, documents, spec, workers, corpus.text_bytes)
         write_manifest(
             folder,
             dtype,
@@ -123,27 +127,27 @@ def _prepare(args: DataArguments, corpus: Corpus, key: str, output_dir: Path) ->
             options=_options(args, corpus),
         )
         publish(folder, output_dir)
-    except Interrupted:
+    except ResumableError:
         raise
-    except ValueError:
+    except UserError:
         shutil.rmtree(folder, ignore_errors=True)
         raise
     except OSError as error:
         if error.errno not in DISK_IS_FULL:
             raise
-        raise Interrupted(
-            f"{output_dir}: the disk is full; make space and run the same command again: it goes on after the "
-            f"{journal.shards} shards that are whole"
+        raise ResumableError(
+            f"{output_dir}: the disk is full; make space and run the same command again to resume after the "
+            f"{journal.shards} complete shards"
         ) from error
-    _summarize(output_dir, splits, vocab_size, encoding.library, time.perf_counter() - started)
+    _print_summary(output_dir, splits, vocab_size, spec.library, time.perf_counter() - started)
     return output_dir
 
 
 def make_tokenizer(args: DataArguments, corpus: Corpus) -> "PreTrainedTokenizerFast":
     """The tokenizer that `args.tokenizer` names, or one trained on the corpus.
 
-    'bpe' learns from the training documents; 'char' from all of them, as nanoGPT's does: a character that only
-    held-out text has would otherwise have no id.
+    'bpe' is trained on the training documents. 'char' is trained on all documents, as nanoGPT's: a character that
+    occurs only in validation text would otherwise have no id. Raises UserError if the tokenizer cannot be made.
     """
     kind = args.tokenizer or "bpe"
     if kind == "bpe":
@@ -161,80 +165,76 @@ def _training_texts(args: DataArguments, corpus: Corpus) -> Iterator[str]:
     for text, _ in islice(parts(corpus.train.pieces(), whole=False), 0, None, every):
         yield str(text)
         taken += len(text)
-        if taken >= limit:  # the corpus is larger than it said, or did not say
+        if taken >= limit:  # `text_bytes` is an estimate, or unknown
             return
 
 
-def _kept_tokenizer(args: DataArguments, corpus: Corpus, journal: Journal) -> "PreTrainedTokenizerFast":
-    """The tokenizer in the journal's folder; made and put there the first time."""
+def _stored_tokenizer(args: DataArguments, corpus: Corpus, journal: Journal) -> "PreTrainedTokenizerFast":
+    """The tokenizer in the journal's folder; it is made and saved there the first time."""
     folder = journal.folder / "tokenizer"
     if not folder.is_dir():
-        made = journal.folder / "tokenizer.partial"
-        make_tokenizer(args, corpus).save_pretrained(made)
-        made.rename(folder)
+        partial = journal.folder / "tokenizer.partial"
+        make_tokenizer(args, corpus).save_pretrained(partial)
+        for file in partial.iterdir():
+            fsync(file)
+        publish_folder(partial, folder)
         journal.save()
     return load_tokenizer(folder)
 
 
 def _write_split(
-    writer: SplitWriter, documents: Documents, encoding: Encoding, workers: int, text_bytes: int | None
-) -> Progress:
-    """Encode and write what the journal says is missing of one split."""
-    from tqdm import tqdm
+    writer: SplitWriter, documents: Documents, spec: EncoderSpec, workers: int, text_bytes: int | None
+) -> SplitProgress:
+    """Encode and write what is missing of one split. `text_bytes` is the size of both splits; None if unknown.
 
-    at = writer.progress
-    if at.done:
-        return at
-    texts = parts(documents.pieces(at.document), whole=not encoding.encodes_parts)
-    work = batches(islice(texts, at.part, None), at.document, at.part)
-    # a bar of the text that is read; the total counts both splits, so the end of the first comes a little early
-    progress = tqdm(
-        desc=writer.split,
-        total=text_bytes,
-        initial=at.text_bytes,
-        unit="B",
-        unit_scale=True,
-        mininterval=0.1 if sys.stderr.isatty() else 30,
-        delay=2,  # seconds: short work is not worth a bar
-        leave=False,
-    )
+    Raises UserError if the split has no text or the disk lacks space for it.
+    """
+    split = writer.progress
+    if split.done:
+        return split
+    started, text_bytes_before, tokens_before = time.perf_counter(), split.text_bytes, split.tokens
+    tokens = tokens_before
+    document_parts = parts(documents.pieces(split.document), whole=not spec.encodes_parts)
+    remaining = batches(islice(document_parts, split.part, None), split.document, split.part)
+    # the total is that of both splits, so the bar of the first one ends early
+    bar = Progress(writer.split, text_bytes, "B", initial=text_bytes_before, unit_scale=True)
     try:
-        with progress:
-            before, started = at.tokens, time.perf_counter()
-            tokens = before
-            for encoded in encode_all(work, encoding, workers):
-                if progress.n == progress.initial:
-                    _check_space(writer, encoded, text_bytes)
+        with bar:
+            for encoded in encode_all(remaining, spec, workers):
+                if split.text_bytes == text_bytes_before:
+                    _check_disk_space(writer, encoded, text_bytes)
                 writer.write(encoded)
                 tokens += len(encoded.ids)
-                rate = (tokens - before) / (time.perf_counter() - started)
-                progress.set_postfix_str(f"{tokens / 1e6:.1f} M tokens, {rate / 1e6:.2f} M/s", refresh=False)
-                progress.update(encoded.text_bytes)
+                rate = (tokens - tokens_before) / (time.perf_counter() - started)
+                bar.set_status(f"{tokens / 1e6:.1f} M tokens, {rate / 1e6:.2f} M/s")
+                bar.update(encoded.text_bytes)
     except BaseException:
         writer.abandon()
         raise
-    record = writer.close()
-    if record.text_bytes == 0:
-        raise UserError(f"the {writer.split} split holds no text: give more, or another validation_split_percentage")
-    return record
+    writer.close()
+    if split.text_bytes == 0:
+        raise UserError(
+            f"the {writer.split} split has no text; give more text, or another --validation_split_percentage"
+        )
+    return split
 
 
-def _check_space(writer: SplitWriter, first: Encoded, text_bytes: int | None) -> None:
-    """Raises UserError if the disk has no room for what the whole corpus will need, judged by its first batch."""
+def _check_disk_space(writer: SplitWriter, first: EncodedBatch, text_bytes: int | None) -> None:
+    """Raises UserError if the disk lacks space for the tokens of the whole corpus, estimated from its first batch."""
     if text_bytes is None or first.text_bytes == 0:
         return
-    left = max(0, text_bytes - writer.progress.text_bytes)
-    needed = left * len(first.ids) / first.text_bytes * writer.dtype.itemsize
+    remaining_bytes = max(0, text_bytes - writer.progress.text_bytes)
+    needed = remaining_bytes * len(first.ids) / first.text_bytes * writer.dtype.itemsize
     free = shutil.disk_usage(writer.journal.folder).free
     if needed > free:
-        raise (Interrupted if writer.journal.shards else UserError)(
-            f"{writer.journal.folder.parent}: about {needed / 1e9:.2f} GB of tokens are to be written but "
-            f"{free / 1e9:.2f} GB are free; make space or choose another disk"
+        raise (ResumableError if writer.journal.shards else UserError)(
+            f"{writer.journal.folder.parent}: the tokens need about {needed / 1e9:.2f} GB but {free / 1e9:.2f} GB are "
+            "free; make space or choose another disk"
         )
 
 
 def _options(args: DataArguments, corpus: Corpus) -> dict[str, Any]:
-    """The options that decide which bytes come out, besides the text itself."""
+    """The options that decide the content of the shards, besides the text itself."""
     kind = args.tokenizer or "bpe"
     options: dict[str, Any] = {"tokenizer": kind, "text_column": args.text_column, "shard_tokens": args.shard_tokens}
     if kind == "bpe":
@@ -246,7 +246,7 @@ def _options(args: DataArguments, corpus: Corpus) -> dict[str, Any]:
 
 
 def _key(args: DataArguments, corpus: Corpus) -> str:
-    """A hash of everything that decides the result."""
+    """A hash of everything that decides the content of the shards."""
     options = _options(args, corpus)
     if options["tokenizer"] not in ("bpe", "char"):
         tokenizer = load_tokenizer(options["tokenizer"])
@@ -275,15 +275,20 @@ def _locked(folder: Path) -> Iterator[None]:
         try:
             yield
         finally:
-            with suppress(OSError):  # where open files cannot be deleted, an empty one stays
+            with suppress(OSError):  # on Windows, an open file cannot be deleted and stays as an empty file
                 path.unlink()
 
 
-def _summarize(folder: Path, splits: dict[str, Progress], vocab_size: int, library: str, elapsed_s: float) -> None:
-    for split, record in splits.items():
+def _print_summary(
+    folder: Path, splits: dict[str, SplitProgress], vocab_size: int, library: str, elapsed_s: float
+) -> None:
+    for name, split in splits.items():
         print(
-            f"{split:>10}: {record.documents:,} documents, {record.tokens:,} tokens, "
-            f"{record.text_bytes:,} bytes of text, {record.text_bytes / record.tokens:.2f} bytes a token",
+            f"{name:>10}: {split.documents:,} documents, {split.tokens:,} tokens, {split.text_bytes:,} bytes of text, "
+            f"{split.text_bytes / split.tokens:.2f} bytes per token",
             file=sys.stderr,
         )
-    print(f"{vocab_size:,} token ids; prepared in {elapsed_s:.1f} s by {library}; in {folder}", file=sys.stderr)
+    print(
+        f"prepared in {elapsed_s:.1f} s with {library}; vocabulary of {vocab_size:,} ids; written to {folder}",
+        file=sys.stderr,
+    )

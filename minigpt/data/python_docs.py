@@ -1,4 +1,4 @@
-"""The corpus `python-docs`: English text that every Python carries."""
+"""Create the corpus `python-docs` from the documentation that comes with every Python."""
 
 import ast
 import inspect
@@ -11,38 +11,48 @@ from pathlib import Path
 
 from minigpt.utils.errors import UserError
 
-RECIPE = 1  # raise when the documents below change: it is part of the cache's key
+RECIPE = 1  # increase when the documents below change: it is part of the cache key
 
 SHORTEST_DOCSTRING = 200  # characters
 
-LEFT_OUT = {"test", "tests", "site-packages", "dist-packages", "idlelib", "lib2to3", "turtledemo", "__pycache__"}
+SKIPPED_FOLDERS = {
+    "test",
+    "tests",
+    "site-packages",
+    "dist-packages",
+    "idlelib",
+    "lib2to3",
+    "turtledemo",
+    "__pycache__",
+}
 
 DOCUMENTED = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
 
 
 def documents() -> list[str]:
-    """The reference's topics and the longer docstrings, each once, without interactive examples.
+    """The topics of the language reference and the longer docstrings, without duplicates and interactive examples.
 
-    The same list on every machine with the same Python. Shuffled by a fixed seed, so that a held-out end is of the
-    same kind as the rest. Raises UserError on an installation that was stripped of them.
+    The list is the same on every machine with the same Python. It is shuffled with a fixed seed, so that the
+    validation split at its end is like the rest. Raises UserError if this Python has no documentation.
     """
     texts = {text for path in _modules() for text in _docstrings(path)}
-    with suppress(ImportError):  # some distributions leave it out
+    with suppress(ImportError):  # some distributions do not ship it
         from pydoc_data.topics import topics
 
         texts.update(text.strip() + "\n" for text in topics.values())
     if not texts:
         raise UserError(
-            "corpus=python-docs: this Python was installed without its library's source; give --train_file"
+            "corpus=python-docs: this Python was installed without the source of its library; give --train_file"
         )
-    unique = sorted(texts)
-    random.Random(0).shuffle(unique)
-    return unique
+    unique_texts = sorted(texts)
+    random.Random(0).shuffle(unique_texts)
+    return unique_texts
 
 
 def _modules() -> Iterator[Path]:
-    for folder, folders, files in os.walk(sysconfig.get_path("stdlib")):
-        folders[:] = sorted(name for name in folders if name not in LEFT_OUT)
+    """The source files of the standard library, in sorted order."""
+    for folder, subfolders, files in os.walk(sysconfig.get_path("stdlib")):
+        subfolders[:] = sorted(name for name in subfolders if name not in SKIPPED_FOLDERS)
         yield from (Path(folder, name) for name in sorted(files) if name.endswith(".py"))
 
 

@@ -1,47 +1,63 @@
 """Read documents from text, JSON lines, Parquet and Arrow files.
 
-A document arrives as one or more (text, ends) pairs, so that a text file of any size needs little memory.
+Every reader is a `Source`: it counts its documents, and yields those in a range as `Pieces`. A document may arrive in
+several pieces, so that a text file of any size needs little memory.
 """
 
 import codecs
+import glob
 import gzip
 import json
+import sys
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
+from importlib import import_module
 from itertools import islice
 from pathlib import Path
-from typing import Any, BinaryIO, Protocol
+from typing import TYPE_CHECKING, Any, BinaryIO, Protocol, cast
 
-from minigpt.data.chat import Example, example_of, is_example
+from minigpt.data.chat import Example, is_example, parse_example
 from minigpt.utils.errors import UserError
+from minigpt.utils.formatting import format_bytes
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 READ_BYTES = 1 << 22
 
-ROWS = 256  # rows of a table in memory at a time
+ROWS_IN_MEMORY = 256  # rows of a data set that are converted to Python objects at a time
+
+ROWS_PER_CONVERSION = 1000  # rows of a Parquet file that are in memory while it is converted
+
+LARGE_PARQUET_BYTES = 100_000_000  # the user learns about the copy of larger files, which takes time and space
 
 Document = str | Example
 
-Pieces = Iterator[tuple[Document, bool]]  # an example is always in one piece
+Pieces = Iterator[tuple[Document, bool]]  # pieces of documents, each with whether the document ends; no Example is cut
 
 
 class Source(Protocol):
     """Documents that can be counted, and read from any one on."""
 
-    def count(self) -> int: ...
-    def pieces(self, start: int, stop: int) -> Pieces: ...
+    def count(self) -> int:
+        """The number of documents. This may read the whole source."""
+
+    def pieces(self, start: int, stop: int) -> Pieces:
+        """The documents [start, stop), or fewer if the source has fewer."""
 
 
 @dataclass
-class Listed:
-    """Documents that are made by one call and fit in memory."""
+class InMemoryDocuments:
+    """Documents that one call creates and that fit in memory."""
 
-    make: Callable[[], list[str]]
+    create: Callable[[], list[str]]
 
     @cached_property
     def _documents(self) -> list[str]:
-        return self.make()
+        return self.create()
 
     def count(self) -> int:
         return len(self._documents)
@@ -52,7 +68,7 @@ class Listed:
 
 @dataclass(frozen=True)
 class TextFile:
-    """A UTF-8 text file: one document."""
+    """A UTF-8 text file, plain or compressed: one document."""
 
     path: Path
 
@@ -61,23 +77,26 @@ class TextFile:
 
     def pieces(self, start: int, stop: int) -> Pieces:
         if start < min(stop, 1):
-            for text in decoded(self.path):
+            for text in read_text(self.path):
                 yield text, False
             yield "", True
 
 
 @dataclass
 class JsonLines:
-    """A file with one JSON object a line: one document a line, the text in one field, or an example in several."""
+    """A file with one JSON object per line, plain or compressed: one document per line.
+
+    The text is in the field `column`, or the fields make up an `Example`. Blank lines are skipped.
+    """
 
     path: Path
     column: str
 
     @cached_property
-    def examples(self) -> bool:
-        """Whether the rows are examples: the first one has no text, but prompt and completion, or messages."""
-        first = next((self._record(number, line) for number, line in self._lines()), {})
-        return self.column not in first and is_example(first)
+    def holds_examples(self) -> bool:
+        """Whether the lines are examples: the first one has no text, but prompt and completion, or messages."""
+        first_record = next((self._record(number, line) for number, line in self._lines()), {})
+        return self.column not in first_record and is_example(first_record)
 
     @cached_property
     def _count(self) -> int:
@@ -88,14 +107,15 @@ class JsonLines:
 
     def pieces(self, start: int, stop: int) -> Pieces:
         for number, line in islice(self._lines(), start, stop):
-            record, where = self._record(number, line), f"{self.path} line {number}"
-            yield (example_of(record, where) if self.examples else self._text(record, where)), True
+            record, where = self._record(number, line), self._where(number)
+            yield (parse_example(record, where) if self.holds_examples else self._text(record, where)), True
 
     def _lines(self) -> Iterator[tuple[int, str]]:
-        """Line numbers, from 1, and lines; blank ones are left out."""
+        """Pairs of line number, from 1, and line."""
         rest, number = "", 0
-        for text in decoded(self.path):
-            *lines, rest = (rest + text).split("\n")  # not splitlines: U+2028 may stand inside a JSON string
+        for text in read_text(self.path):
+            # not splitlines, which would also split at a U+2028 inside a JSON string
+            *lines, rest = (rest + text).split("\n")
             for line in lines:
                 number += 1
                 if line and not line.isspace():
@@ -103,101 +123,57 @@ class JsonLines:
         if rest.strip():
             yield number + 1, rest
 
+    def _where(self, number: int) -> str:
+        return f"{self.path} line {number}"
+
     def _record(self, number: int, line: str) -> dict[str, Any]:
-        where = f"{self.path} line {number}"
         try:
             record = json.loads(line)
         except ValueError as error:
-            raise UserError(f"{where}: not a JSON object: {error}") from error
+            raise UserError(f"{self._where(number)}: not a JSON object: {error}") from error
         if not isinstance(record, dict):
-            raise UserError(f"{where}: not a JSON object but {type(record).__name__}")
+            raise UserError(f"{self._where(number)}: not a JSON object but {type(record).__name__}")
         return record
 
     def _text(self, record: dict[str, Any], where: str) -> str:
         if self.column not in record:
-            known = ", ".join(record) or "none"
-            raise UserError(f"{where}: no field {self.column!r} (its fields: {known}); name one with --text_column")
-        return checked_text(record[self.column], where, self.column)
+            fields = ", ".join(record) or "none"
+            raise UserError(f"{where}: no field {self.column!r} (its fields: {fields}); name one with --text_column")
+        return require_text(record[self.column], where, self.column)
 
 
 @dataclass
-class ParquetFile:
-    """A Parquet file, the text in one column: one document a row. Row groups before the first row are not read."""
+class DatasetRows:
+    """The rows of a memory-mapped `datasets.Dataset`: one document per row, its text in one column.
 
-    path: Path
+    `open_dataset` is called when the rows are first needed. `name` stands in front of error messages.
+    """
+
+    open_dataset: Callable[[], "Dataset"]
     column: str
+    name: str
 
     @cached_property
-    def _file(self) -> Any:
-        import pyarrow.parquet
-
-        try:
-            file = pyarrow.parquet.ParquetFile(self.path)
-        except (OSError, ValueError) as error:
-            raise UserError(f"{self.path}: not a Parquet file: {one_line(error)}") from error
-        check_column(self.column, file.schema_arrow.names, str(self.path))
-        return file
+    def _dataset(self) -> "Dataset":
+        return self.open_dataset().select_columns([self.column])
 
     def count(self) -> int:
-        return self._file.metadata.num_rows
+        return len(self._dataset)
 
     def pieces(self, start: int, stop: int) -> Pieces:
-        metadata, row = self._file.metadata, 0
-        for group in range(metadata.num_row_groups):
-            rows = metadata.row_group(group).num_rows
-            if row < stop and row + rows > start:
-                yield from self._group(group, row, start, stop)
-            row += rows
+        stop = min(stop, self.count())
+        for first in range(start, stop, ROWS_IN_MEMORY):
+            values = self._values(first, min(first + ROWS_IN_MEMORY, stop))
+            for row, value in enumerate(values, first):
+                yield require_text(value, f"{self.name} row {row}", self.column), True
 
-    def _group(self, group: int, row: int, start: int, stop: int) -> Pieces:
+    def _values(self, first: int, stop: int) -> list[Any]:
         try:
-            for batch in self._file.iter_batches(batch_size=ROWS, row_groups=[group], columns=[self.column]):
-                yield from column_texts(batch.column(0), row, start, stop, str(self.path), self.column)
-                row += batch.num_rows
-        except OSError as error:
-            raise UserError(f"{self.path}: damaged: {one_line(error)}") from error
-
-
-@dataclass
-class ArrowFile:
-    """An Arrow file or stream, as `datasets` writes them, the text in one column: one document a row."""
-
-    path: Path
-    column: str
-
-    def _batches(self) -> Iterator[Any]:
-        import pyarrow
-
-        try:
-            with pyarrow.OSFile(str(self.path)) as file:
-                try:
-                    reader = pyarrow.ipc.open_stream(file)
-                except pyarrow.ArrowInvalid:
-                    file.seek(0)
-                    reader = pyarrow.ipc.open_file(file)
-                check_column(self.column, reader.schema.names, str(self.path))
-                if isinstance(reader, pyarrow.RecordBatchFileReader):
-                    yield from (reader.get_batch(index) for index in range(reader.num_record_batches))
-                else:
-                    yield from reader
-        except (OSError, pyarrow.ArrowInvalid) as error:
-            raise UserError(f"{self.path}: not an Arrow file, or damaged: {one_line(error)}") from error
-
-    @cached_property
-    def _count(self) -> int:
-        return sum(batch.num_rows for batch in self._batches())
-
-    def count(self) -> int:
-        return self._count
-
-    def pieces(self, start: int, stop: int) -> Pieces:
-        row = 0
-        for batch in self._batches():
-            if row >= stop:
-                return
-            if row + batch.num_rows > start:
-                yield from column_texts(batch.column(self.column), row, start, stop, str(self.path), self.column)
-            row += batch.num_rows
+            return self._dataset[first:stop][self.column]
+        except UnicodeDecodeError as error:
+            if stop - first > 1:  # look for the row
+                return [value for row in range(first, stop) for value in self._values(row, row + 1)]
+            raise UserError(f"{self.name} row {first}: column {self.column!r} is not UTF-8") from error
 
 
 class Chain:
@@ -217,33 +193,133 @@ class Chain:
             start, stop = start - count, stop - count
 
 
-def column_texts(values: Any, row: int, start: int, stop: int, name: str, column: str) -> Pieces:
-    """The texts among rows [start, stop) of an Arrow array that begins at `row`."""
-    first, last = max(0, start - row), min(len(values), stop - row)
-    for index in range(first, last):
-        where = f"{name} row {row + index}"
+def parquet_rows(path: Path, column: str, sha256: str) -> DatasetRows:
+    """The rows of a Parquet file, of which `datasets` makes a memory-mapped copy of the column in its cache.
+
+    `sha256` is the hash of the file. It is part of the name of the copy, because `datasets` itself only compares the
+    path and the modification time.
+    """
+    return DatasetRows(lambda: _open_parquet(path, column, sha256), column, str(path))
+
+
+def arrow_rows(path: Path, column: str) -> DatasetRows:
+    """The rows of an Arrow file, in the stream format (as `datasets` writes it) or the file format, without a copy.
+
+    A file with compressed buffers is decompressed into memory.
+    """
+    return DatasetRows(lambda: _open_arrow(path, column), column, str(path))
+
+
+def _open_parquet(path: Path, column: str, sha256: str) -> "Dataset":
+    require_library("datasets", str(path))
+    import datasets
+    import pyarrow
+    import pyarrow.parquet
+
+    with _errors_name_the_file(path, "Parquet"), path.open("rb") as file:
+        metadata = pyarrow.parquet.read_metadata(file)
+        schema = metadata.schema.to_arrow_schema()
+    require_column(column, schema.names, str(path))
+    if metadata.num_rows == 0:  # from_parquet fails on such a file
+        return datasets.Dataset.from_dict({column: []})
+    if path.stat().st_size > LARGE_PARQUET_BYTES:
+        size = format_bytes(path.stat().st_size)
+        print(f"{path}: {size}, read through a copy in {datasets.config.HF_DATASETS_CACHE}", file=sys.stderr)
+    with _errors_name_the_file(path, "Parquet"), _quiet_datasets():
+        return datasets.Dataset.from_parquet(
+            glob.escape(str(path.absolute())),  # from_parquet would expand a * or [ in the name of a file
+            columns=[column],
+            # of this column alone: another column may have a type that `datasets` does not support
+            features=datasets.Features.from_arrow_schema(pyarrow.schema([schema.field(column)])),
+            config_name=f"sha256-{sha256[:16]}",
+            batch_size=ROWS_PER_CONVERSION,
+        )
+
+
+def _open_arrow(path: Path, column: str) -> "Dataset":
+    require_library("datasets", str(path))
+    import datasets
+    import pyarrow
+
+    with _errors_name_the_file(path, "Arrow"):
+        mapped_file = pyarrow.memory_map(str(path))
         try:
-            value = values[index].as_py()
-        except UnicodeDecodeError as error:
-            raise UserError(f"{where}: column {column!r} is not UTF-8") from error
-        yield checked_text(value, where, column), True
+            table = pyarrow.ipc.open_stream(mapped_file).read_all()
+        except pyarrow.ArrowInvalid:
+            # the file format, which Dataset.from_file cannot read
+            mapped_file.seek(0)
+            table = pyarrow.ipc.open_file(mapped_file).read_all()
+    require_column(column, table.schema.names, str(path))
+    with _errors_name_the_file(path, "Arrow"):
+        # without a fingerprint `datasets` would hash, and for that copy, the whole table
+        return datasets.Dataset(table.select([column]).replace_schema_metadata(None), fingerprint=str(path))
 
 
-def check_column(column: str, known: list[str], name: str) -> None:
-    """Raises UserError if a table has no such column."""
-    if column not in known:
-        raise UserError(f"{name}: no column {column!r} (its columns: {', '.join(known)}); name one with --text_column")
+@contextmanager
+def _errors_name_the_file(path: Path, file_format: str) -> Iterator[None]:
+    """Turn what pyarrow and `datasets` raise for a file that they cannot read into a UserError.
+
+    Errors of the operating system, such as a full disk, stay what they are.
+    """
+    import datasets
+    import pyarrow
+
+    try:
+        yield
+    except (OSError, ValueError, pyarrow.ArrowException, datasets.exceptions.DatasetsError) as error:
+        cause = error.__cause__ or error  # `datasets` wraps the error that says what is wrong
+        if isinstance(cause, OSError) and cause.errno is not None:
+            raise cause from None
+        raise UserError(f"{path}: not a readable {file_format} file: {one_line(cause)}") from error
 
 
-def checked_text(value: Any, where: str, column: str) -> str:
-    """`value`, if it is text."""
+@contextmanager
+def _quiet_datasets() -> Iterator[None]:
+    """Without the progress bars of `datasets`, and without its log lines about an error that it raises as well."""
+    import datasets
+
+    had_progress_bars = datasets.is_progress_bar_enabled()
+    verbosity = datasets.logging.get_verbosity()
+    datasets.disable_progress_bars()
+    datasets.logging.set_verbosity(datasets.logging.CRITICAL)
+    try:
+        yield
+    finally:
+        datasets.logging.set_verbosity(verbosity)
+        if had_progress_bars:
+            datasets.enable_progress_bars()
+
+
+def require_library(name: str, needed_by: str) -> None:
+    """Raises UserError if a library that is only imported when it is used is not installed."""
+    try:
+        import_module(name)
+    except ImportError as error:
+        raise UserError(
+            f"{needed_by}: reading it needs {name}, which cannot be imported ({one_line(error)}); pip install {name}"
+        ) from error
+
+
+def require_column(column: str, columns: Iterable[str], name: str) -> None:
+    """Raises UserError if `column` is not among the columns of a table; `name` is that of the table."""
+    if column not in columns:
+        raise UserError(
+            f"{name}: no column {column!r} (its columns: {', '.join(columns)}); name one with --text_column"
+        )
+
+
+def require_text(value: Any, where: str, column: str) -> str:
+    """`value`, which `column` has at `where`. Raises UserError if it is not a string."""
     if not isinstance(value, str):
         raise UserError(f"{where}: {column!r} is {type(value).__name__}, not text")
     return value
 
 
-def decoded(path: Path) -> Iterator[str]:
-    """The text of a UTF-8 file in blocks; a byte-order mark is left out, line ends stay as they are."""
+def read_text(path: Path) -> Iterator[str]:
+    """The text of a UTF-8 file in blocks. A byte-order mark is dropped; line ends stay as they are.
+
+    Raises UserError if the file is damaged or not UTF-8.
+    """
     decoder = codecs.getincrementaldecoder("utf-8")()
     offset = 0
     with open_binary(path) as file:
@@ -252,12 +328,12 @@ def decoded(path: Path) -> Iterator[str]:
                 block = file.read(READ_BYTES)
             except (EOFError, OSError, zlib.error) as error:
                 raise UserError(f"{path}: damaged after {offset} bytes of text: {one_line(error)}") from error
-            pending = len(decoder.getstate()[0])
+            undecoded_bytes = len(decoder.getstate()[0])  # the start of a character, from the block before
             try:
                 text = decoder.decode(block, final=not block)
             except UnicodeDecodeError as error:
-                at = offset - pending + error.start
-                raise UserError(f"{path}: not UTF-8 at byte {at}; convert it, for example with iconv") from error
+                position = offset - undecoded_bytes + error.start
+                raise UserError(f"{path}: not UTF-8 at byte {position}; convert it, for example with iconv") from error
             yield text.removeprefix("\ufeff") if offset == 0 else text
             offset += len(block)
             if not block:
@@ -267,14 +343,15 @@ def decoded(path: Path) -> Iterator[str]:
 def open_binary(path: Path) -> BinaryIO:
     """A file to read, decompressed if its name ends in .gz or .zst."""
     if path.suffix == ".gz":
-        return gzip.open(path, "rb")  # type: ignore[return-value]
+        return cast(BinaryIO, gzip.open(path, "rb"))
     if path.suffix == ".zst":
+        require_library("pyarrow", str(path))
         import pyarrow
 
         return pyarrow.input_stream(str(path), compression="zstd")
     return path.open("rb")
 
 
-def one_line(error: Exception) -> str:
-    """What an error of a library says, short enough to be part of ours."""
+def one_line(error: BaseException) -> str:
+    """The message of a library's error in one line of at most 300 characters."""
     return " ".join(str(error).split())[:300]

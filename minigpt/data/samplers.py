@@ -1,4 +1,8 @@
-"""The order of samples: a pure function of seed, epoch and position."""
+"""The order of training samples, as a pure function of seed, epoch and position, and its division into batches.
+
+A position counts the samples of a run from 0 on, over all epochs and processes. An order maps positions to sample ids,
+so a run can resume anywhere: there is nothing to save except the number of samples seen.
+"""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -10,69 +14,71 @@ from minigpt.utils.errors import UserError
 
 
 class Order(Protocol):
-    """Position in a run → sample; an epoch has `samples` positions."""
+    """Maps a position in the run to a sample id. An epoch has `samples_per_epoch` positions."""
 
-    samples: int
+    samples_per_epoch: int
 
     def __getitem__(self, position: int) -> int: ...
 
 
-class EpochOrder:
-    """Position → sample. Each epoch visits every sample once, in an order of its own that (seed, epoch) decide.
+class ShuffledOrder:
+    """Visits the samples `first_id` … `first_id + samples_per_epoch - 1` once per epoch, each epoch in another order.
 
-    Of several sources each has its `source` number, and the samples of each begin with number `first`.
+    The order depends on `seed`, the epoch and `source`, the index of the data source in a mixture.
     """
 
-    def __init__(self, samples: int, seed: int, first: int = 0, source: int = 0) -> None:
-        self.samples, self.seed, self.first, self.source = samples, seed, first, source
+    def __init__(self, samples_per_epoch: int, seed: int, first_id: int = 0, source: int = 0) -> None:
+        self.samples_per_epoch, self.seed, self.first_id, self.source = samples_per_epoch, seed, first_id, source
         self._epochs: dict[int, np.ndarray] = {}
 
     def __getitem__(self, position: int) -> int:
-        epoch, place = divmod(position, self.samples)
+        """The sample id at `position`."""
+        epoch, place = divmod(position, self.samples_per_epoch)
         if epoch not in self._epochs:
-            for old in sorted(self._epochs)[:-1]:  # the loader is ahead of the loop: they may be in two epochs
-                del self._epochs[old]
+            # two epochs are kept: the loader reads ahead, so it may be in the next one already
+            for old_epoch in sorted(self._epochs)[:-1]:
+                del self._epochs[old_epoch]
             seeds = [self.seed, epoch, self.source] if self.source else [self.seed, epoch]
-            self._epochs[epoch] = self.first + self._shuffled(np.random.default_rng(seeds))
+            self._epochs[epoch] = self.first_id + self._shuffled(np.random.default_rng(seeds))
         return int(self._epochs[epoch][place])
 
     def _shuffled(self, generator: np.random.Generator) -> np.ndarray:
-        return generator.permutation(self.samples)
+        """The samples of one epoch in their order, counted from 0: int64 [samples_per_epoch]."""
+        return generator.permutation(self.samples_per_epoch)
 
 
-class SampleOrder(EpochOrder):
-    """Position → first token of a sample of `block_size` tokens.
+class BlockOrder(ShuffledOrder):
+    """Visits blocks of `block_size` tokens; the id of a block is the position of its first token.
 
-    Samples start `stride` tokens apart, from an offset that changes with the epoch, so that a token meets other
-    contexts in the next one.
-    Raises UserError when the text is shorter than one sample.
+    Blocks start `stride` tokens apart (default: `block_size`), from an offset that changes with the epoch, so that a
+    token has another context in every epoch. Raises UserError if there are too few tokens for one block.
     """
 
     def __init__(
-        self, tokens: int, block_size: int, seed: int, stride: int | None = None, first: int = 0, source: int = 0
+        self, tokens: int, block_size: int, seed: int, stride: int | None = None, first_id: int = 0, source: int = 0
     ) -> None:
         targets = tokens - 1
         if targets < block_size:
             raise UserError(
-                f"the text has {tokens} tokens, fewer than one sample of block_size={block_size} and its last target; "
-                f"try block_size={max(1, targets)} or more text"
+                f"the text has {tokens} tokens, fewer than one sample of block_size={block_size} plus its last "
+                f"target; try block_size={max(1, targets)} or more text"
             )
         self.stride = stride or block_size
-        # one fewer than fit, to leave the offset room
-        super().__init__(max(1, (targets - block_size) // self.stride), seed, first, source)
-        self.room = min(self.stride, targets - block_size - (self.samples - 1) * self.stride + 1)
+        # one block less than fits, which leaves room for the offset
+        super().__init__(max(1, (targets - block_size) // self.stride), seed, first_id, source)
+        self.offsets = min(self.stride, targets - block_size - (self.samples_per_epoch - 1) * self.stride + 1)
 
     def _shuffled(self, generator: np.random.Generator) -> np.ndarray:
-        offset = generator.integers(self.room)
-        return offset + self.stride * generator.permutation(self.samples)
+        offset = generator.integers(self.offsets)
+        return offset + self.stride * generator.permutation(self.samples_per_epoch)
 
 
 @dataclass(frozen=True)
-class TrainBatches:
-    """The micro-batches of one process, without end, as lists of samples (a PyTorch batch sampler).
+class TrainBatchSampler:
+    """Yields the micro-batches of one process as lists of sample ids, without end (a PyTorch batch sampler).
 
-    A step of the whole run is `start … start + global batch` in `order`, so its samples do not depend on how many
-    processes and micro-batches share them.
+    One step of the run takes the next `global batch` positions of `order`, so its samples do not depend on how many
+    processes and micro-batches share them. `start` is the position at which the run starts or resumes.
     """
 
     order: Order
@@ -89,28 +95,31 @@ class TrainBatches:
 
 
 @dataclass(frozen=True)
-class EvaluationBatches:
-    """Every target once. Batch b belongs to process b mod `processes`: batches are the same for any number of them.
+class EvaluationBatchSampler:
+    """Yields the evaluation batches of one process as lists of sample ids (a PyTorch batch sampler).
 
-    In the last round a process for which none is left reads the first sample again, which does not count (`counted`):
-    where weights are sharded each forward needs all processes.
+    Batch b belongs to process b mod `processes`, so the batches are the same for any number of processes. All
+    processes yield equally many, because with sharded weights every forward pass needs all of them: a process that has
+    no batch left in the last round yields the first sample again, which must not be counted (see `counted`).
     """
 
-    samples: Sequence[int]
+    sample_ids: Sequence[int]
     batch_size: int
     rank: int
     processes: int
 
     def __iter__(self) -> Iterator[list[int]]:
-        for number in range(self.rank, self.processes * -(-self._batches // self.processes), self.processes):
-            first = number * self.batch_size if number < self._batches else 0
-            yield list(self.samples[first : first + (self.batch_size if number < self._batches else 1)])
+        rounds = -(-self._batches // self.processes)
+        for number in range(self.rank, self.processes * rounds, self.processes):
+            first = number * self.batch_size
+            is_repeat = number >= self._batches
+            yield list(self.sample_ids[:1] if is_repeat else self.sample_ids[first : first + self.batch_size])
 
     @property
     def counted(self) -> int:
-        """Batches of this process whose targets count: all but a last one, perhaps."""
+        """How many of this process's batches count, from the first one on."""
         return len(range(self.rank, self._batches, self.processes))
 
     @property
     def _batches(self) -> int:
-        return -(-len(self.samples) // self.batch_size)
+        return -(-len(self.sample_ids) // self.batch_size)

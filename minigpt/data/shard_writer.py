@@ -1,14 +1,15 @@
 """Write token shards so that an interrupted preparation can resume.
 
-Shards are written into a hidden folder beside the final one. Each shard appears there by rename when it is complete,
-and the journal is then told where in the text the next one begins; so whoever finds the folder after a kill goes on
-after the last whole shard. At the end the folder takes its final name.
+Shards are written into a hidden folder next to the final one. Each shard is renamed when it is complete, and then the
+journal records where in the text the next one starts. A preparation that finds the folder of an interrupted one
+resumes after the last complete shard. At the end the folder gets its final name.
 """
 
 import hashlib
 import json
 import os
 import shutil
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -16,23 +17,31 @@ from typing import Any
 
 import numpy as np
 
-from minigpt.data.encoding import Encoded
+from minigpt.data.encoding import EncodedBatch
 from minigpt.data.shards import FORMAT, FORMAT_VERSION, IN_LOSS, MANIFEST
-from minigpt.utils.errors import UserError
-from minigpt.utils.files import publish_folder, write_atomically
+from minigpt.utils.files import fsync, publish_folder, write_atomically
 
 JOURNAL = "journal.json"
 
+ShardRecord = dict[str, Any]  # file, tokens, sha256; and marks (file, sha256) if the shard has a loss mask
+
+
+def files_of(shard: ShardRecord) -> Iterator[dict[str, str]]:
+    """The records, with `file` and `sha256`, of a shard's one or two files."""
+    yield shard
+    if "marks" in shard:
+        yield shard["marks"]
+
 
 @dataclass
-class Progress:
-    """How far a split has come: what its whole shards hold, and where the text goes on.
+class SplitProgress:
+    """How much of a split is written: the complete shards, and where in the text the next one starts.
 
-    `documents`, `text_bytes` and `targets` (of examples) count what ends before part `part` of document `document`;
-    the next shard begins `skip` tokens into the batch that begins there.
+    `documents`, `text_bytes` and `targets` (of examples) count what is before part `part` of document `document`. The
+    next shard starts `skip` tokens into the batch that starts there.
     """
 
-    shards: list[dict[str, Any]] = field(default_factory=list)
+    shards: list[ShardRecord] = field(default_factory=list)
     documents: int = 0
     text_bytes: int = 0
     targets: int = 0
@@ -43,10 +52,11 @@ class Progress:
 
     @property
     def tokens(self) -> int:
+        """Tokens in the complete shards."""
         return sum(shard["tokens"] for shard in self.shards)
 
-    def as_split(self) -> dict[str, Any]:
-        """What the manifest says about the split."""
+    def manifest_entry(self) -> dict[str, Any]:
+        """The split's entry in the manifest."""
         targets = {"targets": self.targets} if any("marks" in shard for shard in self.shards) else {}
         return {
             "tokens": self.tokens,
@@ -60,20 +70,22 @@ class Progress:
 class Journal:
     """The progress of every split, kept in the folder of the shards.
 
-    `key` stands for everything that decides the tokens: a folder that was begun with another one is cleared.
+    `key` is a hash of everything that decides the tokens. A folder that was started with another key, or that lacks a
+    shard of its journal, is emptied.
     """
 
     def __init__(self, folder: Path, key: str) -> None:
         self.folder, self.key = folder, key
-        self.splits: dict[str, Progress] = {}
+        self.splits: dict[str, SplitProgress] = {}
         try:
-            found = json.loads((folder / JOURNAL).read_text(encoding="utf-8"))
-            if found["key"] != key:
-                raise ValueError("another preparation")
-            self.splits = {name: Progress(**progress) for name, progress in found["splits"].items()}
-            for shard in (shard for progress in self.splits.values() for shard in progress.shards):
-                for record in [shard, *([shard["marks"]] if "marks" in shard else [])]:
-                    (folder / record["file"]).stat()
+            state = json.loads((folder / JOURNAL).read_text(encoding="utf-8"))
+            if state["key"] != key:
+                raise ValueError("the journal of another preparation")
+            self.splits = {name: SplitProgress(**progress) for name, progress in state["splits"].items()}
+            for progress in self.splits.values():
+                for shard in progress.shards:
+                    for record in files_of(shard):
+                        (folder / record["file"]).stat()
         except (OSError, ValueError, KeyError, TypeError):
             self.splits = {}
             shutil.rmtree(folder, ignore_errors=True)
@@ -81,59 +93,62 @@ class Journal:
 
     @property
     def shards(self) -> int:
-        """How many shards are whole."""
+        """Number of complete shards."""
         return sum(len(progress.shards) for progress in self.splits.values())
 
-    def split(self, name: str) -> Progress:
-        """The progress of one split, which its writer keeps up to date."""
-        return self.splits.setdefault(name, Progress())
+    def split(self, name: str) -> SplitProgress:
+        """The progress of one split, which its writer updates."""
+        return self.splits.setdefault(name, SplitProgress())
 
     def save(self) -> None:
-        """Keep the progress, by rename and on the disk."""
+        """Write the journal to disk, atomically."""
         state = {"key": self.key, "splits": {name: asdict(progress) for name, progress in self.splits.items()}}
-        write_atomically(self.folder / JOURNAL, json.dumps(state).encode())
+        write_atomically(self.folder / JOURNAL, json.dumps(state))
 
 
 class SplitWriter:
-    """Appends encoded batches to one split, from where the journal says that it stopped.
+    """Appends encoded batches to one split, from the place that the journal records.
 
-    Shards hold exactly `shard_tokens` tokens, the last one the rest; nothing depends on how the work was interrupted.
+    Every shard has exactly `shard_tokens` tokens, except the last one. The files do not depend on interruptions.
     """
 
     def __init__(self, journal: Journal, split: str, dtype: np.dtype, shard_tokens: int) -> None:
         self.journal, self.split, self.dtype, self.shard_tokens = journal, split, dtype, shard_tokens
         self.progress = journal.split(split)
         self._skip = self.progress.skip
-        self._files: dict[str, _PartialFile] = {}  # by suffix: the ids, and their marks if there are any
-        self._tokens = 0
+        self._files: dict[str, _PartialFile] = {}  # of the current shard, by suffix: "bin", and "marks" for examples
+        self._tokens = 0  # in the current shard
 
-    def write(self, encoded: Encoded) -> None:
-        """Append a batch; the first one is that which begins at `progress.document` and `progress.part`."""
-        here = self.progress
-        assert (encoded.document, encoded.part) >= (here.document, here.part), "a batch was written before"
-        if len(encoded.ids) and int(encoded.ids.max()) > np.iinfo(self.dtype).max:
-            raise UserError(f"token id {int(encoded.ids.max())} does not fit {self.dtype.name}")
-        ids = encoded.ids.astype(self.dtype, copy=False)
-        at, self._skip = self._skip, 0
-        here.document, here.part = encoded.document, encoded.part
-        while at < len(ids):
-            end = min(len(ids), at + self.shard_tokens - self._tokens)
-            self._append("bin", ids[at:end])
-            if encoded.marks is not None:
-                self._append("marks", encoded.marks[at:end])
-            self._tokens += end - at
-            at = end
+    def write(self, batch: EncodedBatch) -> None:
+        """Append a batch. The first one must start at `progress.part` of `progress.document`.
+
+        Raises ValueError if an id does not fit `dtype`.
+        """
+        progress = self.progress
+        assert (batch.document, batch.part) >= (progress.document, progress.part), "this batch was written before"
+        if len(batch.ids) and int(batch.ids.max()) > np.iinfo(self.dtype).max:
+            raise ValueError(f"token id {int(batch.ids.max())} does not fit {self.dtype.name}")
+        ids = batch.ids.astype(self.dtype, copy=False)
+        start, self._skip = self._skip, 0
+        progress.document, progress.part = batch.document, batch.part
+        while start < len(ids):
+            stop = min(len(ids), start + self.shard_tokens - self._tokens)
+            self._append("bin", ids[start:stop])
+            if batch.marks is not None:
+                self._append("marks", batch.marks[start:stop])
+            self._tokens += stop - start
+            start = stop
             if self._tokens == self.shard_tokens:
-                here.skip = at
+                progress.skip = start
                 self._finish_shard()
-        here.skip = 0
-        here.documents += encoded.documents
-        here.text_bytes += encoded.text_bytes
-        if encoded.marks is not None:
-            here.targets += int(np.count_nonzero(encoded.marks & IN_LOSS))
+        progress.skip = 0
+        progress.documents += batch.documents
+        progress.text_bytes += batch.text_bytes
+        if batch.marks is not None:
+            progress.targets += int(np.count_nonzero(batch.marks & IN_LOSS))
 
-    def close(self) -> Progress:
-        """Finish the last shard."""
+    def close(self) -> SplitProgress:
+        """Finish the last shard and return the totals of the split."""
         if self._files:
             self._finish_shard()
         self.progress.done = True
@@ -141,7 +156,7 @@ class SplitWriter:
         return self.progress
 
     def abandon(self) -> None:
-        """Let go of a shard that will not be finished."""
+        """Close the files of a shard that will not be finished."""
         for file in self._files.values():
             with suppress(OSError):
                 file.file.close()
@@ -153,15 +168,16 @@ class SplitWriter:
         self._files[suffix].write(values.tobytes())
 
     def _finish_shard(self) -> None:
-        files = {suffix: file.finish() for suffix, file in self._files.items()}
-        marks = {"marks": files["marks"]} if "marks" in files else {}
-        self.progress.shards.append({"file": files["bin"]["file"], "tokens": self._tokens, **files["bin"], **marks})
+        records = {suffix: file.finish() for suffix, file in self._files.items()}
+        marks = {"marks": records["marks"]} if "marks" in records else {}
+        shard = {"file": records["bin"]["file"], "tokens": self._tokens, **records["bin"], **marks}
+        self.progress.shards.append(shard)
         self._files, self._tokens = {}, 0
         self.journal.save()
 
 
 class _PartialFile:
-    """A file that has another name until it is whole."""
+    """A file written block by block, which gets its name when it is complete."""
 
     def __init__(self, path: Path) -> None:
         self.path, self.partial = path, path.with_name(path.name + ".partial")
@@ -173,29 +189,32 @@ class _PartialFile:
         self.digest.update(block)
 
     def finish(self) -> dict[str, str]:
-        """Give the file its name, when its content is on the disk. Returns what the manifest says about it."""
+        """Rename the file once its content is on the disk. Returns its record for the manifest."""
         self.file.flush()
         os.fsync(self.file.fileno())
         self.file.close()
         self.partial.rename(self.path)
+        fsync(self.path.parent)
         return {"file": self.path.name, "sha256": self.digest.hexdigest()}
 
 
-def write_manifest(folder: Path, dtype: np.dtype, vocab_size: int, splits: dict[str, Progress], **about: Any) -> None:
-    """Write `manifest.json` beside the shards; `about` says where the tokens come from (tokenizer_hash, source, …)."""
+def write_manifest(
+    folder: Path, dtype: np.dtype, vocab_size: int, splits: dict[str, SplitProgress], **origin: Any
+) -> None:
+    """Write `manifest.json` next to the shards. `origin` describes the tokens (tokenizer_hash, source, options, …)."""
     manifest = {
         "format": FORMAT,
         "version": FORMAT_VERSION,
         "dtype": dtype.name,
         "vocab_size": vocab_size,
-        **about,
-        "splits": {name: progress.as_split() for name, progress in splits.items()},
+        **origin,
+        "splits": {name: progress.manifest_entry() for name, progress in splits.items()},
     }
-    write_atomically(folder / MANIFEST, json.dumps(manifest, indent=2, ensure_ascii=False).encode())
+    write_atomically(folder / MANIFEST, json.dumps(manifest, indent=2, ensure_ascii=False))
 
 
 def publish(folder: Path, final: Path) -> None:
-    """Give a finished `folder` of shards the name `final`; a folder that has this name already is replaced."""
+    """Give a finished folder of shards its `final` name. A folder that has this name already is replaced."""
     for leftover in folder.glob("*.partial"):
         leftover.unlink()
     publish_folder(folder, final)
@@ -203,12 +222,12 @@ def publish(folder: Path, final: Path) -> None:
 
 
 def forget_journal(final: Path) -> None:
-    """Take away the journal of a folder that has its final name."""
+    """Delete the journal of a folder that has its final name."""
     (final / JOURNAL).unlink(missing_ok=True)
 
 
 def is_finished(final: Path, key: str) -> bool:
-    """Whether `final` is the result of the preparation `key`, which was killed just before it forgot its journal."""
-    with suppress(OSError, ValueError, KeyError):
+    """Whether `final` is the complete result of the preparation `key`, killed before it could delete its journal."""
+    with suppress(OSError, ValueError, KeyError, TypeError):
         return bool(json.loads((final / JOURNAL).read_text(encoding="utf-8"))["key"] == key)
     return False

@@ -1,12 +1,15 @@
-"""Token shards on disk: the format, and reading it.
+"""Read token shards: the files of one split as a single sequence of token ids.
 
-train-00000.bin  validation-00000.bin  …   uint16 if every id fits, else uint32
-    train-00000.marks  …                       a byte a token, where not every token is a target: see IN_LOSS
-    manifest.json                              counts, hashes, tokenizer and source of the above
-    tokenizer/                                 what `AutoTokenizer.from_pretrained` reads
+A folder of shards contains:
 
-Other programs' shards are read as they are: nanoGPT's `train.bin` and `val.bin`, build-nanogpt's `…train….npy` and
-`…val….npy`, llm.c's `…train….bin` and `…val….bin` with a header. They have no manifest, so less is known of them.
+    train-00000.bin  validation-00000.bin  …   token ids: uint16 if every id fits, else uint32
+    train-00000.marks  …                       one byte per token (see IN_LOSS); only for examples with a loss mask
+    manifest.json                              counts, hashes, and the tokenizer and source of the tokens
+    tokenizer/                                 a folder for `AutoTokenizer.from_pretrained`
+
+Shards of other programs are read as well: nanoGPT's `train.bin` and `val.bin`, build-nanogpt's `…train….npy` and
+`…val….npy`, llm.c's `…train….bin` and `…val….bin` with a header. They have no manifest, so their tokenizer, hashes and
+document counts are unknown.
 """
 
 import hashlib
@@ -29,7 +32,9 @@ FORMAT_VERSION = 1
 
 MANIFEST = "manifest.json"
 
-IN_LOSS, ENDS_DOCUMENT = 1, 2  # bits of a mark: the token is a target; the token is the last of its document
+IN_LOSS, ENDS_DOCUMENT = 1, 2  # the bits of a mark: the token is a target; the token is the last of its document
+
+READ_TOKENS = 1 << 22  # tokens in memory at a time where a whole split is read
 
 LLMC_HEADER_BYTES = 1024
 
@@ -37,15 +42,18 @@ LLMC_DTYPES = {(20240520, 1): "<u2", (20240801, 7): "<u4"}  # by magic number an
 
 
 def smallest_dtype(vocab_size: int) -> np.dtype:
-    """uint16 when every id below `vocab_size` fits, else uint32; little-endian either way."""
+    """uint16 if every id below `vocab_size` fits, else uint32; little-endian.
+
+    Raises UserError if `vocab_size` is not between 1 and 2^32.
+    """
     if not 0 < vocab_size <= 2**32:
-        raise UserError(f"vocab_size={vocab_size} does not fit 32-bit token ids")
+        raise UserError(f"vocab_size={vocab_size} does not fit 32-bit token ids; use a tokenizer with fewer ids")
     return np.dtype("<u2") if vocab_size <= 2**16 else np.dtype("<u4")
 
 
 @dataclass(frozen=True)
 class Shard:
-    """One file of token ids: `tokens` ids from byte `offset` on, and the file of their marks if they have any."""
+    """One file of `tokens` token ids that start at byte `offset`, and the file of their marks, if there is one."""
 
     path: Path
     tokens: int
@@ -54,83 +62,111 @@ class Shard:
 
 
 class Tokens:
-    """The token ids of one split, memory-mapped over any number of shards; positions are 64-bit."""
+    """The token ids of one split, memory-mapped from any number of shards. Positions may exceed 32 bits.
+
+    `text_bytes` are the UTF-8 bytes of the text, without end-of-text tokens; None if unknown, as `documents` may be.
+    """
 
     def __init__(
         self, shards: list[Shard], dtype: np.dtype, text_bytes: int | None = None, documents: int | None = None
     ) -> None:
         self.shards = shards
         self.dtype = np.dtype(dtype)
-        self.text_bytes = text_bytes  # UTF-8 bytes of the text, end-of-text tokens excluded; None if unknown
+        self.text_bytes = text_bytes
         self.documents = documents
-        self._ends = list(accumulate(shard.tokens for shard in shards))
-        self._maps: dict[int, np.ndarray] = {}
+        self._shard_ends = list(accumulate(shard.tokens for shard in shards))
+        self._id_maps: dict[int, np.ndarray] = {}  # by index of the shard
+        self._mark_maps: dict[int, np.ndarray] = {}
 
     def __len__(self) -> int:
-        return self._ends[-1] if self._ends else 0
+        return self._shard_ends[-1] if self._shard_ends else 0
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_maps": {}}  # numpy would pickle the mapped data; a worker maps the files itself
+        # numpy would pickle the content of the maps; a worker process maps the files itself
+        return {**self.__dict__, "_id_maps": {}, "_mark_maps": {}}
 
     @property
-    def marked(self) -> bool:
-        """Whether some tokens are no targets."""
+    def has_loss_mask(self) -> bool:
+        """Whether some tokens may be outside the loss."""
         return any(shard.marks for shard in self.shards)
 
     def read(self, start: int, stop: int) -> np.ndarray:
-        """A copy of the ids at positions [start, stop), across shards. Raises IndexError outside the split."""
-        out = np.empty(self._checked(start, stop), self.dtype)
-        for index, begin, at, length in self._spans(start, stop):
-            out[at : at + length] = self._map(index)[begin : begin + length]
-        return out
+        """A copy of the ids at positions [start, stop), of type `dtype`. Raises IndexError outside the split."""
+        ids = np.empty(self._checked_length(start, stop), self.dtype)
+        for shard, begin, place, length in self._spans(start, stop):
+            ids[place : place + length] = self._ids_of_shard(shard)[begin : begin + length]
+        return ids
 
     def marks(self, start: int, stop: int, end_of_text: int | None = None) -> np.ndarray:
-        """The marks of positions [start, stop), uint8.
+        """The marks at positions [start, stop): uint8, bits IN_LOSS and ENDS_DOCUMENT. Raises IndexError as `read`.
 
-        Where a shard has none, every token is in the loss, and `end_of_text` ends a document.
+        In a shard without marks every token is in the loss, and the id `end_of_text` ends a document.
         """
-        out = np.empty(self._checked(start, stop), np.uint8)
-        for index, begin, at, length in self._spans(start, stop):
-            if self.shards[index].marks:
-                out[at : at + length] = self._map_marks(index)[begin : begin + length]
+        marks = np.empty(self._checked_length(start, stop), np.uint8)
+        for shard, begin, place, length in self._spans(start, stop):
+            if self.shards[shard].marks:
+                marks[place : place + length] = self._marks_of_shard(shard)[begin : begin + length]
             else:
-                ends = self._map(index)[begin : begin + length] == (-1 if end_of_text is None else end_of_text)
-                out[at : at + length] = IN_LOSS + ENDS_DOCUMENT * ends
-        return out
+                ids = self._ids_of_shard(shard)[begin : begin + length]
+                marks[place : place + length] = IN_LOSS + ENDS_DOCUMENT * (
+                    ids == (-1 if end_of_text is None else end_of_text)
+                )
+        return marks
 
-    def _checked(self, start: int, stop: int) -> int:
+    def blocks(self) -> Iterator[tuple[int, int]]:
+        """Bounds [start, stop) of consecutive blocks of READ_TOKENS tokens, to read a split of any size in parts."""
+        for start in range(0, len(self), READ_TOKENS):
+            yield start, min(len(self), start + READ_TOKENS)
+
+    def document_bounds(self, end_of_text: int) -> np.ndarray:
+        """The position of the first token of every document and, last, the length of the split: int64 [documents + 1].
+
+        Document n has the positions [bounds[n], bounds[n + 1]). The last of them is its end of text, which only the
+        last document may lack.
+        """
+        bounds_of_blocks = [np.zeros(1, dtype=np.int64)]
+        for start, stop in self.blocks():
+            ends = np.flatnonzero(self.marks(start, stop, end_of_text) & ENDS_DOCUMENT)
+            bounds_of_blocks.append(start + 1 + ends)
+        bounds = np.concatenate(bounds_of_blocks)
+        return bounds if bounds[-1] == len(self) else np.append(bounds, len(self))
+
+    def _checked_length(self, start: int, stop: int) -> int:
         if not 0 <= start <= stop <= len(self):
             raise IndexError(f"tokens [{start}, {stop}) are outside a split of {len(self)} tokens")
         return stop - start
 
     def _spans(self, start: int, stop: int) -> Iterator[tuple[int, int, int, int]]:
-        """The parts of [start, stop) shard by shard: (shard, place in it, place in the result, length)."""
-        index, done = bisect_right(self._ends, start), 0
+        """[start, stop) cut at shards: (index of the shard, place in the shard, place in the result, length)."""
+        shard, done = bisect_right(self._shard_ends, start), 0
         while start + done < stop:
-            begin = start + done - (self._ends[index] - self.shards[index].tokens)
-            length = min(stop - start - done, self.shards[index].tokens - begin)
-            yield index, begin, done, length
-            index, done = index + 1, done + length
+            begin = start + done - (self._shard_ends[shard] - self.shards[shard].tokens)
+            length = min(stop - start - done, self.shards[shard].tokens - begin)
+            yield shard, begin, done, length
+            shard, done = shard + 1, done + length
 
-    def _map(self, index: int) -> np.ndarray:
-        if index not in self._maps:
+    def _ids_of_shard(self, index: int) -> np.ndarray:
+        if index not in self._id_maps:
             shard = self.shards[index]
-            self._maps[index] = np.memmap(shard.path, self.dtype, mode="r", offset=shard.offset, shape=(shard.tokens,))
-        return self._maps[index]
+            self._id_maps[index] = np.memmap(
+                shard.path, self.dtype, mode="r", offset=shard.offset, shape=(shard.tokens,)
+            )
+        return self._id_maps[index]
 
-    def _map_marks(self, index: int) -> np.ndarray:
-        if -1 - index not in self._maps:
-            marks = self.shards[index].marks
-            assert marks is not None
-            self._maps[-1 - index] = np.memmap(marks, np.uint8, mode="r")
-        return self._maps[-1 - index]
+    def _marks_of_shard(self, index: int) -> np.ndarray:
+        if index not in self._mark_maps:
+            path = self.shards[index].marks
+            assert path is not None
+            self._mark_maps[index] = np.memmap(path, np.uint8, mode="r")
+        return self._mark_maps[index]
 
 
 @dataclass(frozen=True)
 class TokenShards:
-    """A folder of token shards. `fingerprint` changes whenever a token does; `vocab_size` is None if unknown.
+    """A folder of token shards, or several folders as one mixture.
 
-    Of several folders that are mixed, `source_tokens` are the training tokens of each, `weights` their shares.
+    `fingerprint` changes with every token. `manifest` is empty for shards of other programs. For a mixture,
+    `source_tokens` are the training tokens of each source and `weights` their shares of the samples.
     """
 
     folder: Path
@@ -142,27 +178,35 @@ class TokenShards:
     weights: tuple[float, ...] = ()
 
     @property
+    def splits(self) -> dict[str, Tokens]:
+        """The splits that exist, by name."""
+        return {"train": self.train} | ({} if self.validation is None else {"validation": self.validation})
+
+    @property
     def vocab_size(self) -> int | None:
+        """One more than the largest possible id; None if unknown."""
         return self.manifest.get("vocab_size")
 
     @property
     def tokenizer_hash(self) -> str | None:
+        """The hash of the tokenizer that made the shards; None if unknown."""
         return self.manifest.get("tokenizer_hash")
 
     @cached_property
     def tokenizer_dir(self) -> Path | None:
+        """The folder of the tokenizer; None if the shards have none."""
         folder = self.folder / "tokenizer"
         return folder if folder.is_dir() else None
 
 
 def open_shards(folder: str | Path) -> TokenShards:
-    """Open the prepared shards in `folder`, or nanoGPT's bins. Raises UserError if they are missing or damaged."""
+    """Open the token shards in `folder`. Raises UserError if they are missing or damaged."""
     folder = Path(folder)
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder of token shards; make one with `minigpt prepare`")
     if (folder / MANIFEST).is_file():
         return _open_manifest(folder)
-    return _open_foreign(folder)
+    return _open_without_manifest(folder)
 
 
 def _open_manifest(folder: Path) -> TokenShards:
@@ -172,12 +216,15 @@ def _open_manifest(folder: Path) -> TokenShards:
         if manifest["format"] != FORMAT:
             raise UserError(f"format is {manifest['format']!r}, not {FORMAT!r}")
         if manifest["version"] > FORMAT_VERSION:
-            raise UserError(f"version {manifest['version']} is newer than this program reads ({FORMAT_VERSION})")
+            raise UserError(
+                f"version {manifest['version']} is newer than {FORMAT_VERSION}, the newest that this program reads"
+            )
         dtype = np.dtype(manifest["dtype"]).newbyteorder("<")
         splits = {name: _open_split(folder, split, dtype) for name, split in manifest["splits"].items()}
         train = splits["train"]
         records = [shard for name in sorted(splits) for shard in manifest["splits"][name]["shards"]]
-        hashes = [record["sha256"] for record in records] + [r["marks"]["sha256"] for r in records if "marks" in r]
+        hashes = [record["sha256"] for record in records]
+        hashes += [record["marks"]["sha256"] for record in records if "marks" in record]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         reason = f"{error} is missing" if isinstance(error, KeyError) else error
         raise UserError(f"{path}: {reason}; prepare the data again") from error
@@ -204,24 +251,24 @@ def _check_size(path: Path, expected: int) -> None:
         raise UserError(f"{path.name} has {path.stat().st_size} bytes where the manifest says {expected}")
 
 
-def _open_foreign(folder: Path) -> TokenShards:
-    """Shards of another program: without a manifest, the fingerprint is their sizes and a sample of their content."""
+def _open_without_manifest(folder: Path) -> TokenShards:
+    """Shards of another program. Their fingerprint is a hash of their sizes and of a sample of their content."""
     files = [path for path in sorted(folder.iterdir()) if path.suffix in (".bin", ".npy")]
-    found = {
-        "train": [_foreign_shard(path) for path in files if "train" in path.stem],
-        "validation": [_foreign_shard(path) for path in files if "val" in path.stem],
+    shards_of_split = {
+        "train": [_shard_of_other_program(path) for path in files if "train" in path.stem],
+        "validation": [_shard_of_other_program(path) for path in files if "val" in path.stem],
     }
-    if not found["train"]:
+    if not shards_of_split["train"]:
         raise UserError(
-            f"{folder}: neither {MANIFEST} nor train.bin is there, nor other shards that are known "
+            f"{folder}: neither {MANIFEST} nor train.bin is there, nor shards under another known name "
             "(…train….npy, …train….bin); make them with `minigpt prepare`"
         )
-    dtypes = sorted({dtype.str for shards in found.values() for _, dtype in shards})
+    dtypes = sorted({dtype.str for shards in shards_of_split.values() for _, dtype in shards})
     if len(dtypes) > 1:
         raise UserError(f"{folder}: shards of different types of ids ({', '.join(dtypes)}); keep them in two folders")
     digest = hashlib.sha256(dtypes[0].encode())
     splits = {}
-    for name, shards in found.items():
+    for name, shards in shards_of_split.items():
         if shards:
             splits[name] = Tokens([shard for shard, _ in shards], np.dtype(dtypes[0]))
             digest.update(f"{name}:{[shard.tokens for shard, _ in shards]}:".encode())
@@ -231,21 +278,21 @@ def _open_foreign(folder: Path) -> TokenShards:
     return TokenShards(folder, {}, splits["train"], splits.get("validation"), digest.hexdigest())
 
 
-def _foreign_shard(path: Path) -> tuple[Shard, np.dtype]:
-    """Where the ids of a .npy file, a .bin file with llm.c's header or a bare .bin file are, and of which type."""
+def _shard_of_other_program(path: Path) -> tuple[Shard, np.dtype]:
+    """The ids of a .npy file, of a .bin file with llm.c's header or of a bare .bin file, and their type."""
     size = path.stat().st_size
     if path.suffix == ".npy":
         shard, dtype = _npy_shard(path)
     else:
         header = np.fromfile(path, "<i4", count=3)
-        llmc = LLMC_DTYPES.get((int(header[0]), int(header[1]))) if len(header) == 3 else None
-        dtype = np.dtype(llmc or "<u2")
-        offset = LLMC_HEADER_BYTES if llmc else 0
-        shard = Shard(path, int(header[2]) if llmc else size // dtype.itemsize, offset)
+        llmc_dtype = LLMC_DTYPES.get((int(header[0]), int(header[1]))) if len(header) == 3 else None
+        dtype = np.dtype(llmc_dtype or "<u2")
+        offset = LLMC_HEADER_BYTES if llmc_dtype else 0
+        shard = Shard(path, int(header[2]) if llmc_dtype else size // dtype.itemsize, offset)
     if shard.tokens <= 0 or size != shard.offset + shard.tokens * dtype.itemsize:
         raise UserError(
-            f"{path}: {size} bytes are not a whole number of {dtype.name} token ids, or not as many as its header "
-            "says; write the file again"
+            f"{path}: {size} bytes are not a whole number of {dtype.name} token ids, or not the number in the file's "
+            "header; write the file again"
         )
     return shard, dtype
 

@@ -1,7 +1,7 @@
 """Load, train and compare tokenizers.
 
-Every tokenizer is a `transformers.PreTrainedTokenizerFast`, so whatever is saved here reloads through `AutoTokenizer`
-with no code of ours.
+Every tokenizer is a `transformers.PreTrainedTokenizerFast`. What it saves is loaded by `AutoTokenizer`, without any
+code of MiniGPT.
 """
 
 import hashlib
@@ -9,43 +9,67 @@ import json
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, overload
 
 from minigpt.utils.errors import UserError
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerFast
+    from tokenizers import Tokenizer
+    from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 END_OF_TEXT = "<|endoftext|>"
 
 
-def load_tokenizer(name_or_folder: str | Path) -> "PreTrainedTokenizerFast":
-    """A tokenizer folder or Hub name. Raises UserError if there is none, or none this program can use."""
+@overload
+def load_tokenizer(
+    name_or_folder: str | Path, *, trust_remote_code: bool = False, require_eos: bool = True
+) -> "PreTrainedTokenizerFast": ...
+@overload
+def load_tokenizer(
+    name_or_folder: str | Path, *, trust_remote_code: bool = False, require_eos: bool = True, require_fast: bool
+) -> "PreTrainedTokenizerBase": ...
+def load_tokenizer(
+    name_or_folder: str | Path,
+    *,
+    trust_remote_code: bool = False,
+    require_eos: bool = True,
+    require_fast: bool = True,
+) -> "PreTrainedTokenizerBase":
+    """The tokenizer of a folder or Hub name.
+
+    `require_eos`: it must have an end-of-text token, which preparing data needs. `require_fast`: it must be backed by
+    the tokenizers library, which encoding with several processes needs. Generation needs neither.
+    Raises UserError if there is no tokenizer, it cannot be loaded, or it is not as required.
+    """
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
     name = str(name_or_folder)
     folder = Path(name).expanduser()
     if folder.is_dir():
-        if not (folder / "tokenizer_config.json").is_file() and not (folder / "tokenizer.json").is_file():
+        # old models have only vocab.json or tokenizer.model
+        files = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "tokenizer.model")
+        if not any((folder / file).is_file() for file in files):
             raise UserError(f"tokenizer={name}: no tokenizer.json or tokenizer_config.json in this folder")
     elif folder.exists() or folder.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1:
         raise UserError(f"tokenizer={name}: no such folder; give 'bpe', 'char', a tokenizer folder or a Hub name")
     try:
-        tokenizer = AutoTokenizer.from_pretrained(str(folder) if folder.is_dir() else name)
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+            str(folder) if folder.is_dir() else name, trust_remote_code=trust_remote_code
+        )
     except Exception as error:  # many kinds: no network, no such repository, damaged JSON, a missing package
         raise UserError(f"tokenizer={name}: cannot be loaded: {' '.join(str(error).split())[:300]}") from error
-    if not isinstance(tokenizer, PreTrainedTokenizerFast):
+    if require_fast and not isinstance(tokenizer, PreTrainedTokenizerFast):
         raise UserError(f"tokenizer={name}: {type(tokenizer).__name__} has no tokenizer.json; convert it first")
-    if tokenizer.eos_token_id is None:
+    if require_eos and tokenizer.eos_token_id is None:
         raise UserError(f"tokenizer={name}: has no eos_token, which ends every document; add one and save it again")
     return tokenizer
 
 
 def train_bpe(texts: Iterable[str], vocab_size: int, special_tokens: Sequence[str] = ()) -> "PreTrainedTokenizerFast":
-    """A byte-level BPE like GPT-2's: `vocab_size` ids at most, the last of them `<|endoftext|>` (bos, eos and unk).
+    """Train a byte-level BPE like GPT-2's with at most `vocab_size` ids; a small amount of text may give fewer.
 
-    Before that come the `special_tokens`. Few texts may give fewer ids. Raises UserError if `vocab_size` cannot hold
-    the 256 bytes and the special tokens.
+    The last id is `<|endoftext|>`, which is the bos, eos and unk token. The `special_tokens` come just before it.
+    Raises UserError if `vocab_size` is too small for the 256 bytes and the special tokens.
     """
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
@@ -53,7 +77,7 @@ def train_bpe(texts: Iterable[str], vocab_size: int, special_tokens: Sequence[st
     if vocab_size < 257 + len(special):
         raise UserError(
             f"tokenizer_vocab_size={vocab_size} is below {257 + len(special)}: 256 bytes, {END_OF_TEXT} "
-            f"and {len(special)} special tokens"
+            f"and {len(special)} special tokens need that many"
         )
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -65,13 +89,14 @@ def train_bpe(texts: Iterable[str], vocab_size: int, special_tokens: Sequence[st
     )
     tokenizer.train_from_iterator(texts, trainer)
     tokenizer.add_special_tokens(special)
-    return _finished(tokenizer, unk_token=END_OF_TEXT, additional_special_tokens=special)
+    return _wrap(tokenizer, unk_token=END_OF_TEXT, additional_special_tokens=special)
 
 
 def train_characters(texts: Iterable[str]) -> "PreTrainedTokenizerFast":
-    """One id for every character of `texts` in code-point order, as in nanoGPT, then `<|endoftext|>` (bos and eos).
+    """A tokenizer with one id per character of `texts`, in code-point order as in nanoGPT, then `<|endoftext|>`.
 
-    There is no unknown token: a character that was not in `texts` is an error and never silently dropped.
+    `<|endoftext|>` is the bos and eos token. There is no unknown token: encoding a character that does not
+    occur in `texts` is an error, and the character is never dropped silently. Raises UserError if `texts` are empty.
     """
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 
@@ -79,15 +104,16 @@ def train_characters(texts: Iterable[str]) -> "PreTrainedTokenizerFast":
     for text in texts:
         characters.update(text)
     if not characters:
-        raise UserError("there are no characters to make a vocabulary of: the text is empty")
+        raise UserError("cannot make a vocabulary of characters: the text is empty")
     vocabulary = {character: index for index, character in enumerate(sorted(characters))}
     tokenizer = Tokenizer(models.WordLevel(vocabulary))
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
     tokenizer.decoder = decoders.Fuse()
-    return _finished(tokenizer)
+    return _wrap(tokenizer)
 
 
-def _finished(tokenizer: Any, **special: Any) -> "PreTrainedTokenizerFast":
+def _wrap(tokenizer: "Tokenizer", **special_tokens: Any) -> "PreTrainedTokenizerFast":
+    """`tokenizer` as transformers uses it."""
     from transformers import PreTrainedTokenizerFast
 
     return PreTrainedTokenizerFast(
@@ -95,20 +121,20 @@ def _finished(tokenizer: Any, **special: Any) -> "PreTrainedTokenizerFast":
         bos_token=END_OF_TEXT,
         eos_token=END_OF_TEXT,
         clean_up_tokenization_spaces=False,
-        **special,
+        **special_tokens,
     )
 
 
 def vocabulary_size(tokenizer: "PreTrainedTokenizerFast") -> int:
-    """One more than the largest id, so that every id is below it even when the vocabulary has holes."""
+    """The largest id plus one. Every id is below it, even if the ids of the vocabulary are not consecutive."""
     return max(tokenizer.get_vocab().values()) + 1
 
 
 def tokenizer_hash(tokenizer: "PreTrainedTokenizerFast") -> str:
-    """A hash of whatever decides which ids a text gets: equal for a tokenizer and its saved and reloaded copy."""
+    """A SHA-256 of everything that decides the ids of a text. A saved and reloaded tokenizer has the same hash."""
     state = json.loads(tokenizer.backend_tokenizer.to_str())
     model = {key: value for key, value in state["model"].items() if value not in (None, False)}
-    model["merges"] = [m.split(" ") if isinstance(m, str) else m for m in model.get("merges", [])]
+    model["merges"] = [merge.split(" ") if isinstance(merge, str) else merge for merge in model.get("merges", [])]
     pre_tokenizer = re.sub(r', "trim_offsets": (true|false)', "", json.dumps(state["pre_tokenizer"]))
     added = sorted((token["id"], token["content"], token["special"]) for token in state["added_tokens"])
     decisive = [model, state["normalizer"], pre_tokenizer, added, tokenizer.eos_token_id]

@@ -1,14 +1,16 @@
-"""HellaSwag's items: loading, cleaning and tokenizing as lm-evaluation-harness does.
+"""HellaSwag's items: loaded, cleaned and tokenized as in lm-evaluation-harness.
 
 Source: Zellers et al. 2019 (arXiv:1905.07830).
 """
 
 import json
 import re
-from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
+
+from transformers import PreTrainedTokenizerBase
 
 from minigpt.utils.errors import UserError
 
@@ -19,7 +21,7 @@ ENDINGS = 4
 
 @dataclass(frozen=True)
 class Item:
-    """One question: token ids of the context [c] and of each ending [e], and what scoring needs to know of them."""
+    """One question: token ids of the context and of each ending, and the lengths and the label that scoring needs."""
 
     number: int
     context: list[int]
@@ -29,54 +31,61 @@ class Item:
 
 
 def load_rows(data_file: str | Path | None, limit: int | None) -> list[dict[str, Any]]:
-    """The first `limit` rows of a JSONL file, or of the validation split of the Hub's data set.
+    """The first `limit` rows of a JSONL file, or of the validation split of the data set on the Hub.
 
-    Raises UserError that names the file and line of a row that is no HellaSwag item.
+    Raises UserError if there are none, or with the file and line of a row that is not a HellaSwag item.
     """
     if data_file is None:
         from datasets import load_dataset
 
         try:
-            rows: Iterable[dict[str, Any]] = load_dataset(HUB_NAME, split="validation")
-        except OSError as error:  # huggingface_hub's and requests' errors of the network are of this kind
+            return list(islice(load_dataset(HUB_NAME, split="validation"), limit))
+        except OSError as error:  # the network errors of huggingface_hub are OSErrors
             reason = str(error).strip().splitlines()[0]
             raise UserError(
-                f"HellaSwag cannot be had from the Hub; give its items as a JSONL file ({reason})"
+                f"HellaSwag cannot be loaded from the Hub; give its items as a JSONL file ({reason})"
             ) from error
-        return [row for row, _ in zip(rows, range(limit or 10**9), strict=False)]
-    if not Path(data_file).is_file():
-        raise UserError(f"{data_file}: no such file; HellaSwag's items are expected there as JSONL")
-    loaded: list[dict[str, Any]] = []
-    for number, line in enumerate(Path(data_file).read_text(encoding="utf-8").splitlines(), start=1):
-        if limit is not None and len(loaded) == limit:
-            break
-        try:
-            row = json.loads(line)
-            valid = len(row["endings"]) == ENDINGS and 0 <= int(row["label"]) < ENDINGS
-            if not valid or not {"activity_label", "ctx_a", "ctx_b"} <= row.keys():
-                raise UserError("fields")
-        except (ValueError, KeyError, TypeError) as error:
-            fields = "activity_label, ctx_a, ctx_b, four endings and a label of 0 to 3"
-            raise UserError(f"{data_file} line {number}: not a HellaSwag item, which has {fields}") from error
-        loaded.append(row)
-    if not loaded:
-        raise UserError(f"{data_file}: no HellaSwag items in it")
-    return loaded
+    path = Path(data_file)
+    if not path.is_file():
+        raise UserError(f"{path}: no such file; it should have the items of HellaSwag as JSONL")
+    rows: list[dict[str, Any]] = []
+    try:
+        with path.open(encoding="utf-8") as lines:
+            for number, line in enumerate(islice(lines, limit), start=1):
+                rows.append(_parse_row(line, f"{path} line {number}"))
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not UTF-8 ({error.reason})") from error
+    if not rows:
+        raise UserError(f"{path}: no HellaSwag items in it")
+    return rows
+
+
+def _parse_row(line: str, place: str) -> dict[str, Any]:
+    try:
+        row: dict[str, Any] = json.loads(line)
+        is_item = len(row["endings"]) == ENDINGS and 0 <= int(row["label"]) < ENDINGS
+        is_item = is_item and {"activity_label", "ctx_a", "ctx_b"} <= row.keys()
+    except (ValueError, KeyError, TypeError):
+        is_item = False
+    if not is_item:
+        fields = "activity_label, ctx_a, ctx_b, four endings and a label from 0 to 3"
+        raise UserError(f"{place}: not a HellaSwag item, which has {fields}")
+    return row
 
 
 def cleaned(text: str) -> str:
-    """Without the artefacts of WikiHow that the data set carries, as lm-evaluation-harness removes them."""
+    """The text without the artifacts of WikiHow in the data set, as lm-evaluation-harness removes them."""
     text = re.sub(r"\[.*?\]", "", text.strip().replace(" [title]", ". "))
     return text.replace("  ", " ")
 
 
-def encode_item(number: int, row: dict[str, Any], tokenizer: Any) -> Item:
-    """Tokenize a row. An ending's tokens are those that follow when context and ending are encoded as one text."""
+def encode_item(number: int, row: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> Item:
+    """Tokenize a row. The tokens of an ending are those after the context when both are encoded as one text."""
     context = cleaned(f"{row['activity_label']}: {row['ctx_a']} {row['ctx_b'].capitalize()}")
     texts = [cleaned(ending) for ending in row["endings"]]
     # a space at the end of the context belongs to the first word of the ending
     body, space = context.rstrip(), context[len(context.rstrip()) :]
     context_ids = tokenizer.encode(body, add_special_tokens=False)
-    wholes = [tokenizer.encode(f"{body}{space} {text}", add_special_tokens=False) for text in texts]
-    endings = [whole[len(context_ids) :] for whole in wholes]
+    full_ids = [tokenizer.encode(f"{body}{space} {text}", add_special_tokens=False) for text in texts]
+    endings = [ids[len(context_ids) :] for ids in full_ids]
     return Item(number, context_ids, endings, [len(text.encode()) for text in texts], int(row["label"]))

@@ -1,26 +1,39 @@
-"""Strided loss and perplexity over a whole text."""
+"""Loss and perplexity over a whole text, in windows of a fixed stride.
 
-import argparse
+Shapes: N tokens of the text, B windows of a batch, T tokens of the longest of them, V vocabulary.
+"""
+
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, Protocol
+from pathlib import Path
+from typing import Protocol
 
 import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from minigpt.data.shards import ENDS_DOCUMENT, IN_LOSS
+from minigpt.data.encoding import Encoder, EncoderSpec
+from minigpt.data.shards import ENDS_DOCUMENT, IN_LOSS, open_shards
+from minigpt.data.tokenizer import tokenizer_hash
+from minigpt.evaluation.loss import target_losses
 from minigpt.evaluation.metrics import Score
+from minigpt.generation.sampling import context_length, decode
+from minigpt.modeling.loss import IGNORE_INDEX
 from minigpt.utils.errors import UserError
+from minigpt.utils.progress import Progress
 
-DECODED_AT_ONCE = 1 << 20
+TOKENS_DECODED_AT_ONCE = 1 << 20
 
 
 class TokenText(Protocol):
-    """Token ids that can be read by position, with marks if not all are targets, as `minigpt.shards.Tokens`."""
+    """Token ids that are read by position, with marks if not all are targets, such as `minigpt.data.shards.Tokens`."""
 
     @property
-    def marked(self) -> bool: ...
+    def has_loss_mask(self) -> bool: ...
     def __len__(self) -> int: ...
     def read(self, start: int, stop: int) -> np.ndarray: ...
     def marks(self, start: int, stop: int) -> np.ndarray: ...
@@ -28,10 +41,10 @@ class TokenText(Protocol):
 
 @dataclass(frozen=True)
 class EncodedText:
-    """A text in memory as token ids [N]."""
+    """A text in memory as token ids [N]; every token is a target."""
 
     ids: np.ndarray
-    marked = False
+    has_loss_mask = False
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -43,68 +56,157 @@ class EncodedText:
         return np.full(stop - start, IN_LOSS, np.uint8)
 
 
+@dataclass(frozen=True)
+class MeasuredText:
+    """A text to evaluate, and its size in UTF-8 bytes and words."""
+
+    tokens: TokenText
+    text_bytes: int
+    words: int
+
+
+@dataclass(frozen=True, order=True)
+class WindowLoss:
+    """The summed loss of the targets that one window scores. Windows sort in the order of the text."""
+
+    batch: int
+    row: int
+    loss_nats: float
+    targets: int
+
+
+def read_text_file(path: Path, tokenizer: PreTrainedTokenizerFast) -> MeasuredText:
+    """A UTF-8 text file, encoded. Raises UserError if it is not UTF-8 or too short."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not UTF-8 at byte {error.start}") from error
+    ids = Encoder(EncoderSpec.from_tokenizer(tokenizer, np.dtype(np.uint32))).encode([text])[0]
+    if len(ids) < 2:
+        raise UserError(f"{path}: fewer than two tokens, so there is nothing to predict")
+    return MeasuredText(EncodedText(ids), len(text.encode()), len(text.split()))
+
+
+def read_split(folder: str, split: str, tokenizer: PreTrainedTokenizerFast) -> MeasuredText:
+    """A split ("train" or "validation") of prepared token shards.
+
+    Raises UserError if there is no such split, or if the shards were prepared with another tokenizer.
+    """
+    shards = open_shards(folder)
+    tokens = shards.train if split == "train" else shards.validation
+    if tokens is None:
+        raise UserError(f"data={folder} has no {split} split")
+    if shards.tokenizer_hash is not None and shards.tokenizer_hash != tokenizer_hash(tokenizer):
+        raise UserError(f"data={folder} was prepared with another tokenizer than that of the model; use --text_file")
+    text_bytes, words = _size_of_targets(tokens, tokenizer)
+    if not tokens.has_loss_mask and tokens.text_bytes:
+        text_bytes = tokens.text_bytes
+    return MeasuredText(tokens, text_bytes, words)
+
+
+def evaluate_model(
+    model: PreTrainedModel,
+    text: MeasuredText,
+    *,
+    block_size: int | None,
+    stride: int | None,
+    batch_size: int,
+    accelerator: Accelerator,
+    description: str = "evaluation",
+) -> Score:
+    """Score every token of a text but the first. All processes take part and get the same result.
+
+    block_size: tokens per window; None is the longest context of the model. stride: tokens between the starts of
+    windows; None is `block_size`. Raises UserError if they do not fit the model or each other.
+    """
+    limit = context_length(model)
+    block_size = block_size or limit
+    if block_size is None:
+        raise UserError("the model has no limit to its context; give --block_size")
+    stride = stride or block_size
+    if limit is not None and block_size > limit:
+        raise UserError(f"block_size={block_size} is longer than the {limit} positions of the model")
+    if stride > block_size:
+        raise UserError(f"stride={stride} is greater than block_size={block_size} and would skip tokens")
+    losses = window_losses(model, text.tokens, block_size, stride, batch_size, accelerator, description)
+    return summarize(losses, text.text_bytes, text.words)
+
+
 def windows(length: int, block_size: int, stride: int) -> Iterator[tuple[int, int, int]]:
     """(start, end, first): a window's inputs are tokens [start, end); its targets [first, end] count, once each."""
-    scored = 1
+    first_unscored = 1
     for start in range(0, length - 1, stride):
         end = min(start + block_size, length - 1)
-        if end >= scored:
-            yield start, end, scored
-            scored = end + 1
+        if end >= first_unscored:
+            yield start, end, first_unscored
+            first_unscored = end + 1
         if end == length - 1:
             return
 
 
 def text_windows(text: TokenText, block_size: int, stride: int) -> list[tuple[int, int, int]]:
-    """The windows of the whole text, or of each of its documents where it is marked."""
-    if not text.marked:
+    """The windows of the whole text, or of each of its documents if it has a loss mask."""
+    if not text.has_loss_mask:
         return list(windows(len(text), block_size, stride))
     ends = np.flatnonzero(text.marks(0, len(text)) & ENDS_DOCUMENT) + 1
     return [
-        (start + window, start + end, start + first)
-        for start, stop in pairwise([0, *ends.tolist()])
-        for window, end, first in windows(stop - start, block_size, stride)
+        (document + start, document + end, document + first)
+        for document, document_end in pairwise([0, *ends.tolist()])
+        for start, end, first in windows(document_end - document, block_size, stride)
     ]
 
 
-def score(model: Any, text: TokenText, block_size: int, stride: int, batch_size: int, accelerator: Any) -> list[list]:
-    """(loss in nats, targets) of each window, in the order of the text, gathered from all processes.
+def window_losses(
+    model: PreTrainedModel,
+    text: TokenText,
+    block_size: int,
+    stride: int,
+    batch_size: int,
+    accelerator: Accelerator,
+    description: str,
+) -> list[WindowLoss]:
+    """The loss of each window, in the order of the text, gathered from all processes.
 
-    Logits [B, T, V] are scored in float32; windows of a batch are padded to the longest.
+    Logits [B, T, V] are scored in float32 and summed in float64; windows of a batch are padded to the longest.
     """
-    import torch
-    from accelerate.utils import gather_object
-
     spans = text_windows(text, block_size, stride)
     batches = [spans[first : first + batch_size] for first in range(0, len(spans), batch_size)]
-    scored = []
+    own_numbers = range(accelerator.process_index, len(batches), accelerator.num_processes)
+    own_windows = sum(len(batches[number]) for number in own_numbers)
+    losses = []
     model.eval()
-    for number in range(accelerator.process_index, len(batches), accelerator.num_processes):
-        batch = batches[number]
-        width = max(end - start for start, end, _ in batch)
-        inputs = torch.zeros(len(batch), width, dtype=torch.long)
-        targets = torch.full_like(inputs, -100)
-        for row, (start, end, first) in enumerate(batch):
-            ids = torch.from_numpy(text.read(start, end + 1).astype(np.int64))
-            inputs[row, : end - start] = ids[:-1]
-            targets[row, first - start - 1 : end - start] = ids[first - start :]
-            if text.marked:
-                targets[row, : end - start][torch.from_numpy(text.marks(start + 1, end + 1) & IN_LOSS == 0)] = -100
-        with torch.inference_mode():
-            logits = model(input_ids=inputs.to(accelerator.device), use_cache=False).logits.float()
-            nats = torch.nn.functional.cross_entropy(
-                logits.flatten(0, 1), targets.flatten().to(logits.device), reduction="none"
-            ).view(targets.shape)
-        sums = nats.double().sum(1).tolist() if nats.device.type != "mps" else nats.cpu().double().sum(1).tolist()
-        counts = (targets != -100).sum(1).tolist()
-        scored += [[number, row, *pair] for row, pair in enumerate(zip(sums, counts, strict=True))]
-    return sorted(gather_object(scored)) if accelerator.num_processes > 1 else scored
+    with Progress(description, own_windows, "windows", enabled=accelerator.is_main_process) as progress:
+        for number in own_numbers:
+            inputs, targets = _batch(text, batches[number])
+            with torch.inference_mode():
+                logits = model(input_ids=inputs.to(accelerator.device), use_cache=False).logits
+                nats = target_losses(logits, targets).cpu().double().sum(1)  # on the CPU: MPS has no float64
+            counts = (targets != IGNORE_INDEX).sum(1)
+            pairs = zip(nats.tolist(), counts.tolist(), strict=True)
+            losses += [WindowLoss(number, row, *pair) for row, pair in enumerate(pairs)]
+            progress.update(len(batches[number]))
+    return sorted(gather_object(losses)) if accelerator.num_processes > 1 else losses
 
 
-def summarize(scored: list[list], text_bytes: int, words: int) -> Score:
-    """Add the windows up; the standard error is that of a ratio over clusters (the windows)."""
-    sums = np.array([window[2] for window in scored])
-    counts = np.array([window[3] for window in scored])
+def _batch(text: TokenText, spans: list[tuple[int, int, int]]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Inputs [B, T] and targets [B, T] of some windows."""
+    width = max(end - start for start, end, _ in spans)
+    inputs = torch.zeros(len(spans), width, dtype=torch.long)
+    targets = torch.full_like(inputs, IGNORE_INDEX)
+    for row, (start, end, first) in enumerate(spans):
+        ids = torch.from_numpy(text.read(start, end + 1).astype(np.int64))
+        inputs[row, : end - start] = ids[:-1]
+        targets[row, first - start - 1 : end - start] = ids[first - start :]
+        if text.has_loss_mask:
+            masked = torch.from_numpy(text.marks(start + 1, end + 1) & IN_LOSS == 0)
+            targets[row, : end - start][masked] = IGNORE_INDEX
+    return inputs, targets
+
+
+def summarize(losses: list[WindowLoss], text_bytes: int, words: int) -> Score:
+    """The score of the whole text. The standard error is that of a ratio over clusters, which are the windows."""
+    sums = np.array([window.loss_nats for window in losses])
+    counts = np.array([window.targets for window in losses])
     mean = sums.sum() / counts.sum()
     residuals = sums - mean * counts
     correction = len(sums) / max(1, len(sums) - 1)
@@ -112,67 +214,18 @@ def summarize(scored: list[list], text_bytes: int, words: int) -> Score:
     return Score(float(sums.sum()), int(counts.sum()), text_bytes, words, error)
 
 
-def _size_of(text: TokenText, tokenizer: Any) -> tuple[int, int]:
-    """(UTF-8 bytes, words) of what is to be foreseen, without special tokens, decoded piece by piece."""
+def _size_of_targets(text: TokenText, tokenizer: PreTrainedTokenizerFast) -> tuple[int, int]:
+    """(UTF-8 bytes, words) of the tokens in the loss, without special tokens; decoded piece by piece."""
     text_bytes = words = 0
-    for start in range(0, len(text), DECODED_AT_ONCE):
-        stop = min(start + DECODED_AT_ONCE, len(text))
+    for start in range(0, len(text), TOKENS_DECODED_AT_ONCE):
+        stop = min(start + TOKENS_DECODED_AT_ONCE, len(text))
         parts = [text.read(start, stop)]
-        if text.marked:
+        if text.has_loss_mask:
             marks = text.marks(start, stop)
             ends = np.flatnonzero(marks & ENDS_DOCUMENT) + 1
-            learned = zip(np.split(parts[0], ends), np.split(marks & IN_LOSS > 0, ends), strict=True)
-            parts = [ids[of] for ids, of in learned]
+            documents = zip(np.split(parts[0], ends), np.split(marks & IN_LOSS > 0, ends), strict=True)
+            parts = [ids[in_loss] for ids, in_loss in documents]
         for ids in parts:
-            decoded = tokenizer.decode(ids.tolist(), skip_special_tokens=True)
+            decoded = decode(tokenizer, ids.tolist(), skip_special_tokens=True)
             text_bytes, words = text_bytes + len(decoded.encode()), words + len(decoded.split())
     return text_bytes, words
-
-
-def evaluate(name: str, args: argparse.Namespace, accelerator: Any) -> Score:
-    """Score one model on the text that `args` name. Raises UserError where model, tokenizer and text do not fit."""
-    import torch
-    from transformers import AutoModelForCausalLM
-
-    import modeling_minigpt  # noqa: F401 - registers MiniGPT with the Auto classes, so no trust is needed
-    from minigpt.data.tokenizer import load_tokenizer
-    from minigpt.modeling.packed_linear import pack_linears
-
-    tokenizer = load_tokenizer(name)
-    text, text_bytes, words = _text(args, name, tokenizer)
-    dtype = getattr(torch, args.dtype)
-    model = AutoModelForCausalLM.from_pretrained(name, dtype=dtype, trust_remote_code=args.trust_remote_code)
-    limit = model.config.max_position_embeddings
-    block_size = args.block_size or limit
-    stride = args.stride or block_size
-    if block_size > limit:
-        raise UserError(f"block_size={block_size} is longer than the {limit} positions of {name}")
-    if stride > block_size:
-        raise UserError(f"stride={stride} is greater than block_size={block_size} and would skip tokens")
-    model = pack_linears(model.to(accelerator.device))
-    return summarize(score(model, text, block_size, stride, args.batch_size, accelerator), text_bytes, words)
-
-
-def _text(args: argparse.Namespace, name: str, tokenizer: Any) -> tuple[TokenText, int, int]:
-    """The tokens to score, and how many UTF-8 bytes and words of text they stand for."""
-    from minigpt.data.encoding import Encoder, Encoding
-    from minigpt.data.shards import open_shards
-    from minigpt.data.tokenizer import tokenizer_hash
-
-    if args.text_file is not None:
-        try:
-            raw = args.text_file.read_text(encoding="utf-8")
-        except UnicodeDecodeError as error:
-            raise UserError(f"{args.text_file}: not UTF-8 at byte {error.start}") from error
-        ids = Encoder(Encoding.of(tokenizer, np.dtype(np.uint32))).encode([raw])[0]
-        if len(ids) < 2:
-            raise UserError(f"{args.text_file}: fewer than two tokens, nothing to foresee")
-        return EncodedText(ids), len(raw.encode()), len(raw.split())
-    shards = open_shards(args.data)
-    tokens = getattr(shards, args.split)
-    if tokens is None:
-        raise UserError(f"data={args.data} has no {args.split} split")
-    if shards.tokenizer_hash is not None and shards.tokenizer_hash != tokenizer_hash(tokenizer):
-        raise UserError(f"data={args.data} was made with another tokenizer than that of {name}; use --text_file")
-    text_bytes, words = _size_of(tokens, tokenizer)
-    return tokens, text_bytes if tokens.marked else tokens.text_bytes or text_bytes, words

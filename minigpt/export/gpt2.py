@@ -1,41 +1,41 @@
-"""Export a MiniGPT as a stock GPT-2 folder."""
+"""Export a MiniGPT as a stock GPT-2 folder, which needs no remote code."""
 
 from pathlib import Path
 
+from transformers import GPT2LMHeadModel
+
+from minigpt.data.tokenizer import load_tokenizer
 from minigpt.modeling.gpt2 import gpt2_config, gpt2_state_dict
+from minigpt.modeling.loading import find_model, load_model
 from minigpt.utils.errors import UserError
+from modeling_minigpt import MiniGPTForCausalLM
 
 
 def export_gpt2(source: str | Path, destination: str | Path) -> list[str]:
-    """Write the MiniGPT in `source` (folder or Hub name) as a stock GPT-2 folder: model_type gpt2, no remote code.
+    """Write the MiniGPT in `source` (a folder or Hub name) as a stock GPT-2 folder, with `model_type` gpt2.
 
-    Every number is copied bit for bit, so the logits are those of the source. The tokenizer and the generation config
-    come along. Returns what the user should know: notes on options that GPT-2 spells in another way.
-    Raises UserError when `source` is no MiniGPT or `destination` is not empty.
+    A run folder without a final model gives its newest checkpoint.
+    Every weight is copied bit for bit and keeps its dtype, so the logits are those of the source. The tokenizer and
+    the generation config are written as well. Returns notes for the user on options that GPT-2 does not have.
+    Raises UserError if `source` is not a MiniGPT or `destination` is not empty.
     """
-    from transformers import AutoTokenizer, GPT2LMHeadModel
-
-    from modeling_minigpt import MiniGPTForCausalLM
-
     folder = Path(destination)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"{folder} is not empty; give a new folder")
-    if Path(source).exists() and not Path(source, "config.json").is_file():
-        raise UserError(f"{source} is no model folder: it has no config.json")
-    try:
-        model = MiniGPTForCausalLM.from_pretrained(source, dtype="auto")
-        tokenizer = AutoTokenizer.from_pretrained(source)
-    except OSError as error:
-        raise UserError(f"{source} cannot be loaded: {str(error).strip().splitlines()[0]}") from error
-    config = gpt2_config(model.config)
-    exported = GPT2LMHeadModel(config).to(model.dtype)
+    model_source = find_model(source)
+    model = load_model(model_source, dtype="auto", device="cpu")
+    if not isinstance(model, MiniGPTForCausalLM):
+        raise UserError(f"{source} is a {type(model).__name__}; only a MiniGPT can be exported as a GPT-2")
+    tokenizer = load_tokenizer(model_source, require_eos=False, require_fast=False)
+    exported = GPT2LMHeadModel(gpt2_config(model.config))
+    exported.to(model.dtype)  # type: ignore[arg-type]  # declared without its self
     exported.load_state_dict(gpt2_state_dict(model), strict=True)
     exported.generation_config = model.generation_config
     exported.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     notes = []
     if not model.config.qkv_bias:
-        notes.append("qkv_bias=False: GPT-2 always has these biases; they are zero, which is the same function")
+        notes.append("qkv_bias=False: GPT-2 always has these biases; they are zero, which gives the same function")
     if not model.config.tie_word_embeddings:
-        notes.append("tie_word_embeddings=False: the output head is a matrix of its own in lm_head.weight")
+        notes.append("tie_word_embeddings=False: lm_head.weight is a separate matrix in the exported folder")
     return notes

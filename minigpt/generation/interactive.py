@@ -1,52 +1,69 @@
-"""An interactive session in the terminal."""
+"""An interactive session in the terminal: prompt, answer, prompt, and so on."""
 
 import sys
 from contextlib import suppress
-from typing import Any
 
-from minigpt.generation.sampling import Sampling, complete, context_length, first_stop, prompt_ids
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers.generation.streamers import BaseStreamer
 
-COMMANDS = "/again for another answer, /undo to forget the last turn"
+from minigpt.generation.sampling import (
+    Sampling,
+    complete,
+    context_length,
+    decode,
+    final_text,
+    first_stop,
+    prompt_ids,
+)
+from minigpt.utils.errors import UserError
+
+HELP = "/again for another answer, /undo to remove the last turn"
 
 
-def _converse(model: Any, tokenizer: Any, sampling: Sampling, seed: int) -> None:
-    """Prompt, answer, prompt ...; the whole conversation stays in the context while it fits."""
-    turns: list[tuple[list[int], str]] = []  # what the context held before each prompt, and the prompt
+def run_session(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, sampling: Sampling, seed: int) -> None:
+    """Read prompts from the keyboard and print the answers until the input ends.
+
+    The whole conversation stays in the context while it fits. After that its oldest part is dropped.
+    """
+    turns: list[tuple[list[int], str]] = []  # the context before each prompt, and the prompt
     history: list[int] = []
     limit = context_length(model)
-    print(f"Type a text to continue. {COMMANDS}; Ctrl-C stops an answer, Ctrl-D leaves.", file=sys.stderr)
-    while (prompt := _ask()) is not None:
+    print(f"Type a text to continue. {HELP}; Ctrl-C stops an answer, Ctrl-D ends the session.", file=sys.stderr)
+    while (prompt := _read_prompt()) is not None:
         if prompt in ("/undo", "/again"):
             if not turns:
-                print("(there is nothing before this)", file=sys.stderr)
+                print("(there is no turn before this one)", file=sys.stderr)
                 continue
-            history, last = turns.pop()
+            history, last_prompt = turns.pop()
             if prompt == "/undo":
                 continue
             seed += 1
-            prompt = last
+            prompt = last_prompt
         try:
             new_ids = prompt_ids(model, tokenizer, prompt) if prompt or not history else []
-        except ValueError as error:
+        except UserError as error:
             print(f"({error})", file=sys.stderr)
             continue
         turns.append((history, prompt))
-        ids = history + new_ids
-        if limit is not None and len(ids) >= limit:
-            ids = ids[-max(len(new_ids), limit // 2) :]
-            print(f"(note: the context of {limit} tokens is full: its oldest part is forgotten)", file=sys.stderr)
-        streamer = _Printer(tokenizer, sampling.stop)
+        context = history + new_ids
+        if limit is not None and len(context) >= limit:
+            context = context[-max(len(new_ids), limit // 2) :]
+            print(f"(note: the context of {limit} tokens is full: its oldest part is dropped)", file=sys.stderr)
+        printer = ContinuationPrinter(tokenizer, sampling.stop)
         try:
-            complete(model, tokenizer, ids, sampling, seed + len(turns) - 1, streamer)
+            (completion,) = complete(model, tokenizer, context, sampling, seed + len(turns) - 1, printer)
+            answer = completion.token_ids
         except KeyboardInterrupt:
             print(" ...", end="")
-        streamer.finish()
-        history = ids + streamer.new_ids
+            answer = printer.token_ids
+        printer.finish()
+        history = context + answer
 
 
-def _ask() -> str | None:
-    """A line from the keyboard, edited and remembered as in a shell where Python has readline; None at its end."""
-    with suppress(ImportError):  # Windows has none
+def _read_prompt() -> str | None:
+    """A line from the keyboard, with the line editing and history of Python's readline; None at the end of input."""
+    with suppress(ImportError):  # Windows has no readline
         import readline  # noqa: F401 - `input` uses it once it is imported
     try:
         return input("> ")
@@ -55,31 +72,34 @@ def _ask() -> str | None:
         return None
 
 
-class _Printer:
-    """A streamer for `generate` that prints text as soon as its characters are whole, and remembers the ids."""
+class ContinuationPrinter(BaseStreamer):
+    """A streamer for `generate` that prints new text as soon as it is final, and collects the new token ids."""
 
-    def __init__(self, tokenizer: Any, stop: tuple[str, ...]) -> None:
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, stop: tuple[str, ...]) -> None:
         self.tokenizer, self.stop = tokenizer, stop
-        self.new_ids: list[int] = []
-        self.printed = 0
-        self.is_prompt = True
+        self.token_ids: list[int] = []
+        self._printed = 0  # characters
+        self._expects_prompt = True
 
-    def put(self, value: Any) -> None:
-        if self.is_prompt:  # `generate` hands over the prompt first
-            self.is_prompt = False
+    def put(self, value: Tensor) -> None:
+        """Take the next tokens; `generate` passes the prompt first."""
+        if self._expects_prompt:
+            self._expects_prompt = False
             return
-        self.new_ids += value.flatten().tolist()
-        text = self.text()
-        if not text.endswith("\N{REPLACEMENT CHARACTER}"):
-            print(text[self.printed :], end="", flush=True)
-            self.printed = len(text)
-
-    def text(self) -> str:
-        text: str = self.tokenizer.decode(self.new_ids, skip_special_tokens=True)
-        return text[: first_stop(text, self.stop)]
-
-    def finish(self) -> None:
-        print(self.text()[self.printed :], flush=True)
+        self.token_ids += value.flatten().tolist()
+        text = final_text(self._text(), self.stop)
+        if len(text) > self._printed:
+            print(text[self._printed :], end="", flush=True)
+            self._printed = len(text)
 
     def end(self) -> None:
-        self.is_prompt = True  # the context was refilled: the next call begins with a prompt again
+        """The end of one call of `generate`; after a refill of the context, the next call passes a prompt again."""
+        self._expects_prompt = True
+
+    def finish(self) -> None:
+        """Print the rest of the text: no more tokens follow, so nothing has to be held back."""
+        text = self._text()
+        print(text[: first_stop(text, self.stop)][self._printed :], flush=True)
+
+    def _text(self) -> str:
+        return decode(self.tokenizer, self.token_ids, skip_special_tokens=True)

@@ -3,26 +3,34 @@
 Shapes: N sequences of one prompt, T tokens so far.
 """
 
-from collections.abc import Iterable, Iterator
+from bisect import bisect_left
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.generation.stopping_criteria import StoppingCriteriaList, StopStringCriteria
+from transformers.generation.streamers import BaseStreamer
 
 from minigpt.modeling.loading import evaluating
 from minigpt.utils.errors import UserError
 
-DEFAULT_MAX_NEW_TOKENS = 200
+INCOMPLETE_CHARACTER = "\N{REPLACEMENT CHARACTER}"  # what bytes decode to before the rest of the character follows
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """How the next token is chosen. Raises UserError that lists every value that cannot be.
+    """How the next token is chosen. Raises UserError that lists every impossible value.
 
-    temperature divides the logits; 0 takes the likeliest token always. top_k keeps the k likeliest tokens, top_p the
-    fewest whose probabilities add up to p; None keeps all. stop: texts that end a sequence, and are left out of it.
+    temperature: divides the logits; 0 always takes the most likely token. top_k: only the k most likely tokens.
+    top_p: only the fewest tokens with probabilities that add up to p. None keeps all tokens. stop: texts that end a
+    sequence and are not part of it; they are searched in the new text only, so none begins in the prompt.
     """
 
-    max_new_tokens: int = DEFAULT_MAX_NEW_TOKENS
+    max_new_tokens: int
     temperature: float = 1.0
     top_k: int | None = None
     top_p: float | None = None
@@ -33,7 +41,7 @@ class Sampling:
         problems = []
         if self.max_new_tokens < 1:
             problems.append(f"max_new_tokens={self.max_new_tokens} must be at least 1")
-        if self.temperature < 0:
+        if not self.temperature >= 0:
             problems.append(f"temperature={self.temperature} must not be negative")
         if self.top_k is not None and self.top_k < 0:
             problems.append(f"top_k={self.top_k} must not be negative")
@@ -51,8 +59,8 @@ class Sampling:
         if problems:
             raise UserError("; ".join(problems))
 
-    def options(self) -> dict[str, Any]:
-        """The choice in the words of `model.generate`."""
+    def generate_options(self) -> dict[str, Any]:
+        """The choice of the next token as options of `model.generate`."""
         if self.temperature == 0:
             return {"do_sample": False}
         return {
@@ -65,17 +73,26 @@ class Sampling:
 
 @dataclass(frozen=True)
 class Completion:
-    """One continuation of one prompt. `finish_reason` is "end" (end-of-text token), "stop" (a stop text), "length"."""
+    """One continuation of one prompt.
+
+    continuation: the new text, without a stop text. token_ids: the new tokens, with the end-of-text token or the
+    tokens of the stop text if there is one. finish_reason: "end" (end-of-text token), "stop" (a stop text), "length".
+    refills: how often the context was full and generation continued with the second half of it.
+    """
 
     continuation: str
-    new_tokens: int
+    token_ids: list[int]
     finish_reason: str
-    refills: int  # times the context was full and generation went on with its latter half
+    refills: int
+
+    @property
+    def new_tokens(self) -> int:
+        return len(self.token_ids)
 
 
 def sample_text(
-    model: Any,
-    tokenizer: Any,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
     prompts: Iterable[str],
     *,
     max_new_tokens: int,
@@ -85,11 +102,11 @@ def sample_text(
     seed: int = 0,
     num_return_sequences: int = 1,
 ) -> list[str]:
-    """Each prompt with its continuation, `num_return_sequences` a prompt, in order.
+    """Each prompt with its continuation, `num_return_sequences` texts per prompt, in order.
 
-    A text is a function of (weights, prompt, options, seed) alone: neither the other prompts nor the global random
-    state matter, and that state and every module's training mode are afterwards what they were. The prompt "" starts
-    at the beginning of a text. Raises UserError on options that cannot be and on a prompt longer than the context.
+    A text depends on the weights, its prompt, the options and the seed, and on nothing else: not on the other prompts
+    and not on the global random state, which is restored, as is the training mode of each module. The prompt ""
+    begins a new text. Raises UserError for impossible options and for a prompt that does not fit into the context.
     """
     sampling = Sampling(max_new_tokens, temperature, top_k, top_p, num_return_sequences)
     return [
@@ -99,20 +116,20 @@ def sample_text(
     ]
 
 
-def prompt_ids(model: Any, tokenizer: Any, prompt: str) -> list[int]:
-    """Token ids of a prompt; an empty one becomes the token that texts begin with.
+def prompt_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompt: str) -> list[int]:
+    """Token ids of a prompt; an empty prompt becomes the token that texts begin with.
 
-    Raises UserError for a prompt that fills the whole context or has characters that the tokenizer has no id for,
-    and for "" where there is no such token.
+    Raises UserError if the prompt fills the whole context or has characters without an id, and for "" if the
+    tokenizer has no token to begin a text with.
     """
     try:
         ids: list[int] = list(tokenizer(prompt)["input_ids"]) if prompt else []
-    except Exception as error:  # a bare Exception from Rust, for a vocabulary without an unknown token
+    except Exception as error:  # the tokenizers library raises a bare Exception if there is no unknown token
         raise UserError(f"the prompt {prompt!r} has characters that the tokenizer does not know") from error
     if not ids:
-        # documents end with the end-of-text token, so after it a new one begins
-        begin = next((i for i in (tokenizer.bos_token_id, tokenizer.eos_token_id) if i is not None), None)
-        ids = [begin] if begin is not None else list(tokenizer("\n", add_special_tokens=False)["input_ids"])
+        # documents end with the end-of-text token, so a new one begins after it
+        first_id = next((i for i in (tokenizer.bos_token_id, tokenizer.eos_token_id) if i is not None), None)
+        ids = [first_id] if first_id is not None else list(tokenizer("\n", add_special_tokens=False)["input_ids"])
         if not ids:
             raise UserError("the tokenizer has no token to begin a text with; give a prompt")
     limit = context_length(model)
@@ -124,170 +141,204 @@ def prompt_ids(model: Any, tokenizer: Any, prompt: str) -> list[int]:
     return ids
 
 
-def context_length(model: Any) -> int | None:
-    """The longest sequence in tokens that the model can see, None where it has no limit."""
+def context_length(model: PreTrainedModel) -> int | None:
+    """The longest sequence in tokens that the model can process; None if it has no limit."""
     limit = getattr(model.config, "max_position_embeddings", None)
     return None if limit is None else int(limit)
 
 
 def complete(
-    model: Any, tokenizer: Any, ids: list[int], sampling: Sampling, seed: int, streamer: Any = None
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompt: list[int],
+    sampling: Sampling,
+    seed: int,
+    streamer: BaseStreamer | None = None,
 ) -> list[Completion]:
     """Continue one prompt, given as token ids, `sampling.num_return_sequences` times.
 
-    When the context is full before the text is complete, generation goes on with the latter half of it as the
+    If the context is full before a text is complete, generation continues with the second half of the context as the
     prompt (`Completion.refills` counts how often).
     """
-    import torch
-
     end_ids = end_of_text_ids(model, tokenizer)
     limit = context_length(model)
-    rows = [list(ids) for _ in range(sampling.num_return_sequences)]
+    stop_criterion = _stop_criterion(tokenizer, sampling.stop)
+    rows: list[list[int]] = [[] for _ in range(sampling.num_return_sequences)]  # new tokens
     reasons = ["length"] * len(rows)
     refills = [0] * len(rows)
     unfinished = list(range(len(rows)))
     with seeded(seed, model.device), evaluating(model), torch.no_grad():
         while unfinished:
-            length = len(rows[unfinished[0]])  # rows that are not finished are all as long as each other
-            to_go = sampling.max_new_tokens - (length - len(ids))
-            window = length if limit is None or length < limit else limit // 2
-            if window < length:
+            new_tokens = len(rows[unfinished[0]])  # the same for all unfinished rows
+            total = len(prompt) + new_tokens
+            window = total if limit is None or total < limit else limit // 2
+            if window < total:
                 for row in unfinished:
                     refills[row] += 1
-            new_rows = _generate(
+            if stop_criterion is not None:
+                stop_criterion.prompt_length = max(0, window - new_tokens)
+            remaining = sampling.max_new_tokens - new_tokens
+            generated = _generate(
                 model,
                 tokenizer,
-                [rows[row][-window:] for row in unfinished],
-                to_go if limit is None else min(to_go, limit - window),
+                [(prompt + rows[row])[-window:] for row in unfinished],
+                remaining if limit is None else min(remaining, limit - window),
                 sampling,
                 end_ids,
-                already=[tokenizer.decode(rows[row][len(ids) :]) for row in unfinished] if sampling.stop else [],
-                streamer=streamer,
+                stop_criterion,
+                streamer,
             )
-            still = []
-            for row, new_ids in zip(unfinished, new_rows, strict=True):
+            still_unfinished = []
+            for row, new_ids in zip(unfinished, generated, strict=True):
                 rows[row] += new_ids
+                stop_length = _length_until_stop(tokenizer, prompt, rows[row], sampling.stop)
+                rows[row] = rows[row][:stop_length]  # `generate` pads a row that stops before the others
                 if rows[row][-1] in end_ids:
                     reasons[row] = "end"
-                elif first_stop(tokenizer.decode(rows[row][len(ids) :]), sampling.stop) is not None:
+                elif stop_length is not None:
                     reasons[row] = "stop"
-                elif len(rows[row]) - len(ids) < sampling.max_new_tokens:
-                    still.append(row)
-            unfinished = still
-    return [
-        _completion(tokenizer, ids, row, reason, times, sampling.stop)
-        for row, reason, times in zip(rows, reasons, refills, strict=True)
-    ]
+                elif len(rows[row]) < sampling.max_new_tokens:
+                    still_unfinished.append(row)
+            unfinished = still_unfinished
+    completions = []
+    for new_ids, reason, times in zip(rows, reasons, refills, strict=True):
+        continuation = _new_text(tokenizer, prompt, new_ids, skip_special_tokens=True)
+        if reason == "stop":
+            continuation = continuation[: first_stop(continuation, sampling.stop)]
+        completions.append(Completion(continuation, new_ids, reason, times))
+    return completions
 
 
 def _generate(
-    model: Any,
-    tokenizer: Any,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
     windows: list[list[int]],
     max_new_tokens: int,
     sampling: Sampling,
     end_ids: list[int],
-    already: list[str],
-    streamer: Any,
+    stop_criterion: "StopTexts | None",
+    streamer: BaseStreamer | None,
 ) -> list[list[int]]:
-    """New ids after each window (all equally long), each row cut behind its end-of-text token."""
-    import torch
-    from transformers import GenerationConfig, StoppingCriteriaList
-
+    """New ids after each window (all windows have the same length), up to and including an end-of-text token."""
     inputs = torch.tensor(windows, device=model.device)  # [N, T]
-    extra: dict[str, Any] = {}
-    if sampling.stop:
-        stop_at = _StopTexts(tokenizer, sampling.stop, inputs.shape[1], already)
-        extra["stopping_criteria"] = StoppingCriteriaList([stop_at])
-    if streamer is not None:
-        extra["streamer"] = streamer
-    # ids beyond the tokenizer only round the vocabulary up: no text has such a token
-    no_tokens = list(range(len(tokenizer), getattr(model.config, "vocab_size", 0)))
+    # ids beyond the tokenizer's only round the vocabulary up: no text has such a token
+    unused_ids = list(range(len(tokenizer), getattr(model.config, "vocab_size", 0)))
     padding = tokenizer.pad_token_id
     if padding is None:
         padding = end_ids[0] if end_ids else 0
-    output = model.generate(
+    options: dict[str, Any] = {}
+    if stop_criterion is not None:
+        options["stopping_criteria"] = StoppingCriteriaList([stop_criterion])
+    if streamer is not None:
+        options["streamer"] = streamer
+    # PreTrainedModel does not declare `generate`: the classes that can generate inherit it from GenerationMixin
+    output: Tensor = cast(Any, model).generate(
         inputs,
         attention_mask=torch.ones_like(inputs),
         generation_config=GenerationConfig(
             max_new_tokens=max_new_tokens,
             eos_token_id=end_ids or None,
             pad_token_id=padding,
-            suppress_tokens=no_tokens or None,
+            suppress_tokens=unused_ids or None,
             use_cache=True,
-            **sampling.options(),
+            **sampling.generate_options(),
         ),
-        **extra,
+        **options,
     )
     rows = []
     for row in output[:, inputs.shape[1] :].tolist():
-        end = next((place + 1 for place, token in enumerate(row) if token in end_ids), len(row))
-        rows.append(row[:end])
-    if sampling.stop:  # a row that stopped at a text was filled up while others went on
-        rows = [row[:length] for row, length in zip(rows, stop_at.lengths(rows), strict=True)]
+        length = next((position + 1 for position, token in enumerate(row) if token in end_ids), len(row))
+        rows.append(row[:length])
     return rows
 
 
-class _StopTexts:
-    """Ends a row of `generate` when its new text holds one of the stop texts."""
+class StopTexts(StopStringCriteria):
+    """Ends a row of `generate` when its new tokens complete a stop text.
 
-    def __init__(self, tokenizer: Any, stop: tuple[str, ...], prompt_tokens: int, already: list[str]) -> None:
-        self.tokenizer, self.stop, self.prompt_tokens, self.already = tokenizer, stop, prompt_tokens, already
-        self.stopped_at: dict[int, int] = {}
+    transformers' criterion searches the prompt as well, so a prompt that ends like the beginning of a stop text could
+    end the answer with its first token.
+    """
 
-    def __call__(self, input_ids: Any, scores: Any, **kwargs: Any) -> Any:
-        import torch
+    prompt_length = 0  # tokens of the input that are not new
 
-        for row, ids in enumerate(input_ids[:, self.prompt_tokens :].tolist()):
-            if row not in self.stopped_at:
-                text = self.already[row] + self.tokenizer.decode(ids)
-                if first_stop(text, self.stop) is not None:
-                    self.stopped_at[row] = len(ids)
-        done = [row in self.stopped_at for row in range(input_ids.shape[0])]
-        return torch.tensor(done, device=input_ids.device)
-
-    def lengths(self, rows: list[list[int]]) -> list[int]:
-        return [self.stopped_at.get(row, len(ids)) for row, ids in enumerate(rows)]
+    def __call__(self, input_ids: Any, scores: Any, **kwargs: Any) -> Tensor:
+        return super().__call__(input_ids[:, self.prompt_length :], scores, **kwargs)
 
 
-def first_stop(text: str, stop: tuple[str, ...]) -> int | None:
-    """Where the first stop text begins in `text`, None when there is none."""
-    places = [place for place in (text.find(ending) for ending in stop) if place >= 0]
-    return min(places, default=None)
+def _stop_criterion(tokenizer: PreTrainedTokenizerBase, stop: tuple[str, ...]) -> StopTexts | None:
+    """The criterion for these stop texts; None if there are none or transformers cannot prepare them.
+
+    Without it rows are generated in full and cut at their stop texts afterwards.
+    """
+    try:
+        return StopTexts(tokenizer, list(stop)) if stop else None
+    except Exception:
+        # ValueError if no token can end a stop text; a bare Exception of the tokenizers library if the vocabulary
+        # lacks the letters a to f, which transformers encodes for its own use
+        return None
 
 
-def _completion(
-    tokenizer: Any, ids: list[int], row: list[int], reason: str, refills: int, stop: tuple[str, ...]
-) -> Completion:
-    prompt = tokenizer.decode(ids, skip_special_tokens=True)
-    text = tokenizer.decode(row, skip_special_tokens=True)
-    # decoded in one piece, since a character may begin in the prompt's last token
-    if text.startswith(prompt):
-        continuation = text[len(prompt) :]
-    else:
-        continuation = tokenizer.decode(row[len(ids) :], skip_special_tokens=True)
-    if reason == "stop":
-        continuation = continuation[: first_stop(continuation, stop)]
-    return Completion(continuation, len(row) - len(ids), reason, refills)
+def first_stop(text: str, stop: Iterable[str]) -> int | None:
+    """Where the first stop text begins in `text`; None if there is none."""
+    positions = [position for position in map(text.find, stop) if position >= 0]
+    return min(positions, default=None)
 
 
-def end_of_text_ids(model: Any, tokenizer: Any) -> list[int]:
-    """Ids that end a text: the tokenizer's, and those of the model's generation config."""
+def final_text(text: str, stop: Iterable[str]) -> str:
+    """The part of a growing text that more tokens cannot change.
+
+    It ends before the first stop text, before an end that may become a stop text, and before an incomplete character.
+    """
+    stop = tuple(stop)
+    stop_position = first_stop(text, stop)
+    if stop_position is not None:
+        return text[:stop_position]
+    text = text.rstrip(INCOMPLETE_CHARACTER)
+    beginnings = (ending[:length] for ending in stop for length in range(1, len(ending)))
+    held_back = max((len(beginning) for beginning in beginnings if text.endswith(beginning)), default=0)
+    return text[: len(text) - held_back]
+
+
+def _length_until_stop(
+    tokenizer: PreTrainedTokenizerBase, prompt: list[int], new_ids: list[int], stop: tuple[str, ...]
+) -> int | None:
+    """How many of the new tokens complete the first stop text; None if there is no stop text."""
+
+    def has_stop(length: int) -> bool:
+        text = _new_text(tokenizer, prompt, new_ids[:length], skip_special_tokens=False)
+        return first_stop(text, stop) is not None
+
+    if not stop or not has_stop(len(new_ids)):
+        return None
+    return bisect_left(range(len(new_ids)), True, key=has_stop)
+
+
+def _new_text(
+    tokenizer: PreTrainedTokenizerBase, prompt: list[int], new_ids: list[int], *, skip_special_tokens: bool
+) -> str:
+    """The text of the new tokens, decoded together with the prompt, since some tokenizers drop a first space."""
+    prompt_text = decode(tokenizer, prompt, skip_special_tokens=skip_special_tokens)
+    text = decode(tokenizer, prompt + new_ids, skip_special_tokens=skip_special_tokens)
+    if text.startswith(prompt_text):
+        return text[len(prompt_text) :]
+    return decode(tokenizer, new_ids, skip_special_tokens=skip_special_tokens)  # the prompt ended within a character
+
+
+def decode(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], *, skip_special_tokens: bool = False) -> str:
+    """The text of one sequence of ids."""
+    return cast(str, tokenizer.decode(list(ids), skip_special_tokens=skip_special_tokens))
+
+
+def end_of_text_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Ids that end a text: those of the model's generation config and the tokenizer's."""
     configured = getattr(model.generation_config, "eos_token_id", None)
     ids = configured if isinstance(configured, list) else [configured]
     return [token for token in dict.fromkeys([*ids, tokenizer.eos_token_id]) if token is not None]
 
 
 @contextmanager
-def seeded(seed: int, device: Any) -> Iterator[None]:
-    """Random numbers that follow from `seed`, on the CPU and on `device`; afterwards the global state is as before."""
-    import torch
-
-    generators = [torch.random] if device.type == "cpu" else [torch.random, torch.get_device_module(device)]
-    states = [generator.get_rng_state() for generator in generators]
-    torch.manual_seed(seed)
-    try:
+def seeded(seed: int, device: torch.device) -> Iterator[None]:
+    """Seed the random numbers of the CPU and of `device` inside the block; afterwards their states are restored."""
+    with torch.random.fork_rng([] if device.type == "cpu" else [device], device_type=device.type):
+        torch.manual_seed(seed)
         yield
-    finally:
-        for generator, state in zip(generators, states, strict=True):
-            generator.set_rng_state(state)

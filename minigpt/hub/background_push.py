@@ -1,7 +1,8 @@
-"""Push checkpoints to the Hub while the training goes on."""
+"""Push checkpoints to the Hub during training."""
 
 import os
 import shutil
+import traceback
 from dataclasses import replace
 from pathlib import Path
 from threading import Thread
@@ -11,89 +12,96 @@ from huggingface_hub.utils import disable_progress_bars
 
 from minigpt.config.arguments import Arguments
 from minigpt.hub.upload import (
-    Destination,
-    Item,
-    collect,
-    commit,
+    UploadFile,
+    UploadTarget,
+    commit_files,
     create_repository,
-    plain_errors,
+    files_to_upload,
+    hub_errors_are_user_errors,
 )
+from minigpt.utils.errors import UserError
+from minigpt.utils.progress import print_line
 
 
 class BackgroundPush:
-    """`push_to_hub` of the trainer: each save goes up beside the training, which never waits for it before its end.
+    """The trainer's `push_to_hub`: uploads each saved checkpoint in a thread. Training waits for it only at the end.
 
-    Only the main process pushes. A save is skipped while the one before it is still on its way; a push that fails is
-    told and the next save tries again. Raises UserError at the start when the Hub would not take the model.
+    Only the main process pushes. A checkpoint is skipped while the previous one is still being uploaded. A push that
+    fails is reported, and the next checkpoint is pushed as usual. Without `push_to_hub` nothing is done.
+    Raises UserError when training starts if the Hub does not accept uploads to the repository.
     """
 
     def __init__(self, args: Arguments, is_main_process: bool) -> None:
         self.run_dir = args.run_dir
-        self.destination: Destination | None = None
+        self.target: UploadTarget | None = None
         self._thread: Thread | None = None
         if not args.push_to_hub or not is_main_process:
             return
-        for left in self.run_dir.glob(".pushing-*"):
-            shutil.rmtree(left)
-        disable_progress_bars()  # they would run through the progress lines
-        name, api = args.hub_model_id or self.run_dir.resolve().name, HfApi()
-        with plain_errors(name):
-            if "/" not in name:
-                name = f"{api.whoami()['name']}/{name}"
-            self.destination = Destination(name, private=args.hub_private_repo)
-            create_repository(api, self.destination)
+        for snapshot in self.run_dir.glob(".pushing-*"):  # of a run that was killed
+            shutil.rmtree(snapshot)
+        disable_progress_bars()  # they would break up the progress lines of training
+        repo_id, api = args.hub_model_id or self.run_dir.resolve().name, HfApi()
+        with hub_errors_are_user_errors(repo_id):
+            if "/" not in repo_id:
+                repo_id = f"{api.whoami()['name']}/{repo_id}"
+            self.target = UploadTarget(repo_id, private=args.hub_private_repo)
+            create_repository(api, self.target)
 
     def start(self, step: int) -> None:
-        """Push `checkpoint-<step>` and the records so far, in the background."""
-        if self.destination is None or (self._thread is not None and self._thread.is_alive()):
+        """Push `checkpoint-<step>` and the records up to now, in the background."""
+        if self.target is None or (self._thread is not None and self._thread.is_alive()):
             return
-        held = self.run_dir / f".pushing-{step}"
-        destination = replace(self.destination, commit_message=f"Step {step}")
+        snapshot = self.run_dir / f".pushing-{step}"
+        target = replace(self.target, commit_message=f"Step {step}")
         try:
-            _link_files(self.run_dir / f"checkpoint-{step}", held)
-            items = collect(destination, self.run_dir, held)
-        except (ValueError, OSError) as error:
-            _say_failed(step, error, held)
+            _link_files(self.run_dir / f"checkpoint-{step}", snapshot)
+            files = files_to_upload(target, self.run_dir, snapshot)
+        except Exception as error:
+            _report_failure(step, error)
+            shutil.rmtree(snapshot, ignore_errors=True)
             return
-        # a daemon: a run that is told to stop must not wait for the network
-        self._thread = Thread(target=_push, args=(destination, items, step, held), daemon=True)
+        # a daemon thread: a run that receives a signal must not wait for the network
+        self._thread = Thread(target=_push, args=(target, files, step, snapshot), daemon=True)
         self._thread.start()
 
     def wait(self) -> None:
-        """Until nothing is on its way."""
+        """Wait until the current upload has ended."""
         if self._thread is not None:
             self._thread.join()
 
     def finish(self) -> None:
-        """Publish the final model. Raises UserError when that fails; the run's folder is whole by then."""
-        if self.destination is None:
+        """Publish the final model. Raises UserError if that fails; the run's folder is complete by then."""
+        if self.target is None:
             return
         self.wait()
-        destination = replace(self.destination, commit_message="End of training")
-        items = collect(destination, self.run_dir)
-        with plain_errors(destination.repo_id):
-            print(commit(HfApi(), destination, items), flush=True)
+        target = replace(self.target, commit_message="End of training")
+        files = files_to_upload(target, self.run_dir)
+        with hub_errors_are_user_errors(target.repo_id):
+            print_line(commit_files(HfApi(), target, files))
 
 
-def _push(destination: Destination, items: list[Item], step: int, held: Path) -> None:
+def _push(target: UploadTarget, files: list[UploadFile], step: int, snapshot: Path) -> None:
     try:
-        with plain_errors(destination.repo_id):
-            print(f"  step {step}: {commit(HfApi(), destination, items)}", flush=True)
-    except Exception as error:  # whatever it is, it must not pass in silence, nor end the training
-        _say_failed(step, error, held)
-    shutil.rmtree(held, ignore_errors=True)
+        with hub_errors_are_user_errors(target.repo_id):
+            print_line(f"  step {step}: {commit_files(HfApi(), target, files)}")
+    except Exception as error:
+        _report_failure(step, error)
+    finally:
+        shutil.rmtree(snapshot, ignore_errors=True)
 
 
-def _say_failed(step: int, error: Exception, held: Path) -> None:
-    shutil.rmtree(held, ignore_errors=True)
-    print(f"  step {step}: not pushed to the Hub, training goes on: {error}", flush=True)
+def _report_failure(step: int, error: Exception) -> None:
+    """Print why a push failed. No error in publishing may end the training; a bug is shown with its traceback."""
+    print_line(f"  step {step}: not pushed to the Hub, training continues: {error}")
+    if not isinstance(error, UserError | OSError):
+        traceback.print_exception(error)
 
 
-def _link_files(folder: Path, held: Path) -> None:
-    """Hold on to the files of a checkpoint, which may be deleted while they are on their way."""
-    held.mkdir()
+def _link_files(folder: Path, snapshot: Path) -> None:
+    """Hard-link the files of a checkpoint into `snapshot`: training may delete the checkpoint during the upload."""
+    snapshot.mkdir()
     for path in folder.iterdir():
         try:
-            os.link(path, held / path.name)
+            os.link(path, snapshot / path.name)
         except OSError:  # a file system without hard links
-            shutil.copy2(path, held / path.name)
+            shutil.copy2(path, snapshot / path.name)

@@ -1,202 +1,223 @@
-"""Write the model card of a run."""
+"""Write the model card of a run: values from the run, filled into templates/model_card.md."""
 
 import json
+import re
 from dataclasses import fields
 from datetime import timedelta
 from pathlib import Path
 
-from huggingface_hub import EvalResult, ModelCardData
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from minigpt.config.arguments import BatchArguments, OptimizerArguments
-from minigpt.hub.run_summary import METRIC_NAMES, Facts, read_run_summary
+from minigpt.hub.run_summary import METRIC_LABELS, RunSummary, read_run_summary
 from minigpt.training.provenance import without_paths
+from minigpt.utils.errors import UserError
+from minigpt.utils.files import write_atomically
 from minigpt.utils.formatting import markdown_table
 from minigpt.utils.run_files import CARD_FILE
 
-MARK = "<!-- Written from the run. Without this line, the card is yours: it is not written again. -->"
+TEMPLATE = Path(__file__).parent / "templates" / "model_card.md"
 
-MORE_HYPERPARAMETERS = ("dropout", "attn_implementation", "gradient_checkpointing", "load_best_model_at_end")
+GENERATED_MARKER = (
+    "<!-- This card was written from the run. To edit it, remove this line: "
+    "a card without this line is never overwritten. -->"
+)
 
-LISTED_SHARDS = 8  # more are told by the fingerprint alone
+SHAPE = ("num_hidden_layers", "num_attention_heads", "hidden_size", "vocab_size", "max_position_embeddings")
 
+LISTED_OPTIONS = (
+    *(field.name for group in (BatchArguments, OptimizerArguments) for field in fields(group)),
+    *("dropout", "attn_implementation", "gradient_checkpointing", "load_best_model_at_end"),
+)
 
-def model_card(facts: Facts, name: str, license: str = "mit", revision: str | None = None) -> str:
-    """The card of the model that others load as `name`: YAML front matter for the Hub, then Markdown for people."""
-    sections = [
-        f"---\n{front_matter(facts, name, license).to_yaml()}\n---",
-        MARK,
-        f"# {name.split('/')[-1]}",
-        _what_it_is(facts),
-        "## How to use it",
-        _usage(facts, name, revision),
-        *_section("Data", _data(facts)),
-        *_section("Training", _training(facts)),
-        *_section("Evaluation", _evaluation(facts)),
-        "## Limits",
-        _limits(facts),
-        "## Licence",
-        f"Code and weights: `{license}`. The text that the model learned from keeps its own licence.",
-    ]
-    return "\n\n".join(sections) + "\n"
+MAX_LISTED_FILES = 3  # in a sentence
+
+MAX_LISTED_SHARDS = 8  # above that, only the hash over all shards is listed
 
 
-def write_card(run_dir: Path, name: str | None = None) -> None:
-    """Write README.md into the run's folder, unless its owner has made the one there their own."""
-    if not is_edited(run_dir / CARD_FILE):
-        text = model_card(read_run_summary(run_dir), name or run_dir.resolve().name)
-        (run_dir / CARD_FILE).write_text(text, encoding="utf-8")
+def model_card(summary: RunSummary, repo_id: str, license: str = "mit", revision: str | None = None) -> str:
+    """The card of a model that is loaded as `repo_id`: YAML front matter for the Hub, then Markdown for people.
+
+    Values that come from users (names, paths, options) are shown as they are: they cannot break the front matter, the
+    code or the tables. Raises UserError if config.json is not that of a MiniGPT.
+    """
+    missing = [name for name in SHAPE if name not in summary.config]
+    if missing:
+        path = summary.model_dir / "config.json"
+        raise UserError(f"{path} has no {missing[0]}; give the folder of a MiniGPT, such as a run or a checkpoint")
+    layers, heads, width, vocabulary, context = (summary.config[name] for name in SHAPE)
+    model_argument = _python_string(repo_id) + (f", revision={_python_string(revision)}" if revision else "")
+    card = ModelCard.from_template(
+        _front_matter(summary, repo_id, license),
+        template_path=str(TEMPLATE),
+        generated_marker=GENERATED_MARKER,
+        title=_plain_text(_model_name(repo_id)),
+        parameters=f"{summary.parameters:,}",
+        origin=f"fine-tuned from {_code(summary.base_model)}" if summary.base_model else "trained from scratch",
+        training_text=_training_text(summary),
+        layers=layers,
+        heads=heads,
+        width=width,
+        vocabulary=f"{vocabulary:,}",
+        context=f"{context:,}",
+        model_argument=model_argument,
+        prompt=_python_string(summary.example_prompt),
+        new_tokens=min(40, context // 2),
+        data_sources=_data_sources(summary),
+        split_table=_split_table(summary),
+        hash_table=_hash_table(summary),
+        training_result=_training_result(summary),
+        has_loss_plot=summary.has_loss_plot,
+        option_table=_option_table(summary),
+        versions=_versions(summary),
+        evaluated_step=f"{summary.evaluation['step']:,}",
+        metric_table=_metric_table(summary),
+        license_code=_code(license),
+    )
+    return f"{card}\n"
 
 
-def is_edited(path: Path) -> bool:
-    """Whether the card at `path` is a person's, and must stay as it is."""
-    return path.is_file() and MARK not in path.read_text(encoding="utf-8")
+def write_card(run_dir: Path, repo_id: str | None = None) -> None:
+    """Write README.md into the folder of a run, except where a person has edited it."""
+    path = run_dir / CARD_FILE
+    if not is_edited_card(path):
+        write_atomically(path, model_card(read_run_summary(run_dir), repo_id or run_dir.resolve().name))
 
 
-def front_matter(facts: Facts, name: str, license: str) -> ModelCardData:
-    """What the Hub reads. The language is left out: nobody told the run."""
+def is_edited_card(path: Path) -> bool:
+    """Whether there is a card at `path` that a person has edited. It must not be overwritten."""
+    return path.is_file() and GENERATED_MARKER not in path.read_text(encoding="utf-8")
+
+
+def _front_matter(summary: RunSummary, repo_id: str, license: str) -> ModelCardData:
+    """What the Hub reads. The language is not set, because the run does not know it."""
     return ModelCardData(
-        model_name=name.split("/")[-1],
+        model_name=_model_name(repo_id),
         library_name="transformers",
         pipeline_tag="text-generation",
         license=license,
         tags=["minigpt", "gpt", "causal-lm", "custom_code"],
-        base_model=facts.environment.get("base_model"),
-        datasets=[facts.dataset] if facts.dataset else None,
-        eval_results=_eval_results(facts) or None,
+        base_model=summary.environment.get("base_model"),  # a folder on this machine is not a name on the Hub
+        datasets=[summary.dataset] if summary.dataset else None,
+        eval_results=_eval_results(summary) or None,
     )
 
 
-def _eval_results(facts: Facts) -> list[EvalResult]:
+def _eval_results(summary: RunSummary) -> list[EvalResult]:
     results = []
-    for name, value in facts.evaluation.items():
-        if name not in METRIC_NAMES:
+    for name, value in summary.evaluation.items():
+        if name not in METRIC_LABELS:
             continue
-        kind, title = METRIC_NAMES[name]
-        of_hellaswag = name.startswith("hellaswag/")
+        is_hellaswag = name.startswith("hellaswag/")
+        data_name = _with_ellipsis(summary.data_names) or "token shards"
         results.append(
             EvalResult(
                 task_type="text-generation",
                 task_name="Text generation",
-                dataset_type="Rowan/hellaswag" if of_hellaswag else facts.dataset or "text",
-                dataset_name="HellaSwag" if of_hellaswag else facts.data_name,
+                dataset_type="Rowan/hellaswag" if is_hellaswag else summary.dataset or "text",
+                dataset_name="HellaSwag" if is_hellaswag else data_name,
                 dataset_split="validation",
-                metric_type=kind,
-                metric_name=title,
+                metric_type=METRIC_LABELS[name].type,
+                metric_name=METRIC_LABELS[name].title,
                 metric_value=round(value, 4),
             )
         )
     return results
 
 
-def _what_it_is(facts: Facts) -> str:
-    config = facts.config
-    base = facts.environment.get("base_model") or facts.environment.get("base_folder")
-    origin = f"fine-tuned from `{base}`" if base else "trained from scratch"
-    return (
-        f"A GPT of {facts.parameters:,} parameters, {origin} on {facts.data_name}: "
-        f"{config['num_hidden_layers']} layers, {config['num_attention_heads']} heads, width {config['hidden_size']}, "
-        f"a vocabulary of {config['vocab_size']:,} tokens and a context of {config['max_position_embeddings']:,}. "
-        "It computes the function of GPT-2, and continues the text that it is given."
-    )
+def _model_name(repo_id: str) -> str:
+    return repo_id.split("/")[-1]
 
 
-def _usage(facts: Facts, name: str, revision: str | None) -> str:
-    length = min(40, facts.config["max_position_embeddings"] // 2)
-    prompt = json.dumps(example_prompt(facts), ensure_ascii=False)
-    at = f', revision="{revision}"' if revision else ""
-    return (
-        "```python\nfrom transformers import pipeline\n\n"
-        f'generate = pipeline("text-generation", model="{name}"{at}, trust_remote_code=True)\n'
-        f'print(generate({prompt}, max_new_tokens={length})[0]["generated_text"])\n```\n\n'
-        "`trust_remote_code=True` runs the two Python files beside the weights, which define the model: read them."
-    )
+def _training_text(summary: RunSummary) -> str:
+    return _with_ellipsis([_code(name) for name in summary.data_names]) or "token shards"
 
 
-def example_prompt(facts: Facts) -> str:
-    """A text that the tokenizer can read (one of characters refuses those it does not know)."""
-    given = facts.options.get("sample_prompts") or []
-    path = facts.model_dir / "tokenizer.json"
-    if not path.is_file():
-        return "The"
-    from tokenizers import Tokenizer
-
-    tokenizer = Tokenizer.from_file(str(path))
-    for prompt in sorted([*given, "The", "\n"], key=lambda text: not text.strip()):
-        try:
-            if tokenizer.encode(prompt, add_special_tokens=False).ids:
-                return prompt
-        except Exception:  # the library raises a bare Exception for a character without an id
-            continue
-    return min(tokenizer.get_vocab(with_added_tokens=False))
+def _with_ellipsis(names: list[str]) -> str:
+    return ", ".join(names[:MAX_LISTED_FILES]) + (", …" if len(names) > MAX_LISTED_FILES else "")
 
 
-def _data(facts: Facts) -> list[str]:
-    source, splits = facts.data.get("source", {}), facts.data.get("splits", {})
-    lines = []
-    for record in [*source.get("train_file", []), *source.get("validation_file", [])]:
-        lines.append(f"- `{record['path']}`: {record['bytes']:,} bytes, sha256 `{record['sha256']}`")
-    told = {key: value for key, value in source.items() if key not in ("train_file", "validation_file")}
-    lines += [f"- {key.replace('_', ' ')}: {value}" for key, value in told.items() if value is not None]
-    parts = ["\n".join(lines)] if lines else []
+def _data_sources(summary: RunSummary) -> str:
+    """A list of the text files with their hashes, and of whatever else the manifest has about the source."""
+    source = dict(summary.data.get("source", {}))
+    files = [*source.pop("train_file", []), *source.pop("validation_file", [])]
+    lines = [f"- {_code(file['path'])}: {file['bytes']:,} bytes, sha256 `{file['sha256']}`" for file in files]
+    lines += [f"- {key.replace('_', ' ')}: {_code(value)}" for key, value in source.items() if value is not None]
+    return "\n".join(lines)
+
+
+def _split_table(summary: RunSummary) -> str:
+    columns = {"documents": "documents", "tokens": "tokens", "text_bytes": "bytes of text"}
     rows = [
-        [name, *(f"{split[key]:,}" if key in split else "?" for key in ("documents", "tokens", "text_bytes"))]
-        for name, split in splits.items()
+        [name, *(f"{split[column]:,}" if column in split else "?" for column in columns)]
+        for name, split in summary.data.get("splits", {}).items()
     ]
-    if rows:
-        parts.append(markdown_table(["split", "documents", "tokens", "bytes of text"], rows))
-    hashes = [("all shards", facts.data.get("fingerprint")), ("tokenizer", facts.data.get("tokenizer_hash"))]
-    shards = [(shard["file"], shard.get("sha256")) for split in splits.values() for shard in split["shards"]]
-    hashes += shards if len(shards) <= LISTED_SHARDS else []
-    rows = [[what, f"`{digest}`"] for what, digest in hashes if digest]
-    return [*parts, *([markdown_table(["what", "sha256"], rows)] if rows else [])]
+    return _table(["split", *columns.values()], rows)
 
 
-def _training(facts: Facts) -> list[str]:
-    parts, environment, last = [], facts.environment, facts.training
-    if last:
-        duration = timedelta(seconds=round(last["elapsed_s"]))
-        text = f"{last['step']:,} steps in {duration} of training (h:mm:ss, evaluation excluded)"
-        if environment.get("device"):
-            processes = environment["processes"]
-            text += f" on {environment['device']}, {processes} process{'es' if processes > 1 else ''}"
-            text += f", mixed precision: {environment['mixed_precision']}"
-        parts.append(f"{text}. Training loss at the end: {last['train/loss']:.4f}.")
-    if facts.has_curve:
-        parts.append("![Loss, learning rate and throughput over the steps](loss.png)")
-    names = [f.name for group in (BatchArguments, OptimizerArguments) for f in fields(group)]
-    values = {name: facts.options.get(name) for name in (*names, *MORE_HYPERPARAMETERS)}
-    idle = {"muon_learning_rate"} if values["optimizer"] != "muon" else set()
-    idle |= {"num_train_epochs"} if values["max_steps"] is not None else set()
+def _hash_table(summary: RunSummary) -> str:
+    hashes = [("all shards", summary.data.get("fingerprint")), ("tokenizer", summary.data.get("tokenizer_hash"))]
+    splits = summary.data.get("splits", {}).values()
+    shards = [(shard["file"], shard.get("sha256")) for split in splits for shard in split["shards"]]
+    if len(shards) <= MAX_LISTED_SHARDS:
+        hashes += shards
+    return _table(["hash of", "sha256"], [[name, f"`{digest}`"] for name, digest in hashes if digest])
+
+
+def _training_result(summary: RunSummary) -> str:
+    last, environment = summary.training, summary.environment
+    if not last:
+        return ""
+    text = f"{last['step']:,} steps in {timedelta(seconds=round(last['elapsed_s']))} (h:mm:ss, without evaluation)"
+    if environment.get("device"):
+        processes = environment["processes"]
+        text += f" on {_plain_text(environment['device'])}, {processes} process{'es' if processes > 1 else ''}"
+        text += f", mixed precision: {environment['mixed_precision']}"
+    return f"{text}. The last logged training loss is {last['train/loss']:.4f}."
+
+
+def _option_table(summary: RunSummary) -> str:
+    values = {name: summary.options.get(name) for name in LISTED_OPTIONS}
+    unused = {"muon_learning_rate"} if values["optimizer"] != "muon" else set()
+    if values["max_steps"] is not None:
+        unused.add("num_train_epochs")
     rows = [
-        [f"`{n}`", str(without_paths(value))] for n, value in values.items() if value is not None and n not in idle
+        [f"`{name}`", _code(without_paths(value))]
+        for name, value in values.items()
+        if value is not None and name not in unused
     ]
-    if rows:
-        parts.append(markdown_table(["option", "value"], rows))
-    if environment.get("versions"):
-        versions = (f"{name} {number}" for name, number in environment["versions"].items() if number)
-        parts.append(f"Versions: {', '.join(versions)}.")
-    return parts
+    return _table(["option", "value"], rows)
 
 
-def _evaluation(facts: Facts) -> list[str]:
-    found = facts.evaluation
-    rows = [[title, f"{found[name]:.4f}"] for name, (_, title) in METRIC_NAMES.items() if name in found]
-    if not rows:
-        return []
-    return [
-        f"After step {found['step']:,}; loss over every token of the validation split.",
-        markdown_table(["", ""], rows),
-    ]
-
-
-def _limits(facts: Facts) -> str:
-    context = facts.config["max_position_embeddings"]
-    return (
-        f"A base model: it continues text and does not follow instructions. It sees {context:,} tokens at most, "
-        "invents facts, repeats what its text contained, prejudice included, and was tested by no more than what is "
-        "written here. Do not let it decide anything about people."
+def _versions(summary: RunSummary) -> str:
+    return ", ".join(
+        f"{name} {version}" for name, version in summary.environment.get("versions", {}).items() if version
     )
 
 
-def _section(title: str, parts: list[str]) -> list[str]:
-    return [f"## {title}", *parts] if parts else []
+def _metric_table(summary: RunSummary) -> str:
+    metrics = summary.evaluation
+    rows = [[label.title, f"{metrics[name]:.4f}"] for name, label in METRIC_LABELS.items() if name in metrics]
+    return _table(["metric", "value"], rows)
+
+
+def _table(head: list[str], rows: list[list[str]]) -> str:
+    return markdown_table(head, rows) if rows else ""
+
+
+def _python_string(text: str) -> str:
+    """`text` as a Python string literal in double quotes, on one line."""
+    return json.dumps(text, ensure_ascii=False)
+
+
+def _code(value: object) -> str:
+    """A value as Markdown code on one line, whatever characters it has (CommonMark, section "Code spans")."""
+    text = " ".join(str(value).split()) or '""'  # a code span cannot be empty
+    longest_run = max((len(run) for run in re.findall("`+", text)), default=0)
+    fence, padding = "`" * (longest_run + 1), " " if text.startswith("`") or text.endswith("`") else ""
+    return f"{fence}{padding}{text}{padding}{fence}"
+
+
+def _plain_text(value: object) -> str:
+    """A value as Markdown text on one line, in which no character has a special meaning."""
+    return re.sub(r"([\\`*\[\]<>#|&~$]|(?<!\w)_|_(?!\w))", r"\\\1", " ".join(str(value).split()))

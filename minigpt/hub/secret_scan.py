@@ -1,4 +1,4 @@
-"""Find secrets in files and command lines before they are published."""
+"""Find secrets in files and command lines before anything is published."""
 
 import os
 import re
@@ -6,70 +6,78 @@ from collections.abc import Iterator, Sequence
 
 from minigpt.utils.errors import UserError
 
-# Long enough that no name in ordinary code is taken for one (`hf_hub_download` has underscores, tokens have none).
-KINDS = {
-    "a Hugging Face token": r"(?:hf|api_org)_[A-Za-z0-9]{16,}",
-    "an AWS access key": r"(?:AKIA|ASIA)[0-9A-Z]{16}(?![0-9A-Za-z])",
-    "an AWS secret key": r"(?i:aws_?secret_?(?:access_?)?key)\W{1,6}[A-Za-z0-9/+=]{40}",
-    "a Weights & Biases key": r"(?i:wandb_?api_?key)\W{1,6}[0-9a-f]{40}",
-    "a GitHub token": r"(?:gh[pousr]_[A-Za-z0-9]{36}|github_pat_[A-Za-z0-9_]{22,})",
-    "an API key": r"(?:sk-(?:proj-|ant-)?[A-Za-z0-9_-]{32,}|AIza[0-9A-Za-z_-]{35}|xox[abprs]-[0-9A-Za-z-]{10,})",
+_NAME_START = r"(?<![A-Za-z0-9_])"
+
+# Each is long enough not to match a name in ordinary code: `hf_hub_download` has underscores, a token has none.
+SECRET_PATTERNS = {
+    "a Hugging Face token": _NAME_START + r"(?:hf|api_org)_[A-Za-z0-9]{16,}",
+    "an AWS access key": _NAME_START + r"(?:AKIA|ASIA)[0-9A-Z]{16}(?![0-9A-Za-z])",
+    "an AWS secret key": _NAME_START + r"(?i:aws_?secret_?(?:access_?)?key)\W{1,6}[A-Za-z0-9/+=]{40}",
+    "a Weights & Biases key": _NAME_START + r"(?i:wandb_?api_?key)\W{1,6}[0-9a-f]{40}",
+    "a GitHub token": _NAME_START + r"(?:gh[pousr]_[A-Za-z0-9]{36}|github_pat_[A-Za-z0-9_]{22,})",
+    "an API key": _NAME_START
+    + r"(?:sk-(?:proj-|ant-)?[A-Za-z0-9_-]{32,}|AIza[0-9A-Za-z_-]{35}|xox[abprs]-[0-9A-Za-z-]{10,})",
+    "a private key": r"-----BEGIN [A-Z ]*PRIVATE KEY",  # in JSON, the letter n of a line break can precede it
 }
 
-_PATTERNS = {kind: re.compile(rb"(?<![A-Za-z0-9_])" + pattern.encode()) for kind, pattern in KINDS.items()}
+_COMPILED_PATTERNS = {kind: re.compile(pattern.encode()) for kind, pattern in SECRET_PATTERNS.items()}
 
-_PATTERNS["a private key"] = re.compile(rb"-----BEGIN [A-Z ]*PRIVATE KEY")
+_SECRET_VARIABLE = re.compile(r"(?:TOKEN|SECRET|PASSWORD|API_KEY|ACCESS_KEY(?:_ID)?)$")
 
-_SECRET_NAME = re.compile(r"(?:TOKEN|SECRET|PASSWORD|API_KEY|ACCESS_KEY(?:_ID)?)$")
-
-_ALWAYS_SECRET = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "WANDB_API_KEY")
+_ALWAYS_SECRET_VARIABLES = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "WANDB_API_KEY")
 
 _TOKEN_OPTION = re.compile(r"--(?:hub[_-])?(?:token|api[_-]key)(?:=|$)")
 
-_SHORTEST_VALUE = 8  # shorter values of such variables ("1", "none") are found in any text
+_MIN_VALUE_LENGTH = 8  # a shorter value ("1", "none") occurs in any text
 
 
 def secret_values() -> dict[bytes, str]:
-    """What must not leave this machine, with where it is from: variables named like secrets, and `hf auth login`."""
+    """The secrets of this machine, each with its description: environment variables, and the token of `hf auth login`.
+
+    A variable counts as secret by its name, such as MY_PASSWORD.
+    """
     from huggingface_hub import get_token
 
-    found = {name: value.strip() for name, value in os.environ.items() if _SECRET_NAME.search(name.upper())}
+    variables = {name: value.strip() for name, value in os.environ.items() if _SECRET_VARIABLE.search(name.upper())}
     values = {
         value.encode(errors="surrogateescape"): f"the value of {name}"
-        for name, value in found.items()
-        # a password that is a plain word would be found in every vocabulary
-        if len(value) >= _SHORTEST_VALUE and (name in _ALWAYS_SECRET or not value.isalpha())
+        for name, value in variables.items()
+        # a password that is a plain word would match in every vocabulary
+        if len(value) >= _MIN_VALUE_LENGTH and (name in _ALWAYS_SECRET_VARIABLES or not value.isalpha())
     }
     token = get_token()
     return values | ({token.encode(): "your Hugging Face token"} if token else {})
 
 
 def find_secrets(content: bytes, values: dict[bytes, str]) -> Iterator[tuple[int, str]]:
-    """(line number, kind) of everything in `content` that is one of `values` or looks like a secret."""
+    """(line number, kind) of the first occurrence of each of `values`, and of each pattern of a secret."""
     for value, kind in values.items():
-        place = content.find(value)
-        if place >= 0:
-            yield content.count(b"\n", 0, place) + 1, kind
-    for kind, pattern in _PATTERNS.items():
+        position = content.find(value)
+        if position >= 0:
+            yield _line_number(content, position), kind
+    for kind, pattern in _COMPILED_PATTERNS.items():
         match = pattern.search(content)
         if match:
-            yield content.count(b"\n", 0, match.start()) + 1, kind
+            yield _line_number(content, match.start()), kind
 
 
-def refuse_secrets(texts: dict[str, bytes]) -> None:
-    """Raises UserError that names every file and line with a secret. `texts` are contents by name."""
+def refuse_secrets(contents: dict[str, bytes]) -> None:
+    """Raises UserError with the file, line and kind of every secret. `contents` are the bytes by file name."""
     values = secret_values()
-    found = [
+    findings = [
         f"{name} line {line}: {kind}"
-        for name, content in texts.items()
+        for name, content in contents.items()
         for line, kind in sorted(set(find_secrets(content, values)))
     ]
-    if found:
-        raise UserError(f"{'; '.join(found)}. Nothing was published; take it out, and make a new one if it was shown")
+    if findings:
+        raise UserError(
+            f"{'; '.join(findings)}. Nothing was published. Remove the secret, and replace it by a new one if others "
+            "have seen it"
+        )
 
 
-def refuse_secret_words(words: Sequence[str]) -> None:
-    """Raises UserError when a word of a command line holds a secret: others can read it there."""
+def refuse_secrets_on_command_line(words: Sequence[str]) -> None:
+    """Raises UserError if a word of the command line holds a secret: other users of the machine can read it there."""
     values = secret_values()
     for number, word in enumerate(words, start=1):
         kinds = [kind for _, kind in find_secrets(word.encode(errors="surrogateescape"), values)]
@@ -77,6 +85,10 @@ def refuse_secret_words(words: Sequence[str]) -> None:
             kinds.append("a token")
         if kinds:
             raise UserError(
-                f"word {number} of the command line gives {kinds[0]}; others can read it there, and files and logs "
-                "keep it: set HF_TOKEN or run `hf auth login` instead"
+                f"word {number} of the command line contains {kinds[0]}; others can read it there, and logs keep it: "
+                "set HF_TOKEN or run `hf auth login` instead"
             )
+
+
+def _line_number(content: bytes, position: int) -> int:
+    return content.count(b"\n", 0, position) + 1

@@ -1,4 +1,4 @@
-"""A demo Space for a model: its page, card and requirements."""
+"""Build a demo Space for a model: its app, card and requirements."""
 
 from dataclasses import replace
 from importlib.metadata import version
@@ -6,67 +6,76 @@ from pathlib import Path
 
 import yaml
 
-from minigpt.hub.model_card import MARK, example_prompt
+from minigpt.hub.model_card import GENERATED_MARKER
 from minigpt.hub.run_summary import read_run_summary
-from minigpt.hub.upload import Destination, Item, without_secrets
+from minigpt.hub.upload import UploadFile, UploadTarget, refuse_secrets_in_files
 from minigpt.utils.errors import UserError
 from minigpt.utils.run_files import CARD_FILE
 
-GRADIO = "6.31.0"  # the version that the page was tried with
+GRADIO_VERSION = "6.31.0"  # the version that the app was tested with
 
-PYTHON = "3.11"
+PYTHON_VERSION = "3.11"
 
-APP = Path(__file__).parent / "templates" / "space_app.py"
+APP_TEMPLATE = Path(__file__).parent / "templates" / "space_app.py"
 
-PLACE = 'MODEL, REVISION, PROMPT = "USER/NAME", None, "The"\n'
+APP_CONSTANTS = 'MODEL = "USER/NAME"\nREVISION = None\nPROMPT = "The"\n'  # the lines of the template to replace
 
-REQUIRED = ("torch", "transformers", "safetensors")
+REQUIREMENTS = ("torch", "transformers", "safetensors")
 
 
-def space_of(model: Destination, space_id: str) -> Destination:
-    """Where the Space goes: always to the main branch, since that is what runs. Raises UserError with a request."""
+def space_target(model: UploadTarget, space_id: str) -> UploadTarget:
+    """Where the Space of `model` is uploaded: always to the main branch, since that is what the Hub runs.
+
+    Raises UserError if the model is uploaded as a pull request.
+    """
     if model.create_pr:
-        raise UserError("--space shows a model that is published: leave --create_pr out, or --space")
+        raise UserError("--space shows a published model, and --create_pr only proposes one; omit one of them")
     message = f"A demo of {model.repo_id}"
     return replace(model, repo_id=space_id, repo_type="space", revision=None, tag=None, commit_message=message)
 
 
-def collect_space(model: Destination, space: Destination, run_dir: Path) -> list[Item]:
-    """The files of the Space that shows the model; both say where they go.
+def space_files(model: UploadTarget, space: UploadTarget, run_dir: Path) -> list[UploadFile]:
+    """The files of the Space that shows the model in `run_dir`.
 
-    Raises UserError when one of them holds a secret, such as a sample prompt.
+    Raises UserError if one of them holds a secret, for example in a sample prompt.
     """
-    prompt = example_prompt(read_run_summary(run_dir))
-    source = APP.read_text(encoding="utf-8")
-    assert source.count(PLACE) == 1, f"{APP} has no line {PLACE}"
-    chosen = (model.repo_id, model.revision, prompt)
-    app = source.replace(PLACE, f"MODEL, REVISION, PROMPT = {', '.join(map(repr, chosen))}\n")
-    versions = {name: version(name).split("+")[0] for name in REQUIRED}  # without the build, such as +cpu
-    return without_secrets(
-        [
-            Item(CARD_FILE, space_card(model, space.repo_id).encode(), generated=True),
-            Item("app.py", app.encode()),
-            Item("requirements.txt", "".join(f"{n}=={number}\n" for n, number in versions.items()).encode()),
-        ]
-    )
+    files = [
+        UploadFile(CARD_FILE, space_card(model, space.repo_id).encode(), is_generated_card=True),
+        UploadFile("app.py", _app(model, read_run_summary(run_dir).example_prompt).encode()),
+        UploadFile("requirements.txt", _requirements().encode()),
+    ]
+    refuse_secrets_in_files(files)
+    return files
 
 
-def space_card(model: Destination, space_id: str) -> str:
-    """README.md of the Space, whose front matter tells the Hub how to run it."""
-    front = {
+def space_card(model: UploadTarget, space_id: str) -> str:
+    """README.md of the Space. The Hub reads from its front matter how to run the app."""
+    front_matter = {
         "title": space_id.split("/")[-1],
         "emoji": "🧵",
         "colorFrom": "blue",
         "colorTo": "indigo",
         "sdk": "gradio",
-        "sdk_version": GRADIO,
-        "python_version": PYTHON,
+        "sdk_version": GRADIO_VERSION,
+        "python_version": PYTHON_VERSION,
         "app_file": "app.py",
         "license": model.license,
         "models": [model.repo_id],
     }
     return (
-        f"---\n{yaml.safe_dump(front, sort_keys=False, allow_unicode=True)}---\n\n{MARK}\n\n"
-        f"# {front['title']}\n\nContinues a text with the model `{model.repo_id}`. If that is private, give the "
-        "Space a secret `HF_TOKEN` that may read it.\n"
+        f"---\n{yaml.safe_dump(front_matter, sort_keys=False, allow_unicode=True)}---\n\n{GENERATED_MARKER}\n\n"
+        f"# {front_matter['title']}\n\nContinues a text with the model `{model.repo_id}`. If the model is private, "
+        "add a secret `HF_TOKEN` that can read it to this Space.\n"
     )
+
+
+def _app(model: UploadTarget, prompt: str) -> str:
+    template = APP_TEMPLATE.read_text(encoding="utf-8")
+    assert template.count(APP_CONSTANTS) == 1, f"{APP_TEMPLATE} does not have the lines\n{APP_CONSTANTS}"
+    constants = f"MODEL = {model.repo_id!r}\nREVISION = {model.revision!r}\nPROMPT = {prompt!r}\n"
+    return template.replace(APP_CONSTANTS, constants)
+
+
+def _requirements() -> str:
+    """The installed versions, without a build suffix such as +cpu."""
+    return "".join(f"{name}=={version(name).split('+')[0]}\n" for name in REQUIREMENTS)

@@ -1,6 +1,5 @@
-"""Upload a run to the Hub: which files go, and one commit."""
+"""Choose the files of a run that are published, and commit them to the Hub."""
 
-import io
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,44 +7,39 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from huggingface_hub import CommitOperationAdd, HfApi, constants
-from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HTTPError, LocalTokenNotFoundError
+from huggingface_hub.errors import (
+    EntryNotFoundError,
+    HfHubHTTPError,
+    HFValidationError,
+    HTTPError,
+    LocalTokenNotFoundError,
+)
+from huggingface_hub.utils import validate_repo_id
 
-from minigpt.hub.model_card import is_edited, model_card
+from minigpt.hub.model_card import is_edited_card, model_card
 from minigpt.hub.run_summary import read_run_summary
 from minigpt.hub.secret_scan import refuse_secrets
 from minigpt.utils.errors import UserError
 from minigpt.utils.formatting import format_bytes
-from minigpt.utils.run_files import CARD_FILE
+from minigpt.utils.run_files import CARD_FILE, DATA_FILE, ENVIRONMENT_FILE, METRICS_FILE, find_checkpoints
 
-# A list of what goes, not of what stays: no new kind of file can slip into an upload.
+# These lists name what is published, not what is kept back: a new kind of file is never published by accident.
 MODEL_FILES = (
     "config.json", "generation_config.json", "model*.safetensors", "model.safetensors.index.json",
     "configuration_*.py", "modeling_*.py", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
     "added_tokens.json", "vocab.json", "merges.txt", "chat_template.jinja",
 )  # fmt: skip
 
-RECORD_FILES = ("metrics.jsonl", "data.json", "environment.json", "*.png", "*.pdf")
+RECORD_FILES = (METRICS_FILE, DATA_FILE, ENVIRONMENT_FILE, "*.png", "*.pdf")
 
 EVENT_FILES = "tensorboard/**/*.tfevents.*"
 
-
-@dataclass(frozen=True)
-class Item:
-    """One file of an upload. Weights stay on the disk; all else is read once, so what is checked is what goes."""
-
-    name: str
-    content: Path | bytes
-    generated: bool = False  # a card that nobody has edited
-
-    @property
-    def size(self) -> int:
-        """Bytes."""
-        return len(self.content) if isinstance(self.content, bytes) else self.content.stat().st_size
+EVENT_FILE_HOST = re.compile(r"(events\.out\.tfevents\.\d+)\..*\.(\d+\.\d+)$")
 
 
 @dataclass(frozen=True)
-class Destination:
-    """Where a run goes, and how: a repository on the Hub, and how the commit is made."""
+class UploadTarget:
+    """A repository on the Hub, and how the files are committed to it."""
 
     repo_id: str
     private: bool = False
@@ -56,177 +50,207 @@ class Destination:
     license: str = "mit"
     repo_type: str = "model"  # or "space"
 
+    @property
+    def description(self) -> str:
+        """How messages name the repository."""
+        return f"the Space {self.repo_id}" if self.repo_type == "space" else self.repo_id
 
-def collect(destination: Destination, run_dir: Path, model_dir: Path | None = None) -> list[Item]:
-    """The files that go up, with the card. Raises UserError when no model is there, or a file holds a secret."""
+
+@dataclass(frozen=True)
+class UploadFile:
+    """One file of an upload: the path of a weight file, or the bytes of any other file.
+
+    Bytes are read once, so that what was scanned for secrets is what is sent.
+    """
+
+    name: str
+    content: Path | bytes
+    is_generated_card: bool = False
+
+    @property
+    def size(self) -> int:
+        """Bytes."""
+        return len(self.content) if isinstance(self.content, bytes) else self.content.stat().st_size
+
+
+def files_to_upload(target: UploadTarget, run_dir: Path, model_dir: Path | None = None) -> list[UploadFile]:
+    """The files of a run that are published, with its card. The model may be in another folder than the records.
+
+    Raises UserError if there is no model, or if a file holds a secret.
+    """
     model_dir = model_dir or run_dir
     if not (model_dir / "config.json").is_file() or not any(model_dir.glob("model*.safetensors")):
-        there = ", ".join(str(path) for path in sorted(run_dir.glob("checkpoint-*")))
-        raise UserError(
-            f"{run_dir}: no model is there (config.json and model.safetensors); "
-            + (f"try one of its checkpoints: {there}" if there else "give the folder of a run")
-        )
+        checkpoints = ", ".join(map(str, find_checkpoints(run_dir)))
+        way_out = f"try one of its checkpoints: {checkpoints}" if checkpoints else "give the folder of a run"
+        raise UserError(f"{run_dir} holds no model (config.json and model.safetensors); {way_out}")
     paths = {path.relative_to(model_dir): path for pattern in MODEL_FILES for path in model_dir.glob(pattern)}
     paths |= {path.relative_to(run_dir): path for pattern in RECORD_FILES for path in run_dir.glob(pattern)}
-    items = [
-        Item(name.as_posix(), path if path.suffix == ".safetensors" else path.read_bytes())
+    files = [
+        UploadFile(name.as_posix(), path if path.suffix == ".safetensors" else path.read_bytes())
         for name, path in sorted(paths.items())
         if path.is_file()
     ]
-    items += [
-        Item(public_name(path.relative_to(run_dir).as_posix()), public_content(path))
+    files += [
+        UploadFile(public_name(path.relative_to(run_dir).as_posix()), path.read_bytes())
         for path in sorted(run_dir.glob(EVENT_FILES))
     ]
-    card = run_dir / CARD_FILE
-    if is_edited(card):
-        items.append(Item(CARD_FILE, card.read_bytes()))
+    card_path = run_dir / CARD_FILE
+    if is_edited_card(card_path):
+        files.append(UploadFile(CARD_FILE, card_path.read_bytes()))
     else:
-        facts = read_run_summary(run_dir, model_dir)
-        text = model_card(facts, destination.repo_id, destination.license, destination.revision)
-        items.append(Item(CARD_FILE, text.encode(), generated=True))
-    return without_secrets(items)
+        card = model_card(read_run_summary(run_dir, model_dir), target.repo_id, target.license, target.revision)
+        files.append(UploadFile(CARD_FILE, card.encode(), is_generated_card=True))
+    refuse_secrets_in_files(files)
+    return files
 
 
-def without_secrets(items: list[Item]) -> list[Item]:
-    """The same files. Raises UserError that names every file and line with a secret."""
-    refuse_secrets({item.name: item.content for item in items if isinstance(item.content, bytes)})
-    return items
+def public_name(name: str) -> str:
+    """The name of an event file without the host name that TensorBoard puts into it. Other names stay the same."""
+    return EVENT_FILE_HOST.sub(r"\1.\2", name)
 
 
-def left_out(run_dir: Path, items: list[Item]) -> list[str]:
-    """The entries of the run's folder of which nothing goes up."""
-    going = {item.name.split("/")[0] for item in items}
+def refuse_secrets_in_files(files: list[UploadFile]) -> None:
+    """Raises UserError with the name and line of every secret. Weights are not scanned."""
+    refuse_secrets({file.name: file.content for file in files if isinstance(file.content, bytes)})
+
+
+def files_not_uploaded(run_dir: Path, files: list[UploadFile]) -> list[str]:
+    """The files and folders at the top of `run_dir` that are not published; a folder's name ends with a slash."""
+    published = {file.name.split("/")[0] for file in files}
     return [
-        f"{path.name}{'/' if path.is_dir() else ''}" for path in sorted(run_dir.iterdir()) if path.name not in going
+        f"{path.name}/" if path.is_dir() else path.name
+        for path in sorted(run_dir.iterdir())
+        if path.name not in published
     ]
 
 
-def publish(destination: Destination, items: list[Item]) -> str:
-    """Create the repository if there is none, and commit what has changed. Returns a sentence on what happened.
+def check_repo_id(repo_id: str) -> None:
+    """Raises UserError if `repo_id` is not of the form USER/NAME with the characters that the Hub allows."""
+    try:
+        validate_repo_id(repo_id)
+    except HFValidationError as error:
+        raise UserError(f"{repo_id} cannot be the name of a repository: {error}") from error
+    if "/" not in repo_id:
+        raise UserError(f"{repo_id} has no owner; give USER/{repo_id} or ORGANIZATION/{repo_id}")
 
-    Files that arrived whole before an interruption are not sent again. Raises UserError in one line when the Hub
-    does not let us or cannot be reached.
+
+def publish(target: UploadTarget, files: list[UploadFile]) -> str:
+    """Create the repository if it does not exist and commit the files that changed. Returns a sentence for the user.
+
+    Files that arrived before an interruption are not sent again. Raises UserError if the Hub refuses the upload or
+    cannot be reached.
     """
     api = HfApi()
-    with plain_errors(destination.repo_id):
-        create_repository(api, destination)
-        return commit(api, destination, items)
+    with hub_errors_are_user_errors(target.repo_id):
+        create_repository(api, target)
+        return commit_files(api, target, files)
 
 
-def commit(api: HfApi, destination: Destination, items: list[Item]) -> str:
-    """Commit what has changed, in one commit, and tag it. Returns a sentence on what happened.
+def create_repository(api: HfApi, target: UploadTarget) -> None:
+    """Make sure that the repository and the branch exist.
 
-    A card that was edited on the Hub stays as it is there, unless the run's own is a person's too.
+    Raises UserError if a private repository is wanted and a public one exists.
     """
-    repo_id, revision, kind = destination.repo_id, destination.revision, destination.repo_type
-    if _is_edited_there(api, destination):
-        items = [item for item in items if not item.generated]
-    head = api.repo_info(repo_id, revision=revision, repo_type=kind).sha
-    made = api.create_commit(
-        repo_id,
-        [CommitOperationAdd(item.name, item.content) for item in items],
-        commit_message=destination.commit_message,
-        revision=revision,
-        repo_type=kind,
-        create_pr=destination.create_pr,
-    )
-    if destination.tag:
-        _tag(api, destination, made.oid)
-    if made.oid == head:
-        return f"nothing to upload: {described(destination)} has these {len(items)} files already (commit {head[:8]})"
-    size = sum(item.size for item in items)
-    return f"uploaded {len(items)} files ({format_bytes(size)}): {made.pr_url or made.commit_url}"
-
-
-def described(destination: Destination) -> str:
-    """The repository in words."""
-    return f"the Space {destination.repo_id}" if destination.repo_type == "space" else destination.repo_id
-
-
-def _is_edited_there(api: HfApi, destination: Destination) -> bool:
-    repo_id, revision, kind = destination.repo_id, destination.revision, destination.repo_type
-    if kind == "space" and not api.file_exists(repo_id, "app.py", revision=revision, repo_type=kind):
-        return False  # a new Space comes with a card of the Hub's
-    try:
-        return is_edited(Path(api.hf_hub_download(repo_id, CARD_FILE, revision=revision, repo_type=kind)))
-    except EntryNotFoundError:
-        return False
-
-
-def create_repository(api: HfApi, destination: Destination) -> None:
-    """Make sure that repository and branch are there. Raises UserError when a private one was asked for in vain."""
-    repo_id, revision, kind = destination.repo_id, destination.revision, destination.repo_type
-    api.whoami()  # the clearest answer to a wrong token
-    sdk = "gradio" if kind == "space" else None
-    api.create_repo(repo_id, private=destination.private or None, repo_type=kind, space_sdk=sdk, exist_ok=True)
-    if destination.private and not api.repo_info(repo_id, repo_type=kind).private:
-        raise UserError(f"{repo_id} exists and is public; make it private in its settings, or leave --private out")
+    repo_id, revision, repo_type = target.repo_id, target.revision, target.repo_type
+    api.whoami()  # a wrong token gets a clearer answer here than from create_repo
+    space_sdk = "gradio" if repo_type == "space" else None
+    api.create_repo(repo_id, private=target.private or None, repo_type=repo_type, space_sdk=space_sdk, exist_ok=True)
+    if target.private and not api.repo_info(repo_id, repo_type=repo_type).private:
+        raise UserError(
+            f"{repo_id} exists and is public; make it private in its settings, or do not ask for a private one"
+        )
     if revision is not None and not revision.startswith("refs/"):
         api.create_branch(repo_id, branch=revision, exist_ok=True)
 
 
-def _tag(api: HfApi, destination: Destination, commit: str) -> None:
-    assert destination.tag
-    tags = {tag.name: tag.target_commit for tag in api.list_repo_refs(destination.repo_id).tags}
-    there = tags.get(destination.tag)
-    if there is None:
-        api.create_tag(destination.repo_id, tag=destination.tag, revision=commit)
-    elif there != commit:
-        raise UserError(f"the files are uploaded, but tag {destination.tag} is another commit already ({there[:8]})")
+def commit_files(api: HfApi, target: UploadTarget, files: list[UploadFile]) -> str:
+    """Commit the files that changed, in one commit, and tag it. Returns a sentence for the user.
+
+    A card that was edited on the Hub is kept, unless the card in the run's folder was edited as well.
+    """
+    repo_id, revision, repo_type = target.repo_id, target.revision, target.repo_type
+    if _card_on_hub_is_edited(api, target):
+        files = [file for file in files if not file.is_generated_card]
+    head = api.repo_info(repo_id, revision=revision, repo_type=repo_type).sha
+    commit = api.create_commit(
+        repo_id,
+        [CommitOperationAdd(file.name, file.content) for file in files],
+        commit_message=target.commit_message,
+        revision=revision,
+        repo_type=repo_type,
+        create_pr=target.create_pr,
+    )
+    if target.tag:
+        _add_tag(api, repo_id, target.tag, commit.oid)
+    if commit.oid == head:
+        return f"nothing to upload: {target.description} already has these {len(files)} files (commit {head[:8]})"
+    size = format_bytes(sum(file.size for file in files))
+    return f"uploaded {len(files)} files ({size}): {commit.pr_url or commit.commit_url}"
+
+
+def _card_on_hub_is_edited(api: HfApi, target: UploadTarget) -> bool:
+    repo_id, revision, repo_type = target.repo_id, target.revision, target.repo_type
+    if repo_type == "space" and not api.file_exists(repo_id, "app.py", revision=revision, repo_type=repo_type):
+        return False  # the Hub puts a card of its own into a new Space
+    try:
+        return is_edited_card(Path(api.hf_hub_download(repo_id, CARD_FILE, revision=revision, repo_type=repo_type)))
+    except EntryNotFoundError:
+        return False
+
+
+def _add_tag(api: HfApi, repo_id: str, tag: str, commit: str) -> None:
+    tagged_commits = {ref.name: ref.target_commit for ref in api.list_repo_refs(repo_id).tags}
+    tagged_commit = tagged_commits.get(tag)
+    if tagged_commit is None:
+        api.create_tag(repo_id, tag=tag, revision=commit)
+    elif tagged_commit != commit:
+        raise UserError(
+            f"the files are uploaded, but tag {tag} already exists at another commit ({tagged_commit[:8]}); "
+            "give another --tag"
+        )
 
 
 @contextmanager
-def plain_errors(repo_id: str) -> Iterator[None]:
-    """Turn what the Hub's client raises into a ValueError of one line that says what to do."""
+def hub_errors_are_user_errors(repo_id: str) -> Iterator[None]:
+    """Turn what the Hub's client raises into a UserError that says what to do."""
     try:
         yield
-    except (HTTPError, OSError, RuntimeError) as error:  # RuntimeError: what the client makes of a failed large file
+    except HFValidationError as error:
+        raise UserError(f"{repo_id}: {error}") from error
+    except ValueError as error:  # the client's own class for a card that the Hub rejects
+        if not isinstance(error.__cause__, HfHubHTTPError):
+            raise
+        raise UserError(f"{repo_id}: {error}") from error
+    except (HTTPError, OSError, RuntimeError) as error:  # RuntimeError: a large file that could not be sent
         raise UserError(_explain(error, repo_id)) from error
 
 
 def _explain(error: BaseException, repo_id: str) -> str:
-    endpoint = constants.ENDPOINT
-    causes: list[BaseException] = [error]
+    endpoint, causes = constants.ENDPOINT, [error]
     while causes[-1].__cause__ is not None:
         causes.append(causes[-1].__cause__)
     if any(isinstance(cause, LocalTokenNotFoundError) for cause in causes):
-        return "there is no token for the Hub: set HF_TOKEN, or run `hf auth login`"
-    answer = next((cause for cause in causes if isinstance(cause, HfHubHTTPError)), None)
-    if answer is None:
-        return f"{endpoint} cannot be reached, or broke off ({_one_line(causes[-1])}); run the same command again"
-    status, said = answer.response.status_code, answer.response.headers.get("X-Error-Message") or answer.server_message
+        return "there is no token for the Hub; set HF_TOKEN, or run `hf auth login`"
+    for cause in causes:
+        if isinstance(cause, OSError) and cause.filename is not None:
+            return f"{cause.filename}: {cause.strerror}"
+    response_error = next((cause for cause in causes if isinstance(cause, HfHubHTTPError)), None)
+    if response_error is None:
+        reason = _one_line(causes[-1])
+        return f"{endpoint} cannot be reached, or the connection broke ({reason}); run the same command again"
+    status = response_error.response.status_code
+    message = response_error.response.headers.get("X-Error-Message") or response_error.server_message
     if status == 401:
-        return f"{endpoint} does not accept the token; make one that may write at {endpoint}/settings/tokens"
+        return f"{endpoint} does not accept the token; create one with write access at {endpoint}/settings/tokens"
     if status == 403:
-        return f"{repo_id}: this token may not write there; is the owner you, and may the token write? ({said})"
+        return (
+            f"{repo_id}: this token has no write access to it; check the owner's name and the token's permissions "
+            f"({message})"
+        )
     if status == 404:
-        return f"{repo_id}: not found on {endpoint}, or not visible with this token ({said})"
-    return f"{repo_id}: {endpoint} answered {status}: {said or _one_line(answer)}"
+        return f"{repo_id} was not found on {endpoint}, or this token cannot read it ({message})"
+    return f"{repo_id}: {endpoint} answered {status}: {message or _one_line(response_error)}"
 
 
 def _one_line(error: BaseException) -> str:
     return " ".join(f"{type(error).__name__}: {error}".split())
-
-
-PRIVATE_TAG = "arguments/"
-
-_HOST = re.compile(r"(events\.out\.tfevents\.\d+)\..*\.(\d+\.\d+)$")
-
-
-def public_name(name: str) -> str:
-    """The name of an event file without the name of the machine that wrote it."""
-    return _HOST.sub(r"\1.\2", name)
-
-
-def public_content(path: Path) -> bytes:
-    """An event file without the run's options. A record that is cut off at the end is left out."""
-    from tensorboard.backend.event_processing.event_file_loader import RawEventFileLoader
-    from tensorboard.compat.proto.event_pb2 import Event
-    from tensorboard.summary.writer.record_writer import RecordWriter
-
-    kept = io.BytesIO()
-    writer = RecordWriter(kept)
-    for record in RawEventFileLoader(str(path)).Load():
-        if not any(value.tag.startswith(PRIVATE_TAG) for value in Event.FromString(record).summary.value):
-            writer.write(record)
-    return kept.getvalue()

@@ -1,11 +1,13 @@
-"""Activation checkpointing: which activations are kept for the backward pass, and which are computed again.
+"""Activation checkpointing: keep fewer activations for the backward pass and recompute the rest.
 
-full: a layer keeps its input alone, and is computed a second time. selective: it keeps what its matrix products and
-attention made, and only what is cheap (norms, conversions, activation function, residual sums) is computed again, as
-in Korthikanti et al. 2022 (https://arxiv.org/abs/2205.05198).
+full: each layer keeps only its input, and its whole forward pass is computed a second time.
+selective: each layer keeps the outputs of its matrix products and of attention, and only cheap operations (norms,
+casts, the activation function, residual sums) are recomputed.
+Source: Korthikanti et al. 2022 (https://arxiv.org/abs/2205.05198), who compare both ways of recomputation.
 """
 
 from functools import partial
+from typing import Any, Literal
 
 import torch
 from torch.utils.checkpoint import create_selective_checkpoint_contexts
@@ -13,9 +15,10 @@ from transformers import PreTrainedModel
 
 aten = torch.ops.aten
 
-PRODUCTS = [aten.mm.default, aten.addmm.default]
+MATRIX_PRODUCTS = [aten.mm.default, aten.addmm.default]
 
-ATTENTION = [  # the kernels of scaled_dot_product_attention; others are computed again
+# the kernels of scaled_dot_product_attention; the output of any other attention is recomputed
+ATTENTION_KERNELS = [
     aten._scaled_dot_product_flash_attention_for_cpu.default,
     aten._scaled_dot_product_flash_attention.default,
     aten._scaled_dot_product_efficient_attention.default,
@@ -23,15 +26,19 @@ ATTENTION = [  # the kernels of scaled_dot_product_attention; others are compute
 ]
 
 
-def enable_activation_checkpointing(model: PreTrainedModel, how: str) -> None:
-    """Have the layers of `model` keep less for the backward pass; `how` is no, selective or full."""
-    if how == "no":
+def enable_activation_checkpointing(model: PreTrainedModel, mode: Literal["no", "selective", "full"]) -> None:
+    """Switch on activation checkpointing for the layers of `model`, with non-reentrant checkpoints.
+
+    Losses and gradients stay bit-identical, dropout included.
+    """
+    if mode == "no":
         return
-    options: dict[str, object] = {"use_reentrant": False}
-    if how == "selective":
-        # a kernel that draws its own dropout is run again: left out, the draws after it would be others than before
-        kept = PRODUCTS if model.config.attn_pdrop else PRODUCTS + ATTENTION
-        options["context_fn"] = partial(create_selective_checkpoint_contexts, kept)
-    # the newer of its two names: where that is there, the other one warns
+    options: dict[str, Any] = {"use_reentrant": False}
+    if mode == "selective":
+        # A kernel with dropout must be recomputed: if its output were kept, it would draw no random numbers in the
+        # recomputation, and the dropout after it would draw other ones than in the forward pass.
+        kept_operations = MATRIX_PRODUCTS if model.config.attn_pdrop else MATRIX_PRODUCTS + ATTENTION_KERNELS
+        options["context_fn"] = partial(create_selective_checkpoint_contexts, kept_operations)
+    # transformers renamed the method; where both names exist, the old one warns
     enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
     enable(options)

@@ -1,15 +1,16 @@
-"""Floating-point operations of a training step."""
+"""Number of floating-point operations (FLOPs) of a training step."""
 
-from typing import Any
+from configuration_minigpt import MiniGPTConfig
 
 
-def train_flops_per_token(parameters: int, config: Any, block_size: int) -> float:
-    """FLOPs of forward and backward for one token, attention over the whole block counted.
+def train_flops_per_token(parameters: int, config: MiniGPTConfig, block_size: int) -> float:
+    """FLOPs of the forward and backward pass for one token, with attention over the whole block.
 
-    Looking a position up is no arithmetic, so its table does not count; the token embedding does, as the output head.
-    Source: Chowdhery et al. 2022 (arXiv:2204.02311), appendix B.
+    `parameters` is the number of all parameters. Embedding look-ups are not arithmetic, so the position table is
+    subtracted, and so is the token embedding unless it is also the output head.
+    Source: Chowdhery et al. 2022 (https://arxiv.org/abs/2204.02311), appendix B.
     """
-    multiplied = parameters - config.max_position_embeddings * config.hidden_size
+    multiplied_parameters = parameters - config.max_position_embeddings * config.hidden_size
     if not config.tie_word_embeddings:
-        multiplied -= config.vocab_size * config.hidden_size
-    return 6 * multiplied + 12 * config.num_hidden_layers * config.hidden_size * block_size
+        multiplied_parameters -= config.vocab_size * config.hidden_size
+    return 6 * multiplied_parameters + 12 * config.num_hidden_layers * config.hidden_size * block_size

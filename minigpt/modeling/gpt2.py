@@ -1,12 +1,15 @@
-"""Convert a MiniGPT to the weights and configuration of transformers' GPT-2."""
+"""Conversion of a MiniGPT to the configuration and the weights of transformers' GPT-2."""
 
-from typing import Any
+import torch
+from torch import Tensor
+from transformers import GPT2Config
+
+from configuration_minigpt import MiniGPTConfig
+from modeling_minigpt import MiniGPTForCausalLM
 
 
-def gpt2_config(config: Any) -> Any:
-    """The GPT2Config that says what a MiniGPTConfig says."""
-    from transformers import GPT2Config
-
+def gpt2_config(config: MiniGPTConfig) -> GPT2Config:
+    """The GPT2Config of the same model. `qkv_bias` has no counterpart: GPT-2 always has these biases."""
     return GPT2Config(
         vocab_size=config.vocab_size,
         n_positions=config.max_position_embeddings,
@@ -28,37 +31,37 @@ def gpt2_config(config: Any) -> Any:
     )
 
 
-def gpt2_state_dict(model: Any) -> dict[str, Any]:
-    """The weights under GPT-2's names and in its layout: Conv1D holds [in, out], c_attn is q, k and v side by side.
+def gpt2_state_dict(model: MiniGPTForCausalLM) -> dict[str, Tensor]:
+    """The weights of `model` for `GPT2LMHeadModel.load_state_dict`; every number is copied bit for bit.
 
-    Written out by hand and apart from the table that loads GPT-2, so that a test of the two against each other is one.
+    GPT-2's Conv1D weights are [in, out], so the weights of linear layers are transposed. c_attn is the query, key and
+    value projections side by side; without `qkv_bias` its bias is zero.
+    This does not use GPT2_WEIGHT_TABLE of modeling_minigpt.py, so that tests can check one against the other.
     """
-    import torch
-
-    ours = model.state_dict()
-    theirs = {
-        "transformer.wte.weight": ours["transformer.embed_tokens.weight"],
-        "transformer.wpe.weight": ours["transformer.embed_positions.weight"],
-        "transformer.ln_f.weight": ours["transformer.norm.weight"],
-        "transformer.ln_f.bias": ours["transformer.norm.bias"],
-        "lm_head.weight": ours["lm_head.weight"],
+    minigpt = model.state_dict()
+    gpt2 = {
+        "transformer.wte.weight": minigpt["transformer.embed_tokens.weight"],
+        "transformer.wpe.weight": minigpt["transformer.embed_positions.weight"],
+        "transformer.ln_f.weight": minigpt["transformer.norm.weight"],
+        "transformer.ln_f.bias": minigpt["transformer.norm.bias"],
+        "lm_head.weight": minigpt["lm_head.weight"],
     }
     for number in range(model.config.num_hidden_layers):
         layer, block = f"transformer.layers.{number}", f"transformer.h.{number}"
         projections = [f"{layer}.self_attn.{name}_proj" for name in "qkv"]
-        no_bias = ours[f"{layer}.self_attn.q_proj.weight"].new_zeros(model.config.hidden_size)
-        theirs |= {
-            f"{block}.ln_1.weight": ours[f"{layer}.input_layernorm.weight"],
-            f"{block}.ln_1.bias": ours[f"{layer}.input_layernorm.bias"],
-            f"{block}.attn.c_attn.weight": torch.cat([ours[f"{name}.weight"].T for name in projections], dim=1),
-            f"{block}.attn.c_attn.bias": torch.cat([ours.get(f"{name}.bias", no_bias) for name in projections]),
-            f"{block}.attn.c_proj.weight": ours[f"{layer}.self_attn.o_proj.weight"].T,
-            f"{block}.attn.c_proj.bias": ours[f"{layer}.self_attn.o_proj.bias"],
-            f"{block}.ln_2.weight": ours[f"{layer}.post_attention_layernorm.weight"],
-            f"{block}.ln_2.bias": ours[f"{layer}.post_attention_layernorm.bias"],
-            f"{block}.mlp.c_fc.weight": ours[f"{layer}.mlp.up_proj.weight"].T,
-            f"{block}.mlp.c_fc.bias": ours[f"{layer}.mlp.up_proj.bias"],
-            f"{block}.mlp.c_proj.weight": ours[f"{layer}.mlp.down_proj.weight"].T,
-            f"{block}.mlp.c_proj.bias": ours[f"{layer}.mlp.down_proj.bias"],
+        zero_bias = minigpt[f"{layer}.self_attn.q_proj.weight"].new_zeros(model.config.hidden_size)
+        gpt2 |= {
+            f"{block}.ln_1.weight": minigpt[f"{layer}.input_layernorm.weight"],
+            f"{block}.ln_1.bias": minigpt[f"{layer}.input_layernorm.bias"],
+            f"{block}.attn.c_attn.weight": torch.cat([minigpt[f"{name}.weight"].T for name in projections], dim=1),
+            f"{block}.attn.c_attn.bias": torch.cat([minigpt.get(f"{name}.bias", zero_bias) for name in projections]),
+            f"{block}.attn.c_proj.weight": minigpt[f"{layer}.self_attn.o_proj.weight"].T,
+            f"{block}.attn.c_proj.bias": minigpt[f"{layer}.self_attn.o_proj.bias"],
+            f"{block}.ln_2.weight": minigpt[f"{layer}.post_attention_layernorm.weight"],
+            f"{block}.ln_2.bias": minigpt[f"{layer}.post_attention_layernorm.bias"],
+            f"{block}.mlp.c_fc.weight": minigpt[f"{layer}.mlp.up_proj.weight"].T,
+            f"{block}.mlp.c_fc.bias": minigpt[f"{layer}.mlp.up_proj.bias"],
+            f"{block}.mlp.c_proj.weight": minigpt[f"{layer}.mlp.down_proj.weight"].T,
+            f"{block}.mlp.c_proj.bias": minigpt[f"{layer}.mlp.down_proj.bias"],
         }
-    return theirs
+    return gpt2

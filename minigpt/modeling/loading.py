@@ -1,63 +1,138 @@
-"""Load a model from a folder or the Hub: the one way every command uses."""
+"""Load a finished model from a folder or the Hub. Every command that uses one calls `load_model`."""
 
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+import torch
+from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError
+from torch import nn
+from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers.utils import logging
+
+from configuration_minigpt import GPT2_SWITCHES
+from minigpt.modeling.packed_linear import pack_linears
 from minigpt.utils.errors import UserError
+from minigpt.utils.run_files import find_checkpoints
+from modeling_minigpt import MiniGPTForCausalLM  # this import also registers MiniGPT with the Auto classes
+
+# What transformers raises for a name, configuration or weights that cannot be loaded
+LOADING_ERRORS = (OSError, ValueError, RuntimeError, ImportError, StrictDataclassError, SafetensorError)
 
 
-def load_model(name: str, device: str | None, dtype: str, trust_remote_code: bool) -> tuple[Any, Any]:
-    """Model and tokenizer from a folder or Hub name; MiniGPT and GPT-2 become a MiniGPT, others stay what they are.
+def load_model(
+    name_or_folder: str | Path,
+    *,
+    dtype: str | torch.dtype = "auto",
+    device: str | torch.device | None = None,
+    trust_remote_code: bool = False,
+    pack: bool = False,
+) -> PreTrainedModel:
+    """A causal language model from a folder or Hub name, in evaluation mode.
 
-    Raises UserError when there is no such model, it has no tokenizer, or the device is not there.
+    MiniGPT and GPT-2 weights become a MiniGPT; other architectures keep the class of transformers, or their own with
+    `trust_remote_code`. A run folder without a final model gives its newest checkpoint (see `find_model`).
+    dtype: that of the weights; "auto" is the dtype in which they were saved. device: None is the accelerator of this
+    machine, or the CPU if there is none. pack: pack the linear layers for faster inference on a CPU; such a model
+    can be neither trained nor saved.
+
+    Raises UserError if the model cannot be found or loaded, or if the device cannot be used.
     """
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig
-    from transformers.utils import logging
+    source = find_model(name_or_folder)
+    target = _usable_device(device)
+    try:
+        with _quiet_transformers():
+            model, loading = _load(source, dtype, trust_remote_code)
+    except LOADING_ERRORS as error:
+        raise UserError(f"model={name_or_folder} cannot be loaded: {_first_line(error)}") from error
+    if loading["missing_keys"]:
+        missing = sorted(loading["missing_keys"])
+        raise UserError(
+            f"model={name_or_folder} is incomplete: {len(missing)} weights are missing, for example {missing[0]}"
+        )
+    try:
+        model.to(target)  # type: ignore[arg-type]  # declared without its self
+    except torch.OutOfMemoryError as error:
+        raise UserError(f"model={name_or_folder} does not fit into the memory of device={target}") from error
+    model.eval()
+    if pack:
+        pack_linears(model)
+    return model
 
-    from modeling_minigpt import MiniGPTForCausalLM
 
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
+def find_model(name_or_folder: str | Path) -> str:
+    """The folder or Hub name to load: for a run folder without a final model, its newest checkpoint.
+
+    Raises UserError if the folder is missing or has neither a model nor a checkpoint.
+    """
+    name = str(name_or_folder)
     folder = Path(name).expanduser()
-    if not folder.exists() and (name.startswith((".", "/", "~")) or name.count("/") > 1):
-        raise UserError(f"model={name}: no such folder")
-    where = str(model_folder(folder)) if folder.exists() else name
-    try:
-        model_type = PreTrainedConfig.get_config_dict(where)[0].get("model_type")
-        ours = model_type in ("minigpt", "gpt2")
-        loader: Any = MiniGPTForCausalLM if ours else AutoModelForCausalLM
-        trust = {} if ours else {"trust_remote_code": trust_remote_code}
-        model = loader.from_pretrained(where, dtype=dtype, **trust)
-        tokenizer = AutoTokenizer.from_pretrained(where, **trust)
-    except OSError as error:
-        raise UserError(f"model={name} cannot be loaded: {str(error).strip().splitlines()[0]}") from error
-    if device is None:
-        device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    try:
-        return model.to(device).eval(), tokenizer
-    except (RuntimeError, AssertionError) as error:
-        raise UserError(f"device={device} cannot be used: {str(error).splitlines()[0]}") from error
-
-
-def model_folder(folder: Path) -> Path:
-    """`folder` if it holds a model, else its latest checkpoint. Raises UserError when there is neither."""
+    if not folder.exists():
+        if folder.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1:
+            raise UserError(f"model={name}: no such folder")
+        return name
+    if not folder.is_dir():
+        raise UserError(f"model={name} is a file; give the folder that it is in")
     if (folder / "config.json").is_file():
-        return folder
-    checkpoints = [path for path in folder.glob("checkpoint-*") if (path / "config.json").is_file()]
+        return str(folder)
+    checkpoints = [path for path in find_checkpoints(folder) if (path / "config.json").is_file()]
     if not checkpoints:
-        raise UserError(f"model={folder} holds neither config.json nor a checkpoint-<step> folder with one")
-    latest = max(checkpoints, key=lambda path: int(path.name.rpartition("-")[2]) if path.name[-1].isdigit() else -1)
-    print(f"(note: {folder} holds no finished model; using {latest})", file=sys.stderr)
-    return latest
+        raise UserError(f"model={folder} has neither config.json nor a checkpoint-<step> folder with one")
+    print(f"(note: {folder} has no final model; using {checkpoints[-1]})", file=sys.stderr)
+    return str(checkpoints[-1])
+
+
+def _load(
+    source: str, dtype: str | torch.dtype, trust_remote_code: bool
+) -> tuple[PreTrainedModel, dict[str, set[str]]]:
+    """The model and transformers' report on its weights."""
+    config = PreTrainedConfig.get_config_dict(source)[0]
+    # a GPT-2 with options that MiniGPT does not implement stays a GPT-2
+    is_plain = all(config.get(option, implemented) == implemented for option, implemented in GPT2_SWITCHES.items())
+    if config.get("model_type") == "minigpt" or (config.get("model_type") == "gpt2" and is_plain):
+        model_class: Any = MiniGPTForCausalLM
+        options = {}
+    else:
+        model_class = AutoModelForCausalLM
+        options = {"trust_remote_code": trust_remote_code}
+    loaded = model_class.from_pretrained(source, dtype=dtype, output_loading_info=True, **options)
+    return cast(tuple[PreTrainedModel, dict[str, set[str]]], loaded)  # declared as the model alone
+
+
+def _usable_device(device: str | torch.device | None) -> torch.device:
+    """The device to load to. Raises UserError if it does not exist, before any weights are read."""
+    if device is None:
+        return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+    try:
+        return torch.empty(0, device=device).device
+    except (RuntimeError, AssertionError) as error:  # AssertionError: a build of torch without this kind of device
+        raise UserError(f"device={device} cannot be used: {_first_line(error)}") from error
 
 
 @contextmanager
-def evaluating(model: Any) -> Iterator[None]:
-    """Evaluation mode (no dropout); afterwards each module is in the mode it was in."""
+def _quiet_transformers() -> Iterator[None]:
+    """No progress bars and no warnings of transformers."""
+    verbosity, has_bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if has_bars:
+            logging.enable_progress_bar()
+
+
+def _first_line(error: BaseException) -> str:
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode (no dropout) inside the block; afterwards each module has its previous mode again."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:

@@ -1,61 +1,75 @@
-"""Cross-entropy computed in place: the gradient takes the place of the logits.
+"""In-place cross-entropy: the gradient of the loss overwrites the logits.
 
-Cross-entropy as transformers takes it holds logits, their float32 copy, log-probabilities and the gradients of both:
-at GPT-2's vocabulary more memory than the rest of the step. Here nothing but the logits is of that size, and no
-product is computed twice.
+The logits are often the largest tensor of a training step: 12 sequences of 1,024 tokens with GPT-2's vocabulary take
+2.5 GB in float32. The usual cross-entropy also holds their float32 copy, the log-probabilities and the gradients of
+both. But the gradient with respect to the logits is softmax(logits) - one_hot(target), which is known in the forward
+pass already, and training does not need the logits after that. So `in_place_cross_entropy` writes the gradient into
+the memory of the logits, a chunk of rows at a time; the backward pass multiplies it by the incoming gradient.
 """
 
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import FunctionCtx, once_differentiable
+from torch.autograd.function import once_differentiable
 from transformers.loss.loss_utils import ForCausalLMLoss
 
-CHUNK_NUMBERS = 1 << 22  # logits in float32 at a time
+IGNORE_INDEX = -100  # labels with this value do not count in the loss
+
+CHUNK_ELEMENTS = 1 << 22  # logits that are processed, and copied to float32, at a time
 
 
 def in_place_cross_entropy(
-    logits: Tensor, labels: Tensor | None, vocab_size: int, num_items_in_batch: Any = None, **kwargs: Any
+    logits: Tensor,
+    labels: Tensor | None,
+    vocab_size: int,
+    num_items_in_batch: Tensor | float | None = None,
+    **kwargs: Any,
 ) -> Tensor:
-    """The loss of transformers' causal models, nats, in float32; `shift_labels` in kwargs are the targets.
+    """Cross-entropy in nats, float32; a drop-in `loss_function` for the causal language models of transformers.
 
-    Where a gradient is wanted the logits [B, T, V] are overwritten with it: whoever uses this must not read them, as
-    a model called with `skip_logits=True` does not. A compiler makes one kernel of the usual loss, so it gets that.
+    Returns the sum of the losses over the targets `shift_labels` [B, T] (in kwargs; -100 is ignored), divided by
+    `num_items_in_batch`. If `logits` [B, T, V] need a gradient, they are overwritten with it. So this loss must not be
+    used if anything reads the logits afterwards (accuracy, distillation, a second loss), if the backward pass runs
+    more than once, or for second derivatives. The trainer calls the model with `skip_logits=True`, so that nothing
+    can read the logits.
+
+    Falls back to the loss of transformers, which leaves the logits unchanged, if `shift_labels` or
+    `num_items_in_batch` is missing, and while compiling: the compiler fuses that loss by itself.
     """
     targets = kwargs.get("shift_labels")
     if targets is None or num_items_in_batch is None or torch.compiler.is_compiling():
         options = {"num_items_in_batch": num_items_in_batch, **kwargs}
         return ForCausalLMLoss(logits, labels, vocab_size, **options)
-    summed: Tensor = _SummedLoss.apply(logits.view(-1, vocab_size), targets.view(-1))
-    return summed / num_items_in_batch
+    loss_sum: Tensor = _InPlaceLossSum.apply(logits.view(-1, vocab_size), targets.view(-1))
+    return loss_sum / num_items_in_batch
 
 
-class _SummedLoss(torch.autograd.Function):
-    """Logits [N, V] and targets [N] to the sum of the losses of all targets that are not ignored."""
+class _InPlaceLossSum(torch.autograd.Function):
+    """Sum of the losses of targets [N] that are not ignored, from logits [N, V]."""
 
     @staticmethod
-    def forward(ctx: FunctionCtx, logits: Tensor, targets: Tensor) -> Tensor:
-        """The sum in float32; where a gradient is wanted, `logits` hold it afterwards."""
-        gradient = logits.detach()  # the same memory
-        total = torch.zeros((), device=logits.device)
-        rows = max(1, CHUNK_NUMBERS // logits.shape[1])
+    def forward(ctx: Any, logits: Tensor, targets: Tensor) -> Tensor:
+        """The sum in float32. Afterwards `logits` hold their gradient if they need one."""
+        gradient = logits.detach()  # shares the memory of the logits
+        loss_sum = torch.zeros((), device=logits.device)
+        chunk_rows = max(1, CHUNK_ELEMENTS // logits.shape[1])
         counted = (targets != IGNORE_INDEX).unsqueeze(1)  # [N, 1]
-        columns = targets.clamp(min=0).unsqueeze(1)
-        for chunk, column, counts in zip(gradient.split(rows), columns.split(rows), counted.split(rows), strict=True):
-            probabilities = torch.log_softmax(chunk, dim=1, dtype=torch.float32)
-            total -= probabilities.gather(1, column).masked_fill_(~counts, 0.0).sum()
-            if ctx.needs_input_grad[0]:  # type: ignore[attr-defined]
-                probabilities.exp_().scatter_add_(1, column, probabilities.new_full((), -1.0).expand_as(column))
-                chunk.copy_(probabilities).mul_(counts)
-        ctx.gradient = gradient  # type: ignore[attr-defined]
-        return total
+        columns = targets.clamp(min=0).unsqueeze(1)  # [N, 1]; an ignored target becomes a valid index
+        chunks = zip(gradient.split(chunk_rows), columns.split(chunk_rows), counted.split(chunk_rows), strict=True)
+        for chunk, column, is_counted in chunks:
+            log_probabilities = torch.log_softmax(chunk, dim=1, dtype=torch.float32)
+            loss_sum -= log_probabilities.gather(1, column).masked_fill_(~is_counted, 0.0).sum()
+            if ctx.needs_input_grad[0]:
+                probabilities = log_probabilities.exp_()
+                minus_one = probabilities.new_full((), -1.0).expand_as(column)
+                chunk.copy_(probabilities.scatter_add_(1, column, minus_one)).mul_(is_counted)
+        ctx.gradient = gradient
+        return loss_sum
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, of_total: Tensor) -> tuple[Tensor, None]:
-        gradient, ctx.gradient = ctx.gradient, None  # the loss may be held longer than its gradient is needed
-        return gradient.mul_(of_total), None
-
-
-IGNORE_INDEX = -100  # the label that has no loss
+    def backward(ctx: Any, loss_sum_gradient: Tensor) -> tuple[Tensor, None]:
+        # the caller may keep the loss, and with it ctx, for longer than the gradient is needed
+        gradient, ctx.gradient = ctx.gradient, None
+        return gradient.mul_(loss_sum_gradient), None

@@ -1,57 +1,31 @@
-"""Linear layers packed for oneDNN: faster inference on a CPU.
+"""Faster inference on a CPU: the weights of linear layers in oneDNN's packed layout.
 
-Decoding multiplies each weight matrix with a row or a few, which is as fast as the weights arrive; in the layout in
-which they are trained, the usual kernels reach a fraction of that. A packed model computes the same, for inference
-alone: it can be neither trained nor saved.
+`pack_linears` is the only entry point. While decoding, each weight matrix is multiplied by one row or a few, and the
+time is that of reading the weights. PyTorch's kernels for the usual layout reach a fraction of the memory bandwidth;
+oneDNN's packed layout is faster and computes the same function.
 """
 
 import weakref
 from itertools import count
-from typing import Any
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
-# A packed weight is opaque to torch.compile, so a compiled graph knows it by its number.
-_PACKED: dict[int, tuple[Tensor, Tensor | None]] = {}
+_Model = TypeVar("_Model", bound=PreTrainedModel)
 
-_numbers = count()
+# Packed weight and bias by number: torch.compile cannot trace an opaque packed tensor, so a graph holds the number.
+_PACKED_WEIGHTS: dict[int, tuple[Tensor, Tensor | None]] = {}
 
-
-class PackedLinear(nn.Module):
-    """`nn.Linear` over a packed weight: [..., in] to [..., out]."""
-
-    def __init__(self, linear: nn.Linear) -> None:
-        super().__init__()
-        self.out_features = linear.out_features
-        self.number = next(_numbers)
-        packed = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach(), None)
-        _PACKED[self.number] = packed, linear.bias
-        weakref.finalize(self, _PACKED.pop, self.number)
-
-    def forward(self, inputs: Tensor) -> Tensor:
-        if torch.compiler.is_compiling():
-            return _packed_linear(inputs, self.number, self.out_features)
-        weight, bias = _PACKED[self.number]
-        return torch.ops.mkldnn._linear_pointwise(inputs, weight, bias, "none", [], "")
+_next_number = count()
 
 
-@torch.library.custom_op("minigpt::packed_linear", mutates_args=())
-def _packed_linear(inputs: Tensor, number: int, out_features: int) -> Tensor:
-    weight, bias = _PACKED[number]
-    return torch.ops.mkldnn._linear_pointwise(inputs, weight, bias, "none", [], "")
+def pack_linears(model: _Model) -> _Model:
+    """Pack every `nn.Linear` of a MiniGPT in place and return the model. For inference only.
 
-
-@_packed_linear.register_fake
-def _(inputs: Tensor, number: int, out_features: int) -> Tensor:
-    return inputs.new_empty(*inputs.shape[:-1], out_features)
-
-
-def pack_linears(model: Any) -> Any:
-    """Replace every `nn.Linear` of a MiniGPT on the CPU by a packed one, in place. Returns the model.
-
-    Left as it is: a model elsewhere, of a foreign class (which may look at its weights), or of a dtype for which this
-    CPU has no instructions.
+    A packed model can be neither trained nor saved. The model is returned unchanged if it is not on a CPU, is not a
+    MiniGPT (other classes may read their weights directly), or has a dtype for which this CPU has no oneDNN kernels.
     """
     if model.device.type != "cpu" or model.config.model_type != "minigpt" or not _has_kernels(model.dtype):
         return model
@@ -62,12 +36,42 @@ def pack_linears(model: Any) -> Any:
     return model
 
 
+class PackedLinear(nn.Module):
+    """`nn.Linear` with a packed weight: [..., in] to [..., out]."""
+
+    def __init__(self, linear: nn.Linear) -> None:
+        super().__init__()
+        self.out_features = linear.out_features
+        self.number = next(_next_number)
+        packed_weight = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach(), None)
+        _PACKED_WEIGHTS[self.number] = packed_weight, linear.bias
+        weakref.finalize(self, _PACKED_WEIGHTS.pop, self.number)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        if torch.compiler.is_compiling():
+            return _packed_linear_op(inputs, self.number, self.out_features)
+        return _packed_linear(inputs, self.number, self.out_features)  # without the overhead of a custom op
+
+
+def _packed_linear(inputs: Tensor, number: int, out_features: int) -> Tensor:
+    weight, bias = _PACKED_WEIGHTS[number]
+    return torch.ops.mkldnn._linear_pointwise(inputs, weight, bias, "none", [], "")
+
+
+_packed_linear_op = torch.library.custom_op("minigpt::packed_linear", _packed_linear, mutates_args=())
+
+
+@_packed_linear_op.register_fake
+def _(inputs: Tensor, number: int, out_features: int) -> Tensor:
+    return inputs.new_empty(*inputs.shape[:-1], out_features)
+
+
 def _has_kernels(dtype: torch.dtype) -> bool:
+    """Whether oneDNN multiplies matrices of `dtype` on this CPU."""
     if not torch.backends.mkldnn.is_available():
         return False
-    supported = {
-        torch.float32: lambda: True,
-        torch.bfloat16: torch.ops.mkldnn._is_mkldnn_bf16_supported,
-        torch.float16: torch.ops.mkldnn._is_mkldnn_fp16_supported,
-    }
-    return dtype in supported and bool(supported[dtype]())
+    if dtype is torch.bfloat16:
+        return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    if dtype is torch.float16:
+        return bool(torch.ops.mkldnn._is_mkldnn_fp16_supported())
+    return dtype is torch.float32

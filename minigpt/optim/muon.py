@@ -1,10 +1,17 @@
-"""Muon: momentum whose update is orthogonalized.
+"""Muon: momentum with orthogonalized updates, for the weight matrices of the layers.
+
+For a gradient G, Muon keeps the momentum M = μM + (1 - μ)G, looks ahead as in Nesterov's method, (1 - μ)G + μM, and
+replaces the singular values of that matrix by values near 1. So the update is about equally large in every direction,
+also in those that the gradient hardly shows. The Newton-Schulz iteration does this with matrix products only, without
+a singular value decomposition.
+Source: Jordan et al. 2024, https://kellerjordan.github.io/posts/muon. `torch.optim.Muon` computes the same, one matrix
+at a time; here matrices of one shape are processed together, and several processes share the work.
 
 Shapes: N matrices of one shape [rows, columns]; P processes.
 """
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -12,16 +19,20 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-NEWTON_SCHULZ = 3.4445, -4.7750, 2.0315
+# a, b, c of the polynomial aX + b(XXᵀ)X + c(XXᵀ)²X of one Newton-Schulz step (Jordan et al. 2024). They push small
+# singular values up as fast as possible; in exchange the values end between about 0.7 and 1.2 instead of at 1.
+NEWTON_SCHULZ_COEFFICIENTS = 3.4445, -4.7750, 2.0315
 
 
 class Muon(torch.optim.AdamW):
-    """AdamW whose groups marked `muon` take a step of equal size in every direction of a matrix instead.
+    """Muon for the parameter groups with `"muon": True`, whose parameters are matrices; AdamW for all other groups.
 
-    The momentum of a matrix is replaced by the nearest semi-orthogonal matrix before it is applied. Matrices of one
-    shape are orthogonalised together, and shared out: with P processes each works on 1/P of them, whether it holds
-    them whole (data parallel) or some rows of each (FSDP2). Every process has to take every step.
-    Source: Jordan et al. 2024, https://kellerjordan.github.io/posts/muon.
+    momentum: μ, the share of the old momentum that is kept in each step.
+    defaults: the options of AdamW. `lr` and `weight_decay` of a Muon group are those of Muon; the weight decay is
+        decoupled, as in AdamW.
+
+    With P processes each orthogonalizes 1/P of the matrices, whether every process has all of them (data parallel) or
+    only some rows of each (FSDP2). So all processes must take every step together.
     """
 
     param_groups: list[dict[str, Any]]
@@ -31,43 +42,47 @@ class Muon(torch.optim.AdamW):
         self.momentum = momentum
         for group in self.param_groups:
             group.setdefault("muon", False)
-        # AdamW's fused kernel can undo fp16's loss scale by itself; the matrices cannot, so the scaler has to do it
+        # AdamW's fused kernel can divide the gradients by float16's loss scale itself; Muon cannot, so GradScaler must
         self._step_supports_amp_scaling = False
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        torch.optim.Optimizer.__setstate__(self, state)  # AdamW's own wants a step count in the state of a matrix too
+        # AdamW's method expects a step count in the state of every parameter, which Muon's matrices do not have
+        torch.optim.Optimizer.__setstate__(self, state)
 
     @torch.no_grad()
-    def step(self, closure: Any = None) -> Any:
-        groups = self.param_groups
+    def step(self, closure: Callable[[], float] | None = None) -> Any:
+        """Update all parameters that have a gradient. Returns the loss of `closure`, None without one."""
+        all_groups = self.param_groups
         try:
-            self.param_groups = [group for group in groups if not group["muon"]]
+            self.param_groups = [group for group in all_groups if not group["muon"]]
             loss = super().step(closure)
         finally:
-            self.param_groups = groups
-        for group in groups:
+            self.param_groups = all_groups
+        for group in all_groups:
             if group["muon"]:
                 self._muon_step(group)
         return loss
 
     def _muon_step(self, group: dict[str, Any]) -> None:
-        same_shape: dict[torch.Size, list[nn.Parameter]] = defaultdict(list)
+        parameters_of_shape: dict[torch.Size, list[nn.Parameter]] = defaultdict(list)
         for parameter in group["params"]:
             if parameter.grad is not None:
-                same_shape[parameter.shape].append(parameter)
-        for (rows, columns), parameters in same_shape.items():
-            momenta = [_here(self._momentum(parameter)) for parameter in parameters]
-            gradients = [_here(parameter.grad) for parameter in parameters]
+                parameters_of_shape[parameter.shape].append(parameter)
+        for (rows, columns), parameters in parameters_of_shape.items():
+            momenta = [_local(self._momentum(parameter)) for parameter in parameters]
+            gradients = [_local(parameter.grad) for parameter in parameters if parameter.grad is not None]
             torch._foreach_lerp_(momenta, gradients, 1 - self.momentum)
-            nesterov = torch.stack(torch._foreach_lerp(gradients, momenta, self.momentum))
+            looked_ahead = torch.stack(torch._foreach_lerp(gradients, momenta, self.momentum))
             if isinstance(parameters[0], DTensor):
-                directions = orthogonalize_rows(nesterov, rows, _sharding_group(parameters[0]))
+                updates = orthogonalize_rows(looked_ahead, rows, _sharding_group(parameters[0]))
             else:
-                directions = orthogonalize_copies(nesterov)
-            weights = [_here(parameter) for parameter in parameters]
+                updates = orthogonalize_copies(looked_ahead)
+            weights = [_local(parameter) for parameter in parameters]
             torch._foreach_mul_(weights, 1 - group["lr"] * group["weight_decay"])
-            scale = max(1.0, rows / columns) ** 0.5  # the same root-mean-square update for every shape
-            torch._foreach_add_(weights, list(directions.unbind()), alpha=-group["lr"] * scale)
+            # the root mean square of a semi-orthogonal matrix is 1 / sqrt(max(rows, columns)); scaled by this factor
+            # it is 1 / sqrt(columns) for every shape
+            scale = max(1.0, rows / columns) ** 0.5
+            torch._foreach_add_(weights, list(updates.unbind()), alpha=-group["lr"] * scale)
 
     def _momentum(self, parameter: nn.Parameter) -> Tensor:
         state = self.state[parameter]
@@ -77,73 +92,84 @@ class Muon(torch.optim.AdamW):
         return momentum
 
 
-def _here(tensor: Any) -> Tensor:
-    """What this process holds of a tensor, sharded or not; the same memory."""
-    local: Tensor = tensor.to_local() if isinstance(tensor, DTensor) else tensor
-    return local
+def _local(tensor: Tensor) -> Tensor:
+    """The part of a tensor that this process holds (all of it if it is not sharded), in the same memory."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
-def _sharding_group(parameter: DTensor) -> Any:
-    """The processes that hold the rows of `parameter` between them."""
-    (dimension,) = (number for number, placement in enumerate(parameter.placements) if placement.is_shard(0))
-    return parameter.device_mesh.get_group(dimension)
+def _sharding_group(parameter: DTensor) -> dist.ProcessGroup:
+    """The processes that hold the rows of `parameter`, each a part of them."""
+    (mesh_dimension,) = (number for number, placement in enumerate(parameter.placements) if placement.is_shard(0))
+    return parameter.device_mesh.get_group(mesh_dimension)
 
 
 def orthogonalize_copies(matrices: Tensor) -> Tensor:
-    """`orthogonalize` of matrices [N, rows, columns] that every process holds; each does its share of them."""
+    """`orthogonalize` for matrices [N, rows, columns] that every process has; each process computes 1/P of them."""
     processes = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
     if processes == 1:
         return orthogonalize(matrices)
-    number, share = len(matrices), -(-len(matrices) // processes)
+    number = len(matrices)
+    share = -(-number // processes)  # matrices per process, rounded up
     padded = nn.functional.pad(matrices, (0, 0, 0, 0, 0, processes * share - number))
-    together = torch.empty_like(padded)
-    dist.all_gather_into_tensor(together, orthogonalize(padded.chunk(processes)[dist.get_rank()]))
-    return together[:number]
+    gathered = torch.empty_like(padded)
+    dist.all_gather_into_tensor(gathered, orthogonalize(padded.chunk(processes)[dist.get_rank()]))
+    return gathered[:number]
 
 
-def orthogonalize_rows(shards: Tensor, rows: int, group: Any) -> Tensor:
-    """`orthogonalize` of N matrices of `rows` rows each, of which a process of `group` holds [N, its rows, columns].
+def orthogonalize_rows(shards: Tensor, rows: int, group: dist.ProcessGroup) -> Tensor:
+    """`orthogonalize` for N matrices of `rows` rows, of which each process has a part: shards [N, its rows, columns].
 
-    The rows of each matrix meet on one process, as many matrices on each, and what it finds goes back the same way.
+    Two all-to-all exchanges: the first gives each process of `group` all rows of its share of the matrices, the second
+    returns the rows of the results to the processes that hold them. Returns [N, its rows, columns].
     """
     processes, number, columns = group.size(), len(shards), shards.shape[2]
-    share, chunk = -(-number // processes), -(-rows // processes)  # matrices and rows of a process; the last has fewer
-    sent = nn.functional.pad(shards, (0, 0, 0, chunk - shards.shape[1], 0, processes * share - number))
-    received = torch.empty_like(sent)
-    dist.all_to_all_single(received, sent, group=group)
-    whole = received.view(processes, share, chunk, columns).transpose(0, 1).reshape(share, -1, columns)
-    found = torch.zeros_like(whole)
-    found[:, :rows] = orthogonalize(whole[:, :rows])
-    sent = found.view(share, processes, chunk, columns).transpose(0, 1).contiguous()
-    dist.all_to_all_single(received, sent.view_as(received), group=group)
-    return received[:number, : shards.shape[1]]
+    # matrices and rows per process, rounded up; the last processes may have fewer or none
+    share, chunk = -(-number // processes), -(-rows // processes)
+    # [P * share, chunk, columns]: this process's rows of all matrices, padded so that all processes send equally much
+    outgoing = nn.functional.pad(shards, (0, 0, 0, chunk - shards.shape[1], 0, processes * share - number))
+    incoming = torch.empty_like(outgoing)
+    dist.all_to_all_single(incoming, outgoing, group=group)
+    by_sender = incoming.view(processes, share, chunk, columns)
+    whole = by_sender.transpose(0, 1).reshape(share, -1, columns)  # [share, P * chunk, columns]
+    results = torch.zeros_like(whole)
+    results[:, :rows] = orthogonalize(whole[:, :rows])
+    outgoing = results.view(share, processes, chunk, columns).transpose(0, 1).contiguous()
+    dist.all_to_all_single(incoming, outgoing.view_as(incoming), group=group)
+    return incoming[:number, : shards.shape[1]]
 
 
 def orthogonalize(matrices: Tensor, steps: int = 5) -> Tensor:
-    """Semi-orthogonal matrices near `matrices` [N, rows, columns]: singular values of about 0.7 to 1.2.
+    """Approximately semi-orthogonal matrices with the singular vectors of `matrices` [N, rows, columns].
 
-    Newton–Schulz iteration with the coefficients of Jordan et al. 2024; in bfloat16 on a GPU, where it is fast. In
-    float32 a matrix of another shape than square is multiplied once, by the product of all its steps' polynomials.
+    Runs `steps` Newton-Schulz steps, after which most singular values are between about 0.7 and 1.2. Very small ones
+    need more steps, and a matrix of zeros stays zero. In bfloat16 on CUDA, in float32 elsewhere; the result has the
+    dtype of `matrices`.
     """
-    a, b, c = NEWTON_SCHULZ
+    a, b, c = NEWTON_SCHULZ_COEFFICIENTS
     x = matrices.bfloat16() if matrices.is_cuda else matrices.float()
-    wide = x.shape[-2] <= x.shape[-1]
-    if not wide:
-        x = x.mT
-    x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
+    is_wide = x.shape[-2] <= x.shape[-1]
+    if not is_wide:
+        x = x.mT  # then X @ X.mT is the smaller of the two Gram matrices
+    x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)  # the iteration needs singular values of at most 1
     if x.dtype == torch.float32 and x.shape[-2] < x.shape[-1]:
-        x = _polynomials(x @ x.mT, steps) @ x
+        # fewer operations: iterate on the small Gram matrix, then multiply X once. In bfloat16 the rounding errors of
+        # this are several times larger.
+        x = _newton_schulz_product(x @ x.mT, steps) @ x
     else:
         for _ in range(steps):
             gram = x @ x.mT
             polynomial = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
             x = torch.baddbmm(x, polynomial, x, beta=a)
-    return (x if wide else x.mT).to(matrices.dtype)
+    return (x if is_wide else x.mT).to(matrices.dtype)
 
 
-def _polynomials(gram: Tensor, steps: int) -> Tensor:
-    """The product of the polynomials that `steps` steps multiply X with, from X @ X.mT [N, rows, rows]."""
-    a, b, c = NEWTON_SCHULZ
+def _newton_schulz_product(gram: Tensor, steps: int) -> Tensor:
+    """The matrix [N, rows, rows] that `steps` Newton-Schulz steps multiply X by, from the Gram matrix X @ X.mT.
+
+    A step multiplies X by the polynomial aI + bG + cG² of its Gram matrix G, and the next Gram matrix follows from G
+    and the polynomial alone.
+    """
+    a, b, c = NEWTON_SCHULZ_COEFFICIENTS
     product = torch.eye(gram.shape[-1], device=gram.device)
     for _ in range(steps):
         polynomial = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)

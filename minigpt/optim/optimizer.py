@@ -1,4 +1,4 @@
-"""Build the optimizer: AdamW, or Muon for the layers' matrices."""
+"""Build the optimizer: AdamW for all parameters, or Muon for the weight matrices of the layers."""
 
 from typing import Any
 
@@ -10,33 +10,41 @@ from minigpt.optim.muon import Muon
 
 
 def build_optimizer(model: nn.Module, args: OptimizerArguments, device: torch.device) -> torch.optim.Optimizer:
-    """AdamW, or Muon with AdamW for all that is no matrix of a layer. Matrices decay; biases and norms do not.
+    """AdamW for all parameters; with `optimizer="muon"` Muon for the matrices of the layers and AdamW for the rest.
 
-    Every group's rate is the schedule's times its `lr_ratio`.
+    Weight decay applies to matrices, not to biases and norms. `set_learning_rate` multiplies the scheduled rate by the
+    `lr_ratio` of a group: that of Muon's matrices is muon_learning_rate / learning_rate, so both rates keep their
+    ratio at every step.
     """
-    matrices, vectors, hidden_matrices = [], [], []
+    matrices, vectors, layer_matrices = [], [], []
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
         if parameter.ndim < 2:
             vectors.append(parameter)
         elif args.optimizer == "muon" and ".layers." in name:
-            hidden_matrices.append(parameter)
+            layer_matrices.append(parameter)
         else:
             matrices.append(parameter)
     groups: list[dict[str, Any]] = [
         {"params": matrices, "weight_decay": args.weight_decay},
         {"params": vectors, "weight_decay": 0.0},
     ]
-    if args.optimizer == "muon":
-        muon = {"muon": True, "lr": args.muon_learning_rate, "lr_ratio": args.muon_learning_rate / args.learning_rate}
-        groups.append({"params": hidden_matrices, "weight_decay": args.weight_decay, **muon})
     options: dict[str, Any] = {
         "lr": args.learning_rate,
         "betas": (args.adam_beta1, args.adam_beta2),
         "eps": args.adam_epsilon,
         "fused": device.type in ("cpu", "cuda", "mps"),
     }
-    if args.optimizer == "muon":
-        return Muon(groups, args.muon_momentum, **options)
-    return torch.optim.AdamW(groups, **options)
+    if args.optimizer != "muon":
+        return torch.optim.AdamW(groups, **options)
+    groups.append(
+        {
+            "params": layer_matrices,
+            "weight_decay": args.weight_decay,
+            "muon": True,
+            "lr": args.muon_learning_rate,
+            "lr_ratio": args.muon_learning_rate / args.learning_rate,
+        }
+    )
+    return Muon(groups, args.muon_momentum, **options)

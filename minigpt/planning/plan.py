@@ -1,28 +1,31 @@
 """Plan a run: its memory, time and steps before it starts."""
 
-import argparse
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from minigpt.utils.errors import UserError
-
-if TYPE_CHECKING:
-    from minigpt.config.arguments import Arguments
-    from minigpt.planning.memory import Setup
-    from minigpt.planning.step_time import StepTime
-import sys
-from itertools import takewhile
+import torch
 
 from configuration_minigpt import MiniGPTConfig
-from minigpt.config.arguments import TEXT_SOURCES, Arguments
-from minigpt.config.parser import parse_arguments, read_config
+from minigpt.config.arguments import Arguments
 from minigpt.data.corpora import open_corpus
 from minigpt.data.datamodule import steps_of_run
-from minigpt.data.samplers import SampleOrder
+from minigpt.data.prepare import make_tokenizer
+from minigpt.data.samplers import BlockOrder
 from minigpt.data.shards import open_shards
 from minigpt.data.tokenizer import load_tokenizer
+from minigpt.planning.memory import (
+    RUNTIME_BYTES,
+    TrainingSetup,
+    largest_that_fits,
+    parameters,
+    peak_bytes,
+    peak_phase,
+)
+from minigpt.planning.step_time import StepTime, estimate_step_time, flops_per_token, measure_step_time
+from minigpt.training.setup import build_config
+from minigpt.utils.errors import UserError
 from minigpt.utils.formatting import format_flops, format_seconds
+from minigpt.utils.hardware import PEAK_FLOPS, peak_memory_gib
 
 GIB = 2**30
 
@@ -30,27 +33,28 @@ PRECISIONS = {"no": "float32", "bf16": "bfloat16 (mixed)", "fp16": "float16 (mix
 
 
 @dataclass(frozen=True)
-class Budget:
-    """What a run will cost on each of its devices, and the setup that would use the memory best."""
+class RunPlan:
+    """Estimated memory and time of a run on each of its devices.
 
-    setup: "Setup"
-    proposal: "Setup | None"
+    `proposal` is the same run with the largest micro-batch that fits, if a limit was given. `steps` is None if only
+    the tokenized text can tell it, `time` is None if it was not measured.
+    """
+
+    setup: TrainingSetup
+    proposal: TrainingSetup | None
     steps: int | None
     precision: str
     device: str
-    time: "StepTime | None"
+    time: StepTime | None
     time_from: str
 
     def as_dict(self) -> dict[str, Any]:
         """The figures, in GiB and seconds."""
-        from minigpt.planning import memory
-        from minigpt.planning.step_time import flops_per_token
-
         setup = self.setup
-        moment, parts = memory.peak(setup)
+        phase, parts = peak_phase(setup)
         step_s = self.time.step_s(setup.accumulation) if self.time else None
         figures: dict[str, Any] = {
-            "parameters": memory.parameters(setup.config),
+            "parameters": parameters(setup.config),
             "tokens_per_step": setup.tokens * setup.accumulation * setup.devices,
             "steps": self.steps,
             "flops_per_token": flops_per_token(setup.config, setup.block_size),
@@ -58,8 +62,8 @@ class Budget:
             "devices": setup.devices,
             "precision": self.precision,
             "memory_gib": {name: size / GIB for name, size in parts.items() if size},
-            "peak_gib": memory.peak_bytes(setup) / GIB,
-            "peak_at": moment,
+            "peak_gib": peak_bytes(setup) / GIB,
+            "peak_at": phase,
             "step_s": step_s,
             "run_s": step_s * self.steps if step_s is not None and self.steps else None,
             "time_from": self.time_from,
@@ -68,65 +72,72 @@ class Budget:
             figures["proposal"] = {
                 "per_device_train_batch_size": self.proposal.micro_batch,
                 "gradient_accumulation_steps": self.proposal.accumulation,
-                "peak_gib": memory.peak_bytes(self.proposal) / GIB,
+                "peak_gib": peak_bytes(self.proposal) / GIB,
             }
         return figures
 
     def as_table(self) -> str:
-        """The figures to read."""
-        told, setup = self.as_dict(), self.setup
-        steps = (
-            f"{told['steps']:,}" if told["steps"] else "as the text has; give --max_steps, or --data prepared shards"
-        )
+        """The figures as lines of text."""
+        figures, setup = self.as_dict(), self.setup
+        unknown_steps = "known after tokenizing; give --max_steps, or prepared shards with --data"
         lines = [
-            f"  parameters     {told['parameters']:,}",
-            f"  tokens a step  {told['tokens_per_step']:,} = {setup.micro_batch} samples x {setup.accumulation} "
-            f"micro-batches x {setup.devices} device(s) x {setup.block_size} tokens",
-            f"  steps          {steps}",
-            f"  device         {setup.devices} x {self.device}, {PRECISIONS[self.precision]}",
+            f"  parameters       {figures['parameters']:,}",
+            f"  tokens per step  {figures['tokens_per_step']:,} = {setup.micro_batch} samples x "
+            f"{setup.accumulation} micro-batches x {setup.devices} device(s) x {setup.block_size} tokens",
+            f"  steps            {format(figures['steps'], ',') if figures['steps'] else unknown_steps}",
+            f"  device           {setup.devices} x {self.device}, {PRECISIONS[self.precision]}",
             "",
-            f"  memory of a device, GiB; its peak is at: {told['peak_at']}",
-            *(f"    {name:<26}{size:>9.3f}" for name, size in told["memory_gib"].items()),
-            f"    {'sum':<26}{told['peak_gib']:>9.3f}",
+            f"  peak memory per device, GiB; reached in the phase: {figures['peak_at']}",
+            *(f"    {name:<26}{size:>9.3f}" for name, size in figures["memory_gib"].items()),
+            f"    {'sum':<26}{figures['peak_gib']:>9.3f}",
             "",
         ]
-        if told["step_s"] is not None:
-            rate = told["tokens_per_step"] / told["step_s"]
-            lines.append(f"  a step         {format_seconds(told['step_s'])}, {rate:,.0f} tokens/s ({self.time_from})")
-            achieved = told["flops_per_token"] * rate / setup.devices
+        if figures["step_s"] is not None:
+            rate = figures["tokens_per_step"] / figures["step_s"]
+            achieved = figures["flops_per_token"] * rate / setup.devices
+            lines += [
+                f"  time per step    {format_seconds(figures['step_s'])}, {rate:,.0f} tokens/s ({self.time_from})",
+                f"  arithmetic       {figures['flops_per_token'] / 1e6:,.1f} MFLOP per token, "
+                f"{format_flops(achieved)} per device",
+            ]
+        if figures["run_s"] is not None:
+            lines.append(f"  time of the run  {format_seconds(figures['run_s'])}, without evaluation and saving")
+        if self.proposal is not None:
             lines.append(
-                f"  arithmetic     {told['flops_per_token'] / 1e6:,.1f} MFLOP per token, "
-                f"{format_flops(achieved)} per device"
-            )
-        if told["run_s"] is not None:
-            lines.append(f"  the run        {format_seconds(told['run_s'])}, evaluation, samples and saving excluded")
-        if "proposal" in told:
-            best = told["proposal"]
-            lines.append(
-                f"  fits           --per_device_train_batch_size {best['per_device_train_batch_size']} "
-                f"--gradient_accumulation_steps {best['gradient_accumulation_steps']}  ({best['peak_gib']:.3f} GiB)"
+                f"  largest to fit   --per_device_train_batch_size {self.proposal.micro_batch} "
+                f"--gradient_accumulation_steps {self.proposal.accumulation}  "
+                f"({figures['proposal']['peak_gib']:.3f} GiB)"
             )
         return "\n".join(lines).rstrip()
 
 
-def forecast_run(args: "Arguments", own: argparse.Namespace) -> Budget:
-    """All that `minigpt plan` says about the run of `args`. Raises UserError where no batch fits into the memory."""
-    import torch
+def plan_run(
+    args: Arguments,
+    *,
+    devices: int = 1,
+    fsdp: bool = False,
+    memory_gib: float | None = None,
+    device: str | None = None,
+    efficiency: float = 0.4,
+    probe: bool = True,
+) -> RunPlan:
+    """Plan the run of `args` on `devices` devices, with FSDP2 if `fsdp`, otherwise with DDP.
 
-    from minigpt.planning import step_time
-    from minigpt.planning.memory import RUNTIME_BYTES, Setup, largest_that_fits
-    from minigpt.planning.plan import planned_config, planned_steps
-    from minigpt.utils.hardware import PEAK_FLOPS, peak_memory_gib
+    memory_gib: memory of one device, for which the largest micro-batch that fits is proposed.
+    device: cpu, cuda or a name in `PEAK_FLOPS`; None is what is available here.
+    efficiency: share of its peak that a GPU which is not available is assumed to reach.
+    probe: whether to measure the time on a device that is available.
 
-    here = "cuda" if torch.cuda.is_available() and not args.use_cpu else "cpu"
-    device = own.device or here
-    if device not in ("cpu", here, *PEAK_FLOPS):
-        raise UserError(f"device={device} is neither here nor one of {', '.join(PEAK_FLOPS)}")
+    Raises UserError if the device is unknown, the model cannot be built, or no micro-batch fits into the memory.
+    """
+    available = "cuda" if torch.cuda.is_available() and not args.use_cpu else "cpu"
+    device = device or available
+    if device not in ("cpu", available, *PEAK_FLOPS):
+        raise UserError(f"device={device} is not available and not one of {', '.join(PEAK_FLOPS)}")
     kind = "cpu" if device == "cpu" else "cuda"
-    precision = args.mixed_precision or ("no" if kind == "cpu" else "bf16")  # as accelerate_configs have it
+    precision = args.mixed_precision or ("no" if kind == "cpu" else "bf16")  # as the launch profiles have it
     config = planned_config(args)
-    _import_as_the_trainer()
-    setup = Setup(
+    setup = TrainingSetup(
         config=config,
         block_size=args.block_size,
         micro_batch=args.per_device_train_batch_size,
@@ -138,61 +149,31 @@ def forecast_run(args: "Arguments", own: argparse.Namespace) -> Budget:
         document_attention=args.document_attention or args.packing_strategy.startswith("bfd"),
         gradient_checkpointing=args.gradient_checkpointing,
         device=kind,
-        devices=own.devices,
-        sharded=own.fsdp,
-        process_bytes=peak_memory_gib(torch.device("cpu")) * GIB + RUNTIME_BYTES if kind == "cpu" else 0.0,
+        devices=devices,
+        sharded=fsdp,
+        process_bytes=_process_bytes() if kind == "cpu" else 0.0,
     )
-    proposal = largest_that_fits(setup, own.memory * GIB) if own.memory is not None else None
-    if own.no_probe:
-        time, time_from = None, "not measured"
-    elif device in PEAK_FLOPS:
-        mixed = precision != "no"
-        time = step_time.from_data_sheet(device, config, args, setup.micro_batch, mixed, own.efficiency)
-        time_from = f"{own.efficiency:.0%} of the maker's figure"
-    else:
-        time = step_time.measured(args, config, setup.micro_batch, precision, torch.device(device))
+    proposal = largest_that_fits(setup, memory_gib * GIB) if memory_gib is not None else None
+    time: StepTime | None = None
+    time_from = "not measured"
+    if probe and device in PEAK_FLOPS:
+        time_from = f"{efficiency:.0%} of the data sheet's peak"
+        time = estimate_step_time(
+            device, config, args.block_size, setup.micro_batch, is_mixed=setup.is_mixed, efficiency=efficiency
+        )
+    elif probe:
         time_from = "measured here on a few layers"
-    return Budget(setup, proposal, planned_steps(args, own.devices), precision, device, time, time_from)
+        time = measure_step_time(args, config, setup.micro_batch, precision, torch.device(device))
+    return RunPlan(setup, proposal, planned_steps(args, devices), precision, device, time, time_from)
 
 
-def _import_as_the_trainer() -> None:
-    """The libraries of a training process, so that this process is as large as one before it has a model."""
-    import torch.utils.tensorboard  # noqa: F401
+def planned_config(args: Arguments) -> MiniGPTConfig:
+    """The configuration of the model that the trainer would build, except for the ids of special tokens.
 
-
-def planned_arguments(words: Sequence[str]) -> Arguments:
-    """The options of the run. A preset that leaves its text to the command line can be planned without it."""
-    if not words or words[0].startswith("-"):
-        raise UserError("give a preset first, as in: minigpt plan configs/quickstart.yaml")
-    sys.argv[0] = "minigpt plan"  # the parser of the options names itself by it
-    presets = takewhile(lambda word: not word.startswith("-"), words)
-    named = {f"--{key}" for preset in presets for key in read_config(preset)} | {word.split("=")[0] for word in words}
-    has_text = any(f"--{source}" in named for source in TEXT_SOURCES)
-    # any text: the shape does not depend on it, or the error below says so
-    args = parse_arguments([*words, *([] if has_text else ["--corpus", "python-docs"])], words[0])
-    if not has_text and args.tokenizer == "char" and args.vocab_size is None:
-        raise UserError("tokenizer=char: the text decides how many ids there are; give --train_file or --vocab_size")
-    return args
-
-
-def planned_config(args: Arguments) -> Any:
-    """The configuration of the model as `minigpt.build` would make it, without its tokenizer where that is not there.
-
-    Raises UserError where the model cannot be found or options do not go together.
+    Raises UserError if the shape cannot be, the model or tokenizer cannot be found, or block_size is too long.
     """
-    dropout = {} if args.dropout is None else dict.fromkeys(("embd_pdrop", "attn_pdrop", "resid_pdrop"), args.dropout)
-    multiple = args.pad_vocab_size_to_multiple_of or 1
-    if args.model_name_or_path is not None:
-        try:
-            config = MiniGPTConfig.from_pretrained(args.model_name_or_path, **dropout)
-        except OSError as error:
-            raise UserError(f"model_name_or_path={args.model_name_or_path}: {' '.join(str(error).split())}") from error
-        config.vocab_size = -(-config.vocab_size // multiple) * multiple
-    else:
-        rows = args.vocab_size or -(-_ids(args) // multiple) * multiple
-        no_dropout = dict.fromkeys(("embd_pdrop", "attn_pdrop", "resid_pdrop"), 0.0)
-        shape = {"max_position_embeddings": args.block_size} | args.shape | {"vocab_size": rows}
-        config = MiniGPTConfig(**(no_dropout | dropout | shape))
+    has_vocab_size = args.model_name_or_path is not None or args.vocab_size is not None
+    config = build_config(args, vocab_size=0 if has_vocab_size else _tokenizer_size(args))
     if args.block_size > config.max_position_embeddings:
         raise UserError(
             f"block_size={args.block_size} is longer than the position table; "
@@ -201,33 +182,40 @@ def planned_config(args: Arguments) -> Any:
     return config
 
 
-def _ids(args: Arguments) -> int:
-    """How many ids the tokenizer has, or will have once it is trained."""
-    if args.data is not None:
-        shards = open_shards(args.data[0])
-        if args.tokenizer is None and shards.tokenizer_dir is None and shards.vocab_size is None:
-            raise UserError(f"data={args.data[0]} does not say how many ids it has; give --vocab_size or --tokenizer")
-        source = args.tokenizer or shards.tokenizer_dir
-        return shards.vocab_size or len(load_tokenizer(source or ""))
-    if args.tokenizer == "char":
-        corpus = open_corpus(args)
-        characters: set[str] = set()
-        for documents in (corpus.train, corpus.validation):
-            for text, _ in documents.pieces():
-                characters.update(str(text))
-        return len(characters) + 1  # <|endoftext|>
-    if args.tokenizer in (None, "bpe"):
-        return args.tokenizer_vocab_size
-    return len(load_tokenizer(args.tokenizer))
-
-
 def planned_steps(args: Arguments, devices: int) -> int | None:
-    """Steps of the whole run; None where only a text that is not prepared yet knows."""
-
+    """Steps of the whole run; None if the text has to be tokenized or packed to know them."""
     if args.max_steps is not None:
         return args.max_steps
     if args.data is None or args.packing_strategy != "wrapped":
         return None
     tokens = [len(open_shards(folder).train) for folder in args.data]
-    samples = sum(SampleOrder(number, args.block_size, args.seed, args.stride).samples for number in tokens)
+    samples = sum(BlockOrder(number, args.block_size, args.seed, args.stride).samples_per_epoch for number in tokens)
     return steps_of_run(args, samples, devices)
+
+
+def _tokenizer_size(args: Arguments) -> int:
+    """Number of ids of the run's tokenizer, also of one that is not trained yet.
+
+    A trained 'bpe' counts as `tokenizer_vocab_size`; a very short text may give fewer ids.
+    """
+    if args.data is not None:
+        shards = open_shards(args.data[0])
+        named = None if args.tokenizer in ("bpe", "char") else args.tokenizer
+        tokenizer = named or shards.tokenizer_dir
+        if tokenizer is not None:
+            return len(load_tokenizer(tokenizer))
+        if shards.vocab_size is None:
+            raise UserError(f"data={args.data[0]} has no vocabulary size; give --vocab_size or --tokenizer")
+        return shards.vocab_size
+    if args.tokenizer in (None, "bpe"):
+        return args.tokenizer_vocab_size
+    if args.tokenizer == "char":
+        return len(make_tokenizer(args, open_corpus(args)))
+    return len(load_tokenizer(args.tokenizer))
+
+
+def _process_bytes() -> float:
+    """Size of a training process on a CPU before it has a model: this one, with what only the trainer imports."""
+    import torch.utils.tensorboard
+
+    return peak_memory_gib(torch.device("cpu")) * GIB + RUNTIME_BYTES

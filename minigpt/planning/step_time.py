@@ -1,17 +1,17 @@
 """Measure or estimate the time of a training step.
 
-The time of a step is `accumulation` micro-batches and one update, and both are straight lines in the number of layers:
-what one layer more costs (its products, and what every small operation costs besides), and all that is outside the
-layers. For a GPU that is not here: the arithmetic of the model over a share of the maker's figure.
+The time of a step is `accumulation` micro-batches and one update. Both are linear in the number of layers: a constant
+part outside the layers, and a part per layer with its products and its small operations. For a GPU that is not
+available here, the time is the model's arithmetic divided by a share of the GPU's peak.
 """
 
 import statistics
 import time
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
+from configuration_minigpt import MiniGPTConfig
 from minigpt.config.arguments import Arguments
 from minigpt.modeling.activation_checkpointing import enable_activation_checkpointing
 from minigpt.modeling.flops import train_flops_per_token
@@ -24,13 +24,13 @@ from modeling_minigpt import MiniGPTForCausalLM
 
 DTYPES = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
-WHOLE_LAYERS = 4  # a model of so many layers runs as it is
+MAX_WHOLE_LAYERS = 4  # a model with at most this many layers is measured whole
 
-FEW_LAYERS = 3
+PROBE_LAYERS = (1, 3)  # otherwise two models with so many layers are measured
 
-WARM_UP_S, BUDGET_S = 1.0, 4.0  # for the first turns, which do not count, and for those that do
+WARM_UP_S, MEASURING_S = 1.0, 4.0
 
-TURNS = (2, 60)  # that count, at least and at most
+MIN_ROUNDS, MAX_ROUNDS = 2, 60  # of measured steps
 
 
 @dataclass(frozen=True)
@@ -41,78 +41,92 @@ class StepTime:
     update_s: float
 
     def step_s(self, accumulation: int) -> float:
+        """Seconds of a step with `accumulation` micro-batches."""
         return accumulation * self.micro_batch_s + self.update_s
 
 
-def line(few: tuple[int, StepTime], more: tuple[int, StepTime], layers: int) -> StepTime:
-    """The times at `layers`, on the straight lines through those at two other numbers of layers."""
-    (low, at_low), (high, at_high) = few, more
-    share = (layers - low) / (high - low)
+def extrapolate(few: tuple[int, StepTime], more: tuple[int, StepTime], layers: int) -> StepTime:
+    """The time with `layers` layers, linear through the times with two other numbers of layers."""
+    (few_layers, few_time), (more_layers, more_time) = few, more
+    factor = (layers - few_layers) / (more_layers - few_layers)
 
-    def at(first: float, second: float) -> float:
-        return max(first, first + share * (second - first))  # noise may make a small layer's time negative
+    def linear(first_s: float, second_s: float) -> float:
+        return max(first_s, first_s + factor * (second_s - first_s))  # noise can make the difference negative
 
-    return StepTime(at(at_low.micro_batch_s, at_high.micro_batch_s), at(at_low.update_s, at_high.update_s))
+    return StepTime(
+        linear(few_time.micro_batch_s, more_time.micro_batch_s), linear(few_time.update_s, more_time.update_s)
+    )
 
 
-def measured(args: Arguments, config: Any, micro_batch: int, precision: str, device: torch.device) -> StepTime:
-    """Run steps of `micro_batch` samples of `block_size` tokens of one model, or of two small ones in turns."""
+def measure_step_time(
+    args: Arguments, config: MiniGPTConfig, micro_batch: int, precision: str, device: torch.device
+) -> StepTime:
+    """Time training steps of `micro_batch` samples for a few seconds, on the whole model or on two small ones."""
     if device.type == "cpu":
-        keep_freed_memory()
+        keep_freed_memory()  # as the trainer does
     layers = config.num_hidden_layers
-    numbers = [layers] if layers <= WHOLE_LAYERS else [1, FEW_LAYERS]
-    steppers = [_Stepper(args, config, number, micro_batch, precision, device) for number in numbers]
-    turns: list[list[StepTime]] = [[] for _ in steppers]
+    numbers = [layers] if layers <= MAX_WHOLE_LAYERS else list(PROBE_LAYERS)
+    timers = [_StepTimer(args, config, number, micro_batch, precision, device) for number in numbers]
+    times: list[list[StepTime]] = [[] for _ in timers]
     started = time.perf_counter()
-    for stepper in steppers:
-        stepper.take()  # compiles kernels, makes the optimizer's state
+    for timer in timers:
+        timer.time_step()  # loads kernels, creates the optimizer's state
     while time.perf_counter() - started < WARM_UP_S:  # small models are slower while malloc's heap still grows
-        for stepper in steppers:
-            stepper.take()
+        for timer in timers:
+            timer.time_step()
     started = time.perf_counter()
-    least, most = TURNS
-    while len(turns[0]) < least or (len(turns[0]) < most and time.perf_counter() - started < BUDGET_S):
-        for stepper, times in zip(steppers, turns, strict=True):
-            times.append(stepper.take())
+    while len(times[0]) < MIN_ROUNDS or (len(times[0]) < MAX_ROUNDS and time.perf_counter() - started < MEASURING_S):
+        for timer, measured in zip(timers, times, strict=True):
+            measured.append(timer.time_step())
     medians = [
-        StepTime(statistics.median(t.micro_batch_s for t in times), statistics.median(t.update_s for t in times))
-        for times in turns
+        StepTime(
+            statistics.median(step.micro_batch_s for step in measured),
+            statistics.median(step.update_s for step in measured),
+        )
+        for measured in times
     ]
     if len(medians) == 1:
         return medians[0]
-    return line((numbers[0], medians[0]), (numbers[1], medians[1]), layers)
+    return extrapolate((numbers[0], medians[0]), (numbers[1], medians[1]), layers)
 
 
-class _Stepper:
-    """Training steps of a model with `layers` layers, on random tokens."""
+class _StepTimer:
+    """Times training steps on random tokens, of the configured model with `layers` layers."""
 
     def __init__(
-        self, args: Arguments, config: Any, layers: int, micro_batch: int, precision: str, device: torch.device
+        self,
+        args: Arguments,
+        config: MiniGPTConfig,
+        layers: int,
+        micro_batch: int,
+        precision: str,
+        device: torch.device,
     ) -> None:
         config = type(config).from_dict(config.to_dict() | {"num_hidden_layers": layers})
         config._attn_implementation = args.attn_implementation
         self.device, self.precision, self.max_norm = device, precision, args.max_grad_norm
-        self.model = MiniGPTForCausalLM(config).to(device).train()
+        self.model = MiniGPTForCausalLM(config).train()
+        self.model.to(device)
         self.model.loss_function = in_place_cross_entropy
         enable_activation_checkpointing(self.model, args.gradient_checkpointing)
         self.optimizer = build_optimizer(self.model, args, device)
         self.ids = torch.randint(config.vocab_size, (micro_batch, args.block_size), device=device)
 
-    def take(self) -> StepTime:
-        """One step of one micro-batch."""
-        began = self._now()
-        dtype, mixed = DTYPES[self.precision], self.precision != "no"
-        with torch.autocast(self.device.type, dtype, enabled=mixed, cache_enabled=False):
+    def time_step(self) -> StepTime:
+        """The time of one step with one micro-batch."""
+        started = self._now()
+        dtype, is_mixed = DTYPES[self.precision], self.precision != "no"
+        with torch.autocast(self.device.type, dtype, enabled=is_mixed, cache_enabled=False):
             loss = self.model(
                 self.ids, shift_labels=self.ids, num_items_in_batch=self.ids.numel(), use_cache=False, skip_logits=True
             ).loss
         loss.backward()
-        between = self._now()
+        backward_done = self._now()
         if self.max_norm:
             torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.max_norm)
         self.optimizer.step()
         self.optimizer.zero_grad()
-        return StepTime(between - began, self._now() - between)
+        return StepTime(backward_done - started, self._now() - backward_done)
 
     def _now(self) -> float:
         if self.device.type != "cpu":
@@ -120,12 +134,14 @@ class _Stepper:
         return time.perf_counter()
 
 
-def flops_per_token(config: Any, block_size: int) -> float:
-    """Forward and backward, by the formula that the trainer's MFU uses."""
+def flops_per_token(config: MiniGPTConfig, block_size: int) -> float:
+    """FLOPs of forward and backward for one token, by the formula of the trainer's MFU."""
     return train_flops_per_token(parameters(config), config, block_size)
 
 
-def from_data_sheet(name: str, config: Any, args: Arguments, micro_batch: int, mixed: bool, share: float) -> StepTime:
-    """The time on a GPU that is not here, at `share` of its peak; float32 counts as TF32, half as fast."""
-    peak = PEAK_FLOPS[name] * share * (1.0 if mixed else 0.5)
-    return StepTime(micro_batch * args.block_size * flops_per_token(config, args.block_size) / peak, 0.0)
+def estimate_step_time(
+    gpu: str, config: MiniGPTConfig, block_size: int, micro_batch: int, is_mixed: bool, efficiency: float
+) -> StepTime:
+    """The time on a GPU that is not available, at `efficiency` of its peak; float32 counts as TF32, half as fast."""
+    rate = PEAK_FLOPS[gpu] * efficiency * (1.0 if is_mixed else 0.5)
+    return StepTime(micro_batch * block_size * flops_per_token(config, block_size) / rate, 0.0)

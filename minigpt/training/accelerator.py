@@ -16,19 +16,19 @@ from minigpt.utils.malloc import keep_freed_memory
 
 
 def start_accelerator(args: Arguments) -> Accelerator:
-    """Accelerate with the launch profile's processes, device, precision and compilation.
+    """The Accelerator with the processes, device, precision and compilation of the launch profile.
 
-    Raises UserError for an option that this device does not have.
+    Raises UserError for an option that this device does not support.
     """
     accelerator = Accelerator(
-        cpu=args.use_cpu or not torch.accelerator.is_available(),  # said aloud, or several CPU processes stay apart
+        cpu=args.use_cpu or not torch.accelerator.is_available(),  # explicit, or several CPU processes would not join
         mixed_precision=args.mixed_precision,
         log_with=requested_trackers(args.report_to) or None,
         project_config=ProjectConfiguration(
             project_dir=args.output_dir, logging_dir=str(args.run_dir / "tensorboard")
         ),
         kwargs_handlers=[
-            AutocastKwargs(cache_enabled=False),  # a pass uses a weight once: a cached copy of it would only wait
+            AutocastKwargs(cache_enabled=False),  # a pass uses each weight once: cached copies only take memory
             DistributedDataParallelKwargs(
                 gradient_as_bucket_view=True, comm_hook=DDPCommunicationHookType(args.ddp_comm_hook)
             ),
@@ -36,7 +36,7 @@ def start_accelerator(args: Arguments) -> Accelerator:
     )
     if accelerator.device.type == "cpu":
         if args.ddp_comm_hook == "bf16":
-            raise UserError("ddp_comm_hook=bf16 is for GPUs, torch has none for a CPU; use fp16 or no")
+            raise UserError("ddp_comm_hook=bf16 needs a GPU; use fp16 or no")
         keep_freed_memory()
     if accelerator.device.type == "cuda":
         torch.set_float32_matmul_precision("high" if args.tf32 else "highest")

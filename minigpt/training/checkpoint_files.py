@@ -1,58 +1,58 @@
-"""Checkpoint folders that appear whole or not at all, sealed with hashes."""
+"""Checksums of checkpoint folders: write them, find damage, choose the newest undamaged checkpoint."""
 
 import json
 import shutil
 from pathlib import Path
 
 from minigpt.utils.files import file_sha256, fsync
-from minigpt.utils.run_files import SEAL_FILE, find_checkpoints
+from minigpt.utils.run_files import CHECKSUMS_FILE, find_checkpoints
 
 
-def seal(aside: Path) -> None:
-    """Write the list of the files in `aside`, and see to it that all of them have reached the disk."""
+def write_checksums(folder: Path) -> None:
+    """Write checkpoint.json, size and SHA-256 of every file in `folder`, and flush all to the disk."""
     files = {
-        path.relative_to(aside).as_posix(): {"bytes": path.stat().st_size, "sha256": file_sha256(path)}
-        for path in sorted(aside.rglob("*"))
+        path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, "sha256": file_sha256(path)}
+        for path in sorted(folder.rglob("*"))
         if path.is_file()
     }
-    (aside / SEAL_FILE).write_text(json.dumps({"files": files}, indent=2) + "\n", encoding="utf-8")
-    for path in [*aside.rglob("*"), aside]:
+    (folder / CHECKSUMS_FILE).write_text(json.dumps({"files": files}, indent=2) + "\n", encoding="utf-8")
+    for path in [*folder.rglob("*"), folder]:
         fsync(path)
 
 
-def clear_leftovers(run_dir: Path) -> None:
-    """Delete what a kill has left of checkpoints that were being written or deleted."""
-    for pattern in (".writing-*", ".deleting-*"):
-        for folder in run_dir.glob(pattern):
-            shutil.rmtree(folder)
-
-
-def damage(folder: Path) -> str | None:
-    """What is wrong with a checkpoint, in words; None when every file is what was written."""
+def find_damage(checkpoint: Path) -> str | None:
+    """A sentence about the first file that is not as it was written; None if the checkpoint is undamaged."""
     try:
-        files = json.loads((folder / SEAL_FILE).read_text(encoding="utf-8"))["files"]
+        files = json.loads((checkpoint / CHECKSUMS_FILE).read_text(encoding="utf-8"))["files"]
         expected = {name: (record["bytes"], record["sha256"]) for name, record in files.items()}
     except FileNotFoundError:
-        return f"{SEAL_FILE} is missing"
-    except (ValueError, KeyError, TypeError, AttributeError):
-        return f"{SEAL_FILE} is damaged"
+        return f"{CHECKSUMS_FILE} is missing"
+    except (ValueError, KeyError, TypeError, AttributeError):  # not JSON, or JSON of another form
+        return f"{CHECKSUMS_FILE} is damaged"
     for name, (size, digest) in expected.items():
-        path = folder / name
+        path = checkpoint / name
         if not path.is_file():
             return f"{name} is missing"
         if path.stat().st_size != size:
             return f"{name} has {path.stat().st_size:,} bytes instead of {size:,}"
         if file_sha256(path) != digest:
-            return f"{name} is not what was written: its sha256 differs"
+            return f"{name} has changed since it was written: its SHA-256 differs"
     return None
 
 
-def newest_sound(run_dir: Path) -> tuple[Path | None, list[str]]:
-    """The newest checkpoint of which every file is what was written, and a note on each newer one."""
+def newest_undamaged(run_dir: Path) -> tuple[Path | None, list[str]]:
+    """The newest undamaged checkpoint (None if there is none), and a note on each newer one that is damaged."""
     notes: list[str] = []
-    for folder in reversed(find_checkpoints(run_dir)):
-        problem = damage(folder)
+    for checkpoint in reversed(find_checkpoints(run_dir)):
+        problem = find_damage(checkpoint)
         if problem is None:
-            return folder, notes
-        notes.append(f"{folder} is damaged and left out: {problem}")
+            return checkpoint, notes
+        notes.append(f"{checkpoint} is damaged and skipped: {problem}")
     return None, notes
+
+
+def remove_leftovers(run_dir: Path) -> None:
+    """Delete the checkpoints that were being written or deleted when an earlier process was killed."""
+    for pattern in (".writing-*", ".deleting-*"):
+        for folder in run_dir.glob(pattern):
+            shutil.rmtree(folder)

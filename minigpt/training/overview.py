@@ -18,20 +18,21 @@ def describe(
     data_module: DataModule,
     max_steps: int,
 ) -> str:
-    """The plan of a run, a line for each thing that decides its cost or its result."""
+    """Model, data, step, length and device of a run, one line each."""
     processes, per_step = accelerator.num_processes, samples_per_step(args, accelerator.num_processes)
-    steps_per_epoch = data_module.order.samples / per_step
-    validation = f"{len(shards.validation):,} for validation" if shards.validation else "none for validation"
-    places = "tokens" if data_module.train.equal_targets else "places for tokens"
+    steps_per_epoch = data_module.order.samples_per_epoch / per_step
+    validation = f"{len(shards.validation):,} validation tokens" if shards.validation else "no validation split"
+    places = "tokens" if data_module.train.targets_per_sample else "token positions"
     compiled = "" if accelerator.state.dynamo_plugin.backend == "NO" else ", compiled"
     lines = {
         "model": f"{parameters / 1e6:.2f}M parameters: {config.num_hidden_layers} layers, {config.hidden_size} wide, "
-        f"{config.num_attention_heads} heads, {config.vocab_size:,} ids",
-        "data": f"{len(shards.train):,} tokens to train on in {data_module.order.samples:,} samples, {validation}",
+        f"{config.num_attention_heads} heads, vocabulary of {config.vocab_size:,}",
+        "data": f"{len(shards.train):,} training tokens in {data_module.order.samples_per_epoch:,} samples, "
+        f"{validation}",
         **({"packing": str(data_module.train)} if isinstance(data_module.train, PackedDocuments) else {}),
         "step": f"{per_step * args.block_size:,} {places} = {args.per_device_train_batch_size} samples x "
-        f"{args.gradient_accumulation_steps} micro-batches x {processes} process(es) x {args.block_size} tokens",
-        "length": f"{max_steps:,} steps of {steps_per_epoch:,.1f} an epoch = {max_steps / steps_per_epoch:.2f} epochs",
+        f"{args.gradient_accumulation_steps} micro-batches x {processes} processes x {args.block_size} tokens",
+        "length": f"{max_steps:,} steps = {max_steps / steps_per_epoch:.2f} epochs of {steps_per_epoch:,.1f} steps",
         "device": f"{processes} x {accelerator.device.type}, {_dtype(accelerator)}{compiled}",
         "output": str(args.run_dir),
     }

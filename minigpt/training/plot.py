@@ -2,18 +2,33 @@
 
 from itertools import cycle
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from minigpt.utils.errors import UserError
-from minigpt.utils.run_files import METRICS_FILE, read_metrics
+from minigpt.utils.run_files import CURVE_FILES, METRICS_FILE, read_metrics
 
-# Okabe and Ito's palette: told apart by readers who see colours differently, and in grey print.
-# OpenAI's models in lm-evaluation-harness, accuracy normalised by bytes
-ON_HELLASWAG = {"guessing": 0.25, "GPT-2 124M": 0.3114, "GPT-2 1.5B": 0.5089}
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
+# Okabe and Ito's palette: distinguishable with any color vision, and in gray print
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
+
+# OpenAI's models in lm-evaluation-harness, accuracy normalized by bytes
+HELLASWAG_BASELINES = {"guessing": 0.25, "GPT-2 124M": 0.3114, "GPT-2 1.5B": 0.5089}
+
+METRICS = ("train/loss", "val/loss", "train/lr", "train/tokens_per_sec", "hellaswag/acc_norm")
+
+STYLE: dict[Any, Any] = {
+    "font.size": 9,
+    "axes.grid": True,
+    "grid.alpha": 0.25,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+}
+
+Curves = dict[str, np.ndarray]  # metric name → [2, N]: steps and values
 
 
 def plot_runs(run_dirs: list[Path], output_dir: Path | None = None) -> list[Path]:
@@ -26,21 +41,21 @@ def plot_runs(run_dirs: list[Path], output_dir: Path | None = None) -> list[Path
     matplotlib.use("agg")
     from matplotlib import pyplot
 
-    runs = {_label(folder, run_dirs): _series(folder) for folder in run_dirs}
-    with pyplot.rc_context(
-        {"font.size": 9, "axes.grid": True, "grid.alpha": 0.25, "axes.spines.top": False, "axes.spines.right": False}
-    ):
-        with_hellaswag = any(series["hellaswag/acc_norm"].size for series in runs.values())
-        heights = (4, 2, 1, 1) if with_hellaswag else (4, 1, 1)
-        figure, (loss, *middle, rate, speed) = pyplot.subplots(
+    runs = {_label(folder, run_dirs): _read_curves(folder) for folder in run_dirs}
+    with pyplot.rc_context(STYLE):
+        has_hellaswag = any(curves["hellaswag/acc_norm"].size for curves in runs.values())
+        heights = (4, 2, 1, 1) if has_hellaswag else (4, 1, 1)
+        figure, (loss, *hellaswag, rate, speed) = pyplot.subplots(
             len(heights), 1, figsize=(7, 1.25 * sum(heights)), sharex=True, height_ratios=heights, layout="constrained"
         )
-        for colour, (label, series) in zip(cycle(COLOURS), runs.items(), strict=False):
-            _draw_run(loss, rate, speed, label if len(runs) > 1 else "", series, colour)
-            for panel in middle:
-                panel.plot(*series["hellaswag/acc_norm"], "o-", color=colour, markersize=4, linewidth=1.2)
-        for panel in middle:
-            _compare_with_gpt2(panel)
+        for color, (label, curves) in zip(cycle(COLORS), runs.items(), strict=False):
+            _draw_loss(loss, label if len(runs) > 1 else "", curves, color)
+            rate.plot(*curves["train/lr"], color=color, linewidth=1.2)
+            speed.plot(*curves["train/tokens_per_sec"], color=color, linewidth=1.2)
+            for panel in hellaswag:
+                panel.plot(*curves["hellaswag/acc_norm"], "o-", color=color, markersize=4, linewidth=1.2)
+        for panel in hellaswag:
+            _draw_hellaswag_baselines(panel)
         loss.set_ylabel("loss (nats per token)")
         loss.legend(frameon=False)
         rate.set_ylabel("learning\nrate")
@@ -49,35 +64,32 @@ def plot_runs(run_dirs: list[Path], output_dir: Path | None = None) -> list[Path
         speed.set_ylim(bottom=0)
         speed.set_xlabel("step (optimizer updates)")
         loss.set_title(next(iter(runs)) if len(runs) == 1 else "", loc="left")
-        folder = output_dir or run_dirs[0]
-        files = [folder / "loss.png", folder / "loss.pdf"]
+        files = [(output_dir or run_dirs[0]) / name for name in CURVE_FILES]
         for file in files:
             figure.savefig(file, dpi=150)
         pyplot.close(figure)
     return files
 
 
-def _draw_run(loss: Any, rate: Any, speed: Any, label: str, series: dict[str, np.ndarray], colour: str) -> None:
+def _draw_loss(panel: "Axes", label: str, curves: Curves, color: str) -> None:
+    """The training loss as measured and smoothed, and the validation loss. `label` is empty for a single run."""
     prefix = f"{label}: " if label else ""
-    steps, values = series["train/loss"]
-    loss.plot(steps, values, color=colour, alpha=0.25, linewidth=0.8)
-    loss.plot(steps, smoothed(values), color=colour, linewidth=1.6, label=f"{prefix}training (smoothed)")
-    steps, values = series["val/loss"]
+    steps, values = curves["train/loss"]
+    panel.plot(steps, values, color=color, alpha=0.25, linewidth=0.8)
+    panel.plot(steps, smoothed(values), color=color, linewidth=1.6, label=f"{prefix}training (smoothed)")
+    steps, values = curves["val/loss"]
     if len(steps):
-        best = f", lowest {values.min():.3f}"
-        loss.plot(
-            steps, values, "o--", color="black" if not label else colour, markersize=4, linewidth=1,
-            label=f"{prefix}validation{best}",
-        )  # fmt: skip
-    rate.plot(*series["train/lr"], color=colour, linewidth=1.2)
-    speed.plot(*series["train/tokens_per_sec"], color=colour, linewidth=1.2)
+        validation_color = color if label else "black"
+        lowest = f"{prefix}validation, lowest {values.min():.3f}"
+        panel.plot(steps, values, "o--", color=validation_color, markersize=4, linewidth=1, label=lowest)
 
 
-def _compare_with_gpt2(panel: Any) -> None:
-    """What OpenAI's models reach on HellaSwag, as lines; the larger one only where the curve comes near it."""
+def _draw_hellaswag_baselines(panel: "Axes") -> None:
+    """The accuracies of OpenAI's models as lines. A model that is far above the curves is not drawn."""
     panel.set_ylabel("HellaSwag\naccuracy (bytes)")
-    highest = max(line.get_ydata().max() for line in panel.lines if len(line.get_ydata()))
-    for name, accuracy in ON_HELLASWAG.items():
+    curves = [np.asarray(line.get_ydata()) for line in panel.lines]
+    highest = max(curve.max() for curve in curves if curve.size)
+    for name, accuracy in HELLASWAG_BASELINES.items():
         if accuracy < highest + 0.15:
             panel.axhline(accuracy, color="black", linewidth=0.8, linestyle=":")
             panel.annotate(
@@ -86,32 +98,33 @@ def _compare_with_gpt2(panel: Any) -> None:
 
 
 def smoothed(values: np.ndarray) -> np.ndarray:
-    """Exponential moving average over about a fiftieth of the curve, without the start's bias (as Adam's moments)."""
-    weight = 1 - 1 / max(1.0, len(values) / 50)
-    average, total, out = 0.0, 0.0, np.empty(len(values))
-    for place, value in enumerate(values):
-        average = weight * average + (1 - weight) * value
-        total = weight * total + (1 - weight)
-        out[place] = average / total
-    return out
+    """Exponential moving average over about 1/50 of the curve, with Adam's correction of the bias at the start."""
+    decay = 1 - 1 / max(1.0, len(values) / 50)
+    average, weight, averages = 0.0, 0.0, np.empty(len(values))
+    for index, value in enumerate(values):
+        average = decay * average + (1 - decay) * value
+        weight = decay * weight + (1 - decay)
+        averages[index] = average / weight
+    return averages
 
 
-def _series(run_dir: Path) -> dict[str, np.ndarray]:
-    """Metric name → [2, N]: steps and finite values."""
+def _read_curves(run_dir: Path) -> Curves:
+    """The curves of a run, with finite values only. Raises UserError if it has no training loss."""
     path = run_dir / METRICS_FILE
     if not path.is_file():
         raise UserError(f"{run_dir}: no {METRICS_FILE}; give the folder of a run")
     lines = read_metrics(path)
-    series = {}
-    for name in ("train/loss", "val/loss", "train/lr", "train/tokens_per_sec", "hellaswag/acc_norm"):
+    curves = {}
+    for name in METRICS:
         points = [(line["step"], line[name]) for line in lines if name in line]
         array = np.array(points, dtype=np.float64).reshape(-1, 2).T
-        series[name] = array[:, np.isfinite(array[1])]
-    if not series["train/loss"].size:
-        raise UserError(f"{path}: no training loss in it yet")
-    return series
+        curves[name] = array[:, np.isfinite(array[1])]
+    if not curves["train/loss"].size:
+        raise UserError(f"{path}: no training loss in it yet; plot it after the first logged step")
+    return curves
 
 
 def _label(folder: Path, folders: list[Path]) -> str:
+    """The name of a run's folder, or its whole path if another run has the same name."""
     name = folder.resolve().name
     return name if sum(other.resolve().name == name for other in folders) == 1 else str(folder)

@@ -8,32 +8,36 @@ from typing import TYPE_CHECKING, Any
 
 from minigpt.config.arguments import Arguments
 from minigpt.data.shards import TokenShards
-
-if TYPE_CHECKING:  # publishing reads what training wrote, and needs neither of them
-    from accelerate import Accelerator
+from minigpt.utils.files import write_atomically
 from minigpt.utils.run_files import DATA_FILE, ENVIRONMENT_FILE
 
+if TYPE_CHECKING:  # publishing imports this module too, and must start without torch
+    from accelerate import Accelerator
+
 LIBRARIES = ("torch", "transformers", "accelerate", "tokenizers")
+
+Facts = dict[str, Any]  # JSON
 
 
 def record_provenance(
     args: Arguments, shards: TokenShards, packing: dict[str, int | str], accelerator: "Accelerator"
 ) -> None:
-    """Write both files into the run's folder, again when it is resumed. `packing` tells how rows were filled."""
-    for name, facts in (
-        (DATA_FILE, data_facts(shards) | ({"packing": packing} if packing else {})),
-        (ENVIRONMENT_FILE, environment_facts(args.model_name_or_path, accelerator)),
-    ):
-        text = json.dumps(facts, indent=2, ensure_ascii=False)
-        (args.run_dir / name).write_text(text + "\n", encoding="utf-8")
+    """Write both files into the run's folder, again when the run is resumed.
 
-
-def data_facts(shards: TokenShards) -> dict[str, Any]:
-    """The manifest of the shards and their fingerprint; of another program's shards, what can be seen of them.
-
-    A data set on this machine is called `dataset_folder`, one on the Hub keeps the name `dataset_name`.
+    `packing` describes how samples were filled with documents; it is empty if the text was cut into blocks.
     """
-    facts = {"fingerprint": shards.fingerprint, **shards.manifest}
+    data = data_facts(shards) | ({"packing": packing} if packing else {})
+    environment = environment_facts(args.model_name_or_path, accelerator)
+    for name, facts in ((DATA_FILE, data), (ENVIRONMENT_FILE, environment)):
+        write_atomically(args.run_dir / name, json.dumps(facts, indent=2, ensure_ascii=False) + "\n")
+
+
+def data_facts(shards: TokenShards) -> Facts:
+    """The manifest of the shards and their fingerprint. Shards without a manifest: the sizes of their files.
+
+    A data set on this machine is recorded as `dataset_folder`, one on the Hub as `dataset_name`.
+    """
+    facts: Facts = {"fingerprint": shards.fingerprint, **shards.manifest}
     if not shards.manifest:
         splits = {"train": shards.train, "validation": shards.validation}
         facts["splits"] = {
@@ -50,8 +54,8 @@ def data_facts(shards: TokenShards) -> dict[str, Any]:
     return without_paths({**facts, "source": source})
 
 
-def environment_facts(model_name_or_path: str | None, accelerator: "Accelerator") -> dict[str, Any]:
-    """What the run starts from and computes on: base model, device, number of processes, precision, versions."""
+def environment_facts(model_name_or_path: str | None, accelerator: "Accelerator") -> Facts:
+    """Base model, device, number of processes, precision, and the versions of Python and the libraries."""
     import torch
 
     on_gpu = accelerator.device.type == "cuda"
@@ -67,12 +71,12 @@ def environment_facts(model_name_or_path: str | None, accelerator: "Accelerator"
 
 
 def is_local(name: str | None) -> bool:
-    """Whether `name`, of a model or data set, means a folder or file of this machine and not one of the Hub."""
+    """Whether the name of a model or data set is a file or folder on this machine, and not a repository on the Hub."""
     return name is not None and (name.startswith((".", "/", "~")) or "\\" in name or Path(name).exists())
 
 
 def without_paths(value: Any) -> Any:
-    """`value` with every path in it, at any depth, reduced to its last part."""
+    """A JSON value in which every local path, at any depth, is reduced to its last part."""
     if isinstance(value, dict):
         return {key: without_paths(inner) for key, inner in value.items()}
     if isinstance(value, list):

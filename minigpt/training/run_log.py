@@ -11,15 +11,17 @@ from accelerate import Accelerator
 from minigpt.config.arguments import Arguments
 from minigpt.training.state import TrainingState, is_due
 from minigpt.utils.errors import UserError
+from minigpt.utils.files import write_atomically
 from minigpt.utils.formatting import format_count, format_duration
 from minigpt.utils.hardware import peak_flops, peak_memory_gib
+from minigpt.utils.progress import Progress, print_line
 from minigpt.utils.run_files import METRICS_FILE
 
 TRACKERS = ("tensorboard", "wandb", "trackio")
 
 
 def requested_trackers(report_to: list[str]) -> list[str]:
-    """The trackers that `report_to` names; 'all' is every one installed. Raises UserError for a missing package."""
+    """The trackers in `report_to`; 'all' means every one installed. Raises UserError if a package is missing."""
     installed = [name for name in TRACKERS if importlib.util.find_spec(name) is not None]
     if "none" in report_to:
         return []
@@ -32,7 +34,11 @@ def requested_trackers(report_to: list[str]) -> list[str]:
 
 
 class TrainingLog:
-    """Everything a run measures goes through here, under the names of DESIGN: `train/…`, `val/…`."""
+    """Every metric of a run goes through here: to metrics.jsonl, the trackers and the screen.
+
+    Metric names: `train/loss` (nats per token), `train/lr`, `train/grad_norm` (before clipping), `train/mfu`,
+    `train/tokens_per_sec`, `train/peak_memory_gib`, `val/...` and `hellaswag/...`. A terminal also has a progress bar.
+    """
 
     def __init__(
         self, args: Arguments, state: TrainingState, accelerator: Accelerator, max_steps: int, flops_per_token: float
@@ -52,20 +58,24 @@ class TrainingLog:
             }
             accelerator.init_trackers("minigpt", init_kwargs=settings)
             if accelerator.is_main_process:
-                self._tell_options()
-
-    def _tell_options(self) -> None:
-        for tracker in self.accelerator.trackers:
-            if tracker.name == "tensorboard":  # its own store_init_configuration opens a further run at every start
-                tracker.writer.add_text("arguments", "    " + self.args.as_yaml().replace("\n", "\n    "))
-            else:
-                tracker.store_init_configuration(_plain(vars(self.args)))
+                for tracker in accelerator.trackers:
+                    if tracker.name != "tensorboard":  # event files are published, and options name local folders
+                        tracker.store_init_configuration(_plain(vars(args)))
+        self.progress = Progress(
+            "training",
+            max_steps,
+            "step",
+            initial=state.step,
+            delay=0,
+            plain=False,
+            enabled=accelerator.is_main_process,
+        )
 
     def due(self, state: TrainingState) -> bool:
         return state.step == 1 or is_due(state.step, self.args.logging_steps, self.max_steps)
 
     def training(self, state: TrainingState, loss: float, grad_norm: float, learning_rate: float) -> None:
-        """Log one step: its loss (nats per token, over all processes), gradient norm before clipping, and speed."""
+        """Log one step: its loss (nats per token, over all ranks), gradient norm before clipping, and speed."""
         metrics = {"train/loss": loss, "train/lr": learning_rate, "train/grad_norm": grad_norm}
         seconds, tokens = state.elapsed_s - self._last_elapsed_s, state.tokens_seen - self._last_tokens
         tokens_per_sec = tokens / seconds if seconds > 0 else math.nan
@@ -76,25 +86,28 @@ class TrainingLog:
             metrics["train/mfu"] = tokens_per_sec * self.flops_per_token / (peak * self.accelerator.num_processes)
         self._last_tokens, self._last_elapsed_s = state.tokens_seen, state.elapsed_s
         self.record(state, metrics)
-        self.say(self._progress_line(state, metrics))
+        speed = f"{format_count(tokens_per_sec)} tokens/s"
+        memory = f"{metrics['train/peak_memory_gib']:.1f} GiB"
+        self.progress.set_status(f"loss {loss:.4f}, {speed}, {memory}")
+        self.print(self._progress_line(state, metrics))
 
     def evaluation(self, state: TrainingState, metrics: dict[str, float], is_best: bool) -> None:
-        """Log what evaluations found: `val/…`, `hellaswag/…`, or both."""
+        """Log the metrics of evaluations: `val/...`, `hellaswag/...`, or both."""
         self.record(state, metrics)
         if "val/loss" in metrics:
             parts = [f"loss {metrics['val/loss']:.4f}", f"perplexity {metrics['val/perplexity']:.2f}"]
             if "val/bits_per_byte" in metrics:
                 parts.append(f"{metrics['val/bits_per_byte']:.3f} bits per byte")
-            self.say(f"  validation: {', '.join(parts)}{' (best so far)' if is_best else ''}")
+            self.print(f"  validation: {', '.join(parts)}{' (best so far)' if is_best else ''}")
         if "hellaswag/acc" in metrics:
-            acc, by_bytes = metrics["hellaswag/acc"], metrics["hellaswag/acc_norm"]
-            self.say(f"  HellaSwag: accuracy {acc:.1%}, normalised by bytes {by_bytes:.1%}")
+            acc, acc_norm = metrics["hellaswag/acc"], metrics["hellaswag/acc_norm"]
+            self.print(f"  HellaSwag: accuracy {acc:.1%}, normalized by bytes {acc_norm:.1%}")
 
     def samples(self, state: TrainingState, texts: dict[str, str]) -> None:
-        """Show sample texts by prompt, and hand them to the trackers that take text."""
+        """Print sample texts by prompt, and send them to the trackers that take text."""
         for prompt, text in texts.items():
             indented = text.strip("\n").replace("\n", "\n  | ")
-            self.say(f"  sample from {prompt!r}:\n  | {indented}")
+            self.print(f"  sample from {prompt!r}:\n  | {indented}")
         for tracker in self.accelerator.trackers if self.accelerator.is_main_process else []:
             if tracker.name == "tensorboard":
                 for number, text in enumerate(texts.values()):
@@ -106,7 +119,7 @@ class TrainingLog:
                 tracker.log({f"samples/{number}": text for number, text in enumerate(texts.values())}, step=state.step)
 
     def record(self, state: TrainingState, metrics: dict[str, float]) -> None:
-        """One line of metrics.jsonl, and the same to every tracker; JSON has no word for what is not finite."""
+        """Write one line of metrics.jsonl, and the same to every tracker, without NaN and infinities."""
         metrics = {name: value for name, value in metrics.items() if math.isfinite(value)}
         if self.accelerator.is_main_process:
             line = {"step": state.step, "elapsed_s": round(state.elapsed_s, 3), **metrics}
@@ -114,9 +127,19 @@ class TrainingLog:
                 file.write(json.dumps(line) + "\n")
         self.accelerator.log(metrics, step=state.step)
 
-    def say(self, text: str) -> None:
+    def step_done(self) -> None:
+        """Move the progress bar on by one step."""
+        self.progress.update()
+
+    def close(self) -> None:
+        """Remove the progress bar and close the trackers."""
+        self.progress.close()
+        self.accelerator.end_training()
+
+    def print(self, text: str) -> None:
+        """Print on the main process, above the progress bar."""
         if self.accelerator.is_main_process:
-            print(text, flush=True)
+            print_line(text)
 
     def _progress_line(self, state: TrainingState, metrics: dict[str, float]) -> str:
         width = len(str(self.max_steps))
@@ -137,11 +160,11 @@ def forget_after(path: Path, step: int) -> None:
     for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
         if line.endswith("\n") and json.loads(line)["step"] <= step:  # the last line may be cut off by a kill
             kept.append(line)
-    path.write_text("".join(kept), encoding="utf-8")
+    write_atomically(path, "".join(kept))
 
 
 def _plain(values: dict[str, Any]) -> dict[str, Any]:
-    """Values that every tracker's configuration takes."""
+    """Values that the configuration of every tracker accepts."""
     return {
         key: value if isinstance(value, str | int | float | bool) else str(value)
         for key, value in values.items()
@@ -150,6 +173,6 @@ def _plain(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def as_float(number: Any) -> float:
-    """A number on the host; FSDP2 hands out sharded ones, and what was not measured is 0."""
+    """A number on the host. FSDP2 returns sharded tensors; a norm that was not computed is 0."""
     whole = number.full_tensor() if hasattr(number, "full_tensor") else number
     return float(whole or 0.0)

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import PreTrainedTokenizerFast
 
 from configuration_minigpt import MiniGPTConfig
 from minigpt.config.arguments import Arguments
@@ -14,27 +15,33 @@ from minigpt.modeling.loss import in_place_cross_entropy
 from minigpt.utils.errors import UserError
 from modeling_minigpt import MiniGPTForCausalLM
 
+DROPOUTS = ("embd_pdrop", "attn_pdrop", "resid_pdrop")
 
-def build_model(args: Arguments, tokenizer: Any, resume_from: Path | None) -> MiniGPTForCausalLM:
-    """The model of a checkpoint, of `model_name_or_path`, or a new one of the asked shape; float32, on the CPU.
 
-    Raises UserError where shape, tokenizer and block_size do not go together.
+def build_model(args: Arguments, tokenizer: PreTrainedTokenizerFast, resume_from: Path | None) -> MiniGPTForCausalLM:
+    """The model of a checkpoint or of `model_name_or_path`, or a new one; in float32 on the CPU.
+
+    Raises UserError if shape, tokenizer, block_size and sample prompts do not fit together.
     """
-    options: dict[str, Any] = {"attn_implementation": args.attn_implementation}
-    if args.dropout is not None:
-        options |= dict.fromkeys(("embd_pdrop", "attn_pdrop", "resid_pdrop"), args.dropout)
-    source = resume_from or args.model_name_or_path
-    if source is None:
-        config = build_config(args, tokenizer, **options)
-        model = MiniGPTForCausalLM(config)
+    if resume_from is None:
+        config = build_config(
+            args,
+            vocab_size=len(tokenizer),
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+        )
+        if args.model_name_or_path is None:
+            config._attn_implementation = args.attn_implementation
+            model = MiniGPTForCausalLM(config)
+        else:
+            model = _load(args.model_name_or_path, args)
+            if config.vocab_size != model.config.vocab_size:
+                model.resize_token_embeddings(config.vocab_size)
     else:
-        model = MiniGPTForCausalLM.from_pretrained(source, dtype=torch.float32, **options)
-        config = model.config
-        if resume_from is None and args.pad_vocab_size_to_multiple_of is not None:
-            model.resize_token_embeddings(pad_to_multiple_of=args.pad_vocab_size_to_multiple_of)
-    if resume_from is not None:
-        _check_shape(args, config, resume_from)
-    name = str(source or "the new model")
+        model = _load(resume_from, args)
+        _check_shape(args, model.config, resume_from)
+    config = model.config
+    name = str(resume_from or args.model_name_or_path or "the new model")
     if args.block_size > config.max_position_embeddings:
         raise UserError(
             f"block_size={args.block_size} is longer than the position table of {name}; "
@@ -49,20 +56,56 @@ def build_model(args: Arguments, tokenizer: Any, resume_from: Path | None) -> Mi
     for prompt in args.sample_prompts:
         prompt_ids(model, tokenizer, prompt)  # a prompt that cannot be continued is refused before the training
     model.generation_config.pad_token_id = tokenizer.pad_token_id or tokenizer.eos_token_id
-    # no text has the ids beyond the tokenizer's, so nothing is learned of them: whoever generates must pass them over
+    # text never contains the ids that only round the vocabulary up: they are untrained and must not be generated
     model.generation_config.suppress_tokens = list(range(vocabulary_size(tokenizer), config.vocab_size)) or None
     model.loss_function = in_place_cross_entropy
     return model
 
 
-def build_config(args: Arguments, tokenizer: Any, **options: Any) -> MiniGPTConfig:
-    """The configuration of a model from scratch."""
+def build_config(
+    args: Arguments, *, vocab_size: int, bos_token_id: int | None = None, eos_token_id: int | None = None
+) -> MiniGPTConfig:
+    """The configuration of the model that `args` describe: a new one for a tokenizer of `vocab_size` ids, or that of
+    `model_name_or_path`.
+
+    Raises UserError if the shape cannot be, or the model cannot be found.
+    """
+    dropout: dict[str, Any] = {} if args.dropout is None else dict.fromkeys(DROPOUTS, args.dropout)
     multiple = args.pad_vocab_size_to_multiple_of or 1
-    rows = -(-len(tokenizer) // multiple) * multiple
-    shape = {"vocab_size": rows, "max_position_embeddings": args.block_size} | args.shape
-    no_dropout = dict.fromkeys(("embd_pdrop", "attn_pdrop", "resid_pdrop"), 0.0)
-    ids = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
-    return MiniGPTConfig(**(no_dropout | shape | ids | options))
+    try:
+        if args.model_name_or_path is not None:
+            config = MiniGPTConfig.from_pretrained(args.model_name_or_path, **dropout)
+            assert isinstance(config, MiniGPTConfig)
+            config.vocab_size = _round_up(config.vocab_size, multiple)
+            return config
+        shape = {"vocab_size": _round_up(vocab_size, multiple), "max_position_embeddings": args.block_size}
+        no_dropout = dict.fromkeys(DROPOUTS, 0.0)
+        ids = {"bos_token_id": bos_token_id, "eos_token_id": eos_token_id}
+        return MiniGPTConfig(**(no_dropout | shape | args.shape | ids | dropout))
+    except OSError as error:
+        message = " ".join(str(error).split())
+        raise UserError(f"model_name_or_path={args.model_name_or_path}: {message}") from error
+    except ValueError as error:
+        raise UserError(str(error)) from error
+
+
+def _round_up(number: int, multiple: int) -> int:
+    return -(-number // multiple) * multiple
+
+
+def _load(name_or_folder: str | Path, args: Arguments) -> MiniGPTForCausalLM:
+    """A MiniGPT in float32 with the dropout and attention kernel of `args`."""
+    dropout = {} if args.dropout is None else dict.fromkeys(DROPOUTS, args.dropout)
+    try:
+        model: MiniGPTForCausalLM = MiniGPTForCausalLM.from_pretrained(
+            name_or_folder, dtype=torch.float32, attn_implementation=args.attn_implementation, **dropout
+        )
+    except OSError as error:
+        message = " ".join(str(error).split())
+        raise UserError(f"{name_or_folder}: no model can be loaded from there: {message}") from error
+    except ValueError as error:  # a GPT-2 option that MiniGPT does not have
+        raise UserError(f"{name_or_folder}: {error}") from error
+    return model
 
 
 def _check_shape(args: Arguments, config: MiniGPTConfig, folder: Path) -> None:
@@ -74,6 +117,6 @@ def _check_shape(args: Arguments, config: MiniGPTConfig, folder: Path) -> None:
     multiple = args.pad_vocab_size_to_multiple_of
     if multiple is not None and config.vocab_size % multiple:
         raise UserError(
-            f"resume_from_checkpoint={folder} is another model: its vocab_size={config.vocab_size} is no multiple of "
-            f"pad_vocab_size_to_multiple_of={multiple}"
+            f"resume_from_checkpoint={folder} is another model: its vocab_size={config.vocab_size} is not a multiple "
+            f"of pad_vocab_size_to_multiple_of={multiple}"
         )

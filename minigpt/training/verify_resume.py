@@ -1,20 +1,24 @@
 """Verify that a resumed run equals an uninterrupted one, bit for bit."""
 
 import importlib.util
-import json
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from minigpt.utils.errors import UserError
+from minigpt.utils.run_files import METRICS_FILE, OPTIMIZER_FILE, read_metrics
 
-COMPARED = ("train/loss", "train/grad_norm", "train/lr", "val/loss")
+COMPARED_METRICS = ("train/loss", "train/grad_norm", "train/lr", "val/loss")
+
+TRAINER = "train_accelerate"
 
 
-def overrides(config: str, options: list[str], steps: int, stop_after: int) -> list[str]:
-    """Options that make the run short and quiet; all that decides its arithmetic stays."""
+def short_run_options(config: str, options: list[str], steps: int, stop_after: int) -> list[str]:
+    """Options that make the run short and quiet. Everything else that decides its arithmetic stays as it is.
+
+    Raises UserError if `config` or `options` are not valid.
+    """
     from minigpt.config.parser import parse_arguments
 
     args = parse_arguments([config, *options], config)
@@ -32,36 +36,45 @@ def overrides(config: str, options: list[str], steps: int, stop_after: int) -> l
     return [word for name, value in {**quiet, **short}.items() for word in (f"--{name}", str(value))]
 
 
-def train(config_file: str | None, words: list[str]) -> None:
-    """Run the trainer to its end. Raises UserError with its last words where it fails."""
-    found = importlib.util.find_spec("train_accelerate")
-    if found is None or found.origin is None:
-        raise UserError("train_accelerate.py is not to be found; run this from a checkout of the project")
-    launcher = ["-m", "accelerate.commands.accelerate_cli", "launch", "--config_file", config_file or ""]
-    command = [sys.executable, *(launcher if config_file else []), found.origin, *words]
+def run_trainer(launch_profile: str | None, options: list[str]) -> None:
+    """Run the trainer to its end, through `accelerate launch` if there is a launch profile.
+
+    Raises UserError with the trainer's message if it refuses its input, RuntimeError with its output if it crashes.
+    """
+    module = importlib.util.find_spec(TRAINER)
+    if module is None or module.origin is None:
+        raise UserError(f"{TRAINER}.py was not found; run this command from a checkout of the project")
+    launcher = ["-m", "accelerate.commands.accelerate_cli", "launch", "--config_file", launch_profile or ""]
+    command = [sys.executable, *(launcher if launch_profile else []), module.origin, *options]
     run = subprocess.run(command, capture_output=True, text=True)
-    if run.returncode != 0:
-        said = [line for line in run.stderr.splitlines() if line.startswith("train_accelerate.py")]
-        raise UserError("the training failed: " + (said or run.stderr.splitlines() or ["without a word"])[-1])
+    if run.returncode == 0:
+        return
+    messages = [line for line in run.stderr.splitlines() if line.startswith(f"{TRAINER}.py")]
+    if messages:
+        raise UserError(f"the training failed: {messages[-1]}")
+    raise RuntimeError(f"the training failed with exit code {run.returncode}:\n{run.stderr or run.stdout}")
 
 
-def differences(straight: Path, resumed: Path, stop_after: int, steps: int) -> Iterator[str]:
-    """Where two runs are not the same bit for bit, in words, the earliest first."""
-    ours, theirs = _metrics(straight), _metrics(resumed)
+def differences(uninterrupted: Path, resumed: Path, stop_after: int, steps: int) -> Iterator[str]:
+    """A sentence for each number in which two runs differ after step `stop_after`, the earliest first."""
+    expected, actual = _compared_metrics(uninterrupted), _compared_metrics(resumed)
     for step in range(stop_after + 1, steps + 1):
-        for name in COMPARED:
-            if ours.get((step, name)) != theirs.get((step, name)):
-                yield f"{name} of step {step} is {theirs.get((step, name))} instead of {ours.get((step, name))}"
+        for name in COMPARED_METRICS:
+            if actual.get((step, name)) != expected.get((step, name)):
+                yield f"{name} of step {step} is {actual.get((step, name))} instead of {expected.get((step, name))}"
     from safetensors.torch import load_file
 
-    for file in ("model.safetensors", "optimizer.safetensors"):
-        one, two = (load_file(run / f"checkpoint-{steps}" / file) for run in (straight, resumed))
-        for name, tensor in one.items():
-            if name not in two or not tensor.equal(two[name]):
-                away = (tensor - two[name]).abs().max().item() if name in two else "missing"
-                yield f"{name} of {file} after step {steps}: largest difference {away}"
+    for file in ("model.safetensors", OPTIMIZER_FILE):
+        first, second = (load_file(run / f"checkpoint-{steps}" / file) for run in (uninterrupted, resumed))
+        for name in sorted(first.keys() | second.keys()):
+            if name not in first or name not in second:
+                yield f"{name} of {file} after step {steps} is in one of the runs only"
+            elif not first[name].equal(second[name]):
+                largest = (first[name] - second[name]).abs().max().item()
+                yield f"{name} of {file} after step {steps}: largest difference {largest}"
 
 
-def _metrics(run_dir: Path) -> dict[tuple[int, str], Any]:
-    lines = map(json.loads, (run_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines())
-    return {(line["step"], name): line[name] for line in lines for name in COMPARED if name in line}
+def _compared_metrics(run_dir: Path) -> dict[tuple[int, str], float]:
+    """(step, metric name) → value."""
+    lines = read_metrics(run_dir / METRICS_FILE)
+    return {(int(line["step"]), name): line[name] for line in lines for name in COMPARED_METRICS if name in line}

@@ -3,27 +3,33 @@
 Exit codes of every program here:
 
     0    done
-    1    a bug, or another process of the run was lost
+    1    a bug (with its traceback), or a run that could not finish: a lost process, a full disk, an unreachable Hub
     2    bad input: nothing was trained, written or sent
     75   training stopped on a signal after saving a checkpoint; run the same command again to resume
     76   training stopped after saving: too many steps were skipped
     130  Ctrl-C
 """
 
-import argparse
 import os
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import NoReturn
 
-EXIT_LOST_PROCESS, EXIT_BAD_INPUT, EXIT_CTRL_C = 1, 2, 130
+EXIT_FAILURE, EXIT_BAD_INPUT, EXIT_CTRL_C = 1, 2, 130
 
 
 class UserError(ValueError):
     """Something the user can put right. The message names the value, the rule and the way out."""
+
+    exit_code = EXIT_BAD_INPUT
+
+
+class RunFailure(UserError):
+    """Something outside the program ended a run after its first step, such as a full disk or an unreachable Hub."""
+
+    exit_code = EXIT_FAILURE
 
 
 @contextmanager
@@ -38,16 +44,18 @@ def one_line_errors(program: str) -> Iterator[None]:
         print(f"{program}: interrupted", file=sys.stderr, flush=True)
         sys.exit(EXIT_CTRL_C)
     except UserError as error:
-        _exit_in_one_line(program, " ".join(str(error).split()), EXIT_BAD_INPUT)
+        if os.environ.get("MINIGPT_DEBUG"):
+            raise
+        exit_in_one_line(program, " ".join(str(error).split()), error.exit_code)
     except RuntimeError as error:
-        if not _is_lost_process(error):
+        if not _is_lost_process(error) or os.environ.get("MINIGPT_DEBUG"):
             raise
         reason = " ".join(str(error).split())
         message = (
             f"rank {os.environ.get('RANK', '0')} has lost another rank or its host; that rank's log says why; "
             f"start all hosts again with --resume_from_checkpoint latest ({reason})"
         )
-        _exit_in_one_line(program, message, EXIT_LOST_PROCESS)
+        exit_in_one_line(program, message, EXIT_FAILURE)
 
 
 @contextmanager
@@ -64,9 +72,8 @@ def file_errors_are_user_errors() -> Iterator[None]:
         raise UserError(f"{error.filename}: {error.strerror}") from error
 
 
-def _exit_in_one_line(program: str, message: str, code: int) -> NoReturn:
-    if os.environ.get("MINIGPT_DEBUG"):
-        raise
+def exit_in_one_line(program: str, message: str, code: int = EXIT_BAD_INPUT) -> NoReturn:
+    """Print `program: message` on stderr, once per host, and exit with `code`."""
     rank = os.environ.get("LOCAL_RANK", "0")
     if rank != "0":
         time.sleep(5)  # when all ranks fail alike, the launcher ends this one before it repeats the line of rank 0
@@ -78,24 +85,3 @@ def _exit_in_one_line(program: str, message: str, code: int) -> NoReturn:
 def _is_lost_process(error: RuntimeError) -> bool:
     """Whether another process of the training is gone: gloo raises a bare RuntimeError, NCCL a class of torch's."""
     return "gloo/transport" in str(error) or type(error).__name__ in ("DistBackendError", "DistNetworkError")
-
-
-class OneLineParser(argparse.ArgumentParser):
-    """An argument parser that reports an error in one line, without the usage, and exits with 2."""
-
-    def error(self, message: str) -> NoReturn:
-        print(f"{Path(self.prog).name}: {message}", file=sys.stderr)
-        sys.exit(EXIT_BAD_INPUT)
-
-
-class CommandParser(OneLineParser):
-    """The parser of one `minigpt` command, described by its module's docstring."""
-
-    def __init__(self, program: str, description: str | None, usage: str | None = None) -> None:
-        super().__init__(
-            program,
-            usage=usage,
-            description=description,
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-            allow_abbrev=False,
-        )

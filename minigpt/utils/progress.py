@@ -3,9 +3,9 @@
 import sys
 import time
 from types import TracebackType
+from typing import Self
 
 from tqdm import tqdm
-from typing_extensions import Self
 
 from minigpt.utils.formatting import format_duration
 

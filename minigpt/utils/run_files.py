@@ -12,7 +12,7 @@ CARD_FILE = "README.md"
 EVALUATIONS_DIR = "evaluations"
 CURVE_FILES = ("loss.png", "loss.pdf")
 # in a checkpoint, beside the model
-OPTIMIZER_FILE, STATE_FILE, SEAL_FILE = "optimizer.safetensors", "training_state.json", "checkpoint.json"
+OPTIMIZER_FILE, STATE_FILE, CHECKSUMS_FILE = "optimizer.safetensors", "training_state.json", "checkpoint.json"
 # in skipped_steps/step-<step>, beside the model
 REPLAY_FILE = "replay.json"
 

@@ -77,7 +77,7 @@ def test_what_the_parser_refuses_is_one_line_and_exit_code_2(
         (["--dropout", "1"], "dropout=1.0 must be at least 0 and below 1"),
         (["--stride", "8", "--packing_strategy", "bfd"], "stride=8 goes with packing_strategy=wrapped, not bfd"),
         (["--completion_only_loss", "true", "--corpus", "python-docs"], "completion_only_loss goes with train_file"),
-        (["--vocab_size", "64", "--pad_vocab_size_to_multiple_of", "64"], "vocab_size=64 says it all"),
+        (["--vocab_size", "64", "--pad_vocab_size_to_multiple_of", "64"], "vocab_size=64 is already given"),
         (["--stride", "2048"], "stride=2048 is greater than block_size=1024 and would skip tokens"),
         (["--min_learning_rate", "1"], "min_learning_rate=1.0 is above learning_rate"),
         (["--data", "d"], "data and corpus are both given"),

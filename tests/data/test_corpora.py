@@ -1,13 +1,16 @@
-"""Laws of corpora: every document arrives once and whole, on one side of the split; bad input is named and located."""
+"""Laws of corpora: every document is read once and whole, in one of the splits; errors name the file and the place."""
 
 import dataclasses
+import errno
 import gzip
 import hashlib
 import json
+import os
 import random
+import resource
 import subprocess
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import datasets
@@ -18,14 +21,26 @@ import pytest
 from minigpt.config.arguments import DataArguments
 from minigpt.data import hub_datasets, readers
 from minigpt.data.corpora import Corpus, open_corpus
+from minigpt.data.readers import Document
+from minigpt.utils.errors import UserError
 
 TEXT = "It is a truth universally acknowledged, that a — 你好 🙂\r\nsingle man\n" * 10
 
 
-def whole(pieces: Iterable[tuple[str, bool]]) -> list[str]:
-    documents, text = [], ""
-    for part, ends in pieces:
-        text += part
+@pytest.fixture(autouse=True)
+def datasets_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty folder in which `datasets` keeps its copies."""
+    folder = tmp_path_factory.mktemp("datasets")
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", folder)
+    return folder
+
+
+def whole(pieces: Iterable[tuple[Document, bool]]) -> list[str]:
+    """The documents, each joined from its pieces."""
+    documents: list[str] = []
+    text = ""
+    for piece, ends in pieces:
+        text += str(piece)
         if ends:
             documents.append(text)
             text = ""
@@ -52,8 +67,10 @@ def lines(path: Path, texts: list[str], **extra) -> Path:
 
 
 @pytest.mark.parametrize("block", [1, 3, 1 << 20])
-def test_one_text_file_is_split_where_nanogpt_splits_it(tmp_path: Path, monkeypatch, block: int) -> None:
-    monkeypatch.setattr(readers, "READ_BYTES", block)  # characters of 1 to 4 bytes fall across the blocks
+def test_one_text_file_is_split_where_nanogpt_splits_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, block: int
+) -> None:
+    monkeypatch.setattr(readers, "READ_BYTES", block)  # characters of 1 to 4 bytes cross the blocks
     train, validation = splits(corpus_of(write(tmp_path / "a.txt", TEXT)))
     assert train == [TEXT[: int(len(TEXT) * 0.9)]]
     assert validation == [TEXT[int(len(TEXT) * 0.9) :]]
@@ -65,22 +82,22 @@ def test_the_last_documents_are_held_out(tmp_path: Path) -> None:
     assert (train, validation) == (texts[:20], texts[20:])
 
 
-def test_both_splits_have_a_document_whatever_the_percentage(tmp_path: Path) -> None:
+def test_both_splits_have_a_document_for_any_percentage(tmp_path: Path) -> None:
     file = lines(tmp_path / "a.jsonl", ["one", "two"])
     assert splits(corpus_of(file, validation_split_percentage=0.1)) == (["one"], ["two"])
     assert splits(corpus_of(file, validation_split_percentage=99)) == (["one"], ["two"])
 
 
-def test_a_folder_gives_its_text_and_jsonl_files_in_sorted_order(tmp_path: Path) -> None:
+def test_the_readable_files_of_a_folder_are_read_in_sorted_order(tmp_path: Path) -> None:
     write(tmp_path / "b.txt", "second")
     write(tmp_path / "a" / "z.md", "first")
     lines(tmp_path / "c.jsonl", ["third", "fourth", "fifth"])
     write(tmp_path / "picture.png", "not text")
-    write(tmp_path / ".hidden.txt", "not shown")
+    write(tmp_path / ".hidden.txt", "not read")
     assert splits(corpus_of(tmp_path)) == (["first", "second", "third", "fourth"], ["fifth"])
 
 
-def test_validation_files_are_held_out_whole(tmp_path: Path) -> None:
+def test_validation_files_are_the_validation_split(tmp_path: Path) -> None:
     train, held_out = write(tmp_path / "a.txt", TEXT), write(tmp_path / "b.txt", "held out")
     assert splits(corpus_of(train, validation_file=[str(held_out)])) == ([TEXT], ["held out"])
 
@@ -90,7 +107,7 @@ def test_line_separators_inside_json_text_do_not_end_a_line(tmp_path: Path) -> N
     assert splits(corpus_of(lines(tmp_path / "a.jsonl", texts))) == (texts[:2], texts[2:])
 
 
-def test_a_byte_order_mark_is_no_text(tmp_path: Path) -> None:
+def test_a_byte_order_mark_at_the_start_is_not_text(tmp_path: Path) -> None:
     train, validation = splits(corpus_of(write(tmp_path / "a.txt", "\ufeffabc\ufeff")))
     assert train + validation == ["abc", "\ufeff"]
 
@@ -107,7 +124,7 @@ def test_a_byte_order_mark_is_no_text(tmp_path: Path) -> None:
         (b"\n \n", r"no documents in .*a\.jsonl"),
     ],
 )
-def test_a_bad_line_is_named(tmp_path: Path, content: bytes, message: str) -> None:
+def test_an_error_in_json_lines_names_file_and_line(tmp_path: Path, content: bytes, message: str) -> None:
     (tmp_path / "a.jsonl").write_bytes(content)
     with pytest.raises(ValueError, match=message) as caught:
         splits(corpus_of(tmp_path / "a.jsonl"))
@@ -118,8 +135,8 @@ def test_a_bad_line_is_named(tmp_path: Path, content: bytes, message: str) -> No
 @pytest.mark.parametrize(
     ("content", "offset"), [(b"fine \xff", 5), ("né".encode() + b"\xc3(", 3), (b"cut \xf0\x9f", 4)]
 )
-def test_text_that_is_not_utf8_is_located(
-    tmp_path: Path, monkeypatch, block: int, content: bytes, offset: int
+def test_the_first_byte_that_is_not_utf8_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, block: int, content: bytes, offset: int
 ) -> None:
     monkeypatch.setattr(readers, "READ_BYTES", block)
     (tmp_path / "a.txt").write_bytes(content)
@@ -130,11 +147,11 @@ def test_text_that_is_not_utf8_is_located(
 def test_missing_files_are_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"missing\.txt: no such file"):
         corpus_of(tmp_path / "missing.txt")
-    with pytest.raises(ValueError, match="no file in this folder that can be read"):
+    with pytest.raises(ValueError, match="this folder has no readable file"):
         corpus_of(tmp_path)
 
 
-def test_the_key_follows_content_and_options(tmp_path: Path) -> None:
+def test_the_key_depends_on_content_and_options_and_not_on_names(tmp_path: Path) -> None:
     first, same = write(tmp_path / "a.txt", TEXT), write(tmp_path / "b.txt", TEXT)
     other = write(tmp_path / "c.txt", TEXT + " ")
     assert corpus_of(first).key == corpus_of(same).key
@@ -204,44 +221,162 @@ FORMATS = [
 ]
 
 
+Save = Callable[[Path, list[str]], None]
+
+
 @pytest.mark.parametrize("save", FORMATS)
-def test_every_format_gives_the_documents_that_its_library_wrote(tmp_path: Path, save) -> None:
+def test_every_format_is_read_as_its_library_wrote_it_from_any_document_on(tmp_path: Path, save: Save) -> None:
     texts = [f"document {index} — 你好\n" for index in range(500)]
     save(tmp_path, texts)
     (file,) = tmp_path.glob("a.*")
     corpus = corpus_of(file)
     assert splits(corpus) == (texts[:450], texts[450:])
+    assert corpus.train.source.count() == 500
     for start in (0, 1, 69, 70, 99, 100, 449, 450):
         assert whole(corpus.train.pieces(start)) == texts[start:450]
 
 
 @pytest.mark.parametrize("save", FORMATS[:3] + FORMATS[5:7])
-def test_a_damaged_file_is_named(tmp_path: Path, save) -> None:
+def test_a_truncated_file_is_refused_in_one_line_that_names_it(tmp_path: Path, save: Save) -> None:
     save(tmp_path, [f"document {index} {random.Random(index).random()}" for index in range(2000)])
     (file,) = tmp_path.glob("a.*")
     with file.open("r+b") as stream:
         stream.truncate(file.stat().st_size * 2 // 3)
-    with pytest.raises(ValueError, match=rf"{file.name}: ") as caught:
+    with pytest.raises(UserError, match=rf"{file.name}: ") as caught:
         splits(corpus_of(file))
     assert "\n" not in str(caught.value)
 
 
-def test_a_column_that_is_missing_or_no_text_is_named(tmp_path: Path) -> None:
+def test_a_parquet_file_damaged_inside_is_refused_in_one_line_and_nothing_else_is_printed(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    as_parquet(tmp_path, [f"document {index}" for index in range(2000)])
+    file = tmp_path / "a.parquet"
+    content = bytearray(file.read_bytes())
+    content[4 : len(content) // 2] = bytes(len(content) // 2 - 4)  # data pages; the footer with the schema is whole
+    file.write_bytes(content)
+    with pytest.raises(UserError, match=r"a\.parquet: not a readable Parquet file: ") as caught:
+        splits(corpus_of(file))
+    assert "\n" not in str(caught.value)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_missing_column_is_named_before_anything_is_converted(tmp_path: Path, datasets_cache: Path) -> None:
     as_parquet(tmp_path, ["one", "two"])
-    with pytest.raises(ValueError, match=r"no column 'body' \(its columns: id, text\); name one with --text_column"):
+    as_arrow_file(tmp_path, ["one", "two"])
+    with pytest.raises(UserError, match=r"parquet: no column 'body' \(its columns: id, text\); name .* --text_column"):
         splits(corpus_of(tmp_path / "a.parquet", text_column="body"))
-    with pytest.raises(ValueError, match=r"a\.parquet row 0: 'id' is int, not text"):
-        splits(corpus_of(tmp_path / "a.parquet", text_column="id"))
-    pyarrow.parquet.write_table(pyarrow.table({"text": ["one", None, "three"]}), tmp_path / "a.parquet")
-    with pytest.raises(ValueError, match=r"a\.parquet row 1: 'text' is NoneType, not text"):
-        splits(corpus_of(tmp_path / "a.parquet"))
+    with pytest.raises(UserError, match=r"arrow: no column 'body' \(its columns: text\); name one with --text_column"):
+        splits(corpus_of(tmp_path / "a.arrow", text_column="body"))
+    assert list(datasets_cache.iterdir()) == []
+
+
+@pytest.mark.parametrize("kind", ["parquet", "arrow"])
+@pytest.mark.parametrize(
+    ("column", "message"),
+    [
+        (pyarrow.array([1, 2]), "row 0: 'text' is int, not text"),
+        (pyarrow.array(["one", None]), "row 1: 'text' is NoneType, not text"),
+        (pyarrow.array([b"one", b"two"]), "row 0: 'text' is bytes, not text"),
+        (pyarrow.array([b"one", b"\xff"]).cast(pyarrow.string(), safe=False), "row 1: column 'text' is not UTF-8"),
+    ],
+)
+def test_a_value_that_is_not_text_is_named_by_file_and_row(
+    tmp_path: Path, kind: str, column: pyarrow.Array, message: str
+) -> None:
+    table = pyarrow.table({"text": column})
+    if kind == "parquet":
+        pyarrow.parquet.write_table(table, tmp_path / "a.parquet")
+    else:
+        with pyarrow.ipc.new_stream(tmp_path / "a.arrow", table.schema) as writer:
+            writer.write_table(table)
+    with pytest.raises(UserError, match=rf"a\.{kind} {message}"):
+        splits(corpus_of(tmp_path / f"a.{kind}"))
+
+
+@pytest.mark.parametrize("name", ["a.parquet", "a.arrow"])
+def test_only_the_type_of_the_text_column_matters(tmp_path: Path, name: str) -> None:
+    texts = ["one", "two", "one"]
+    map_type = pyarrow.map_(pyarrow.string(), pyarrow.int64())  # not supported by `datasets`
+    table = pyarrow.table(
+        {"text": pyarrow.array(texts).dictionary_encode(), "other": pyarrow.array([[("a", 1)]] * 3, map_type)}
+    )
+    if name == "a.parquet":
+        pyarrow.parquet.write_table(table, tmp_path / name)
+    else:
+        with pyarrow.ipc.new_stream(tmp_path / name, table.schema) as writer:
+            writer.write_table(table)
+    assert splits(corpus_of(tmp_path / name)) == (texts[:2], texts[2:])
+
+
+def test_tables_without_rows_add_no_documents(tmp_path: Path) -> None:
+    as_parquet(tmp_path, ["one", "two", "three"])
+    for name, row_groups in (("0.parquet", 0), ("b.parquet", 1)):
+        table = pyarrow.table({"text": pyarrow.array([], pyarrow.string())})
+        with pyarrow.parquet.ParquetWriter(tmp_path / name, table.schema) as writer:
+            for _ in range(row_groups):
+                writer.write_table(table)
+    assert splits(corpus_of(tmp_path)) == (["one", "two"], ["three"])
+    with pytest.raises(UserError, match=r"no documents in .*b\.parquet"):
+        splits(corpus_of(tmp_path / "b.parquet"))
+
+
+def test_a_parquet_file_is_only_converted_when_its_documents_are_read(tmp_path: Path, datasets_cache: Path) -> None:
+    as_parquet(tmp_path, ["one", "two", "three"])
+    corpus = corpus_of(tmp_path / "a.parquet")
+    assert list(datasets_cache.iterdir()) == []
+    splits(corpus)
+    copies = {path: path.stat().st_mtime_ns for path in datasets_cache.rglob("*.arrow")}
+    splits(corpus_of(tmp_path / "a.parquet"))
+    assert {path: path.stat().st_mtime_ns for path in datasets_cache.rglob("*.arrow")} == copies != {}
+
+
+def test_a_replaced_parquet_file_is_read_anew_even_with_the_same_modification_time(tmp_path: Path) -> None:
+    file = tmp_path / "a.parquet"
+    for texts in (["one", "two"], ["six", "ten"]):
+        as_parquet(tmp_path, texts)
+        os.utime(file, (0, 0))
+        assert splits(corpus_of(file)) == (texts[:1], texts[1:])
+
+
+def test_special_characters_in_a_file_name_are_not_a_pattern(tmp_path: Path) -> None:
+    for name in ("dump[12].parquet", "dump1.parquet", "dump*.parquet"):
+        as_parquet(tmp_path, [name, "held out"])
+        (tmp_path / "a.parquet").rename(tmp_path / name)
+    for name in ("dump[12].parquet", "dump*.parquet"):
+        assert splits(corpus_of(tmp_path / name)) == ([name], ["held out"])
+
+
+def test_a_full_disk_during_conversion_is_an_error_of_the_system_and_not_of_the_file(tmp_path: Path) -> None:
+    as_parquet(tmp_path, [f"document {index} {random.Random(index).random()}" for index in range(2000)])
+    corpus = corpus_of(tmp_path / "a.parquet")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, hard))
+    try:
+        with pytest.raises(OSError, match="too large") as caught:
+            corpus.train.source.count()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert caught.value.errno == errno.EFBIG
+
+
+@pytest.mark.parametrize("save", [as_parquet, as_arrow_stream])
+def test_without_datasets_the_error_names_the_file_and_the_package(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, save: Save
+) -> None:
+    save(tmp_path, ["one", "two"])
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    with pytest.raises(UserError, match=r"a\.\w+: reading it needs datasets, .*; pip install datasets"):
+        splits(corpus_of(tmp_path))
+    with pytest.raises(UserError, match="pip install datasets"):
+        open_corpus(DataArguments(dataset_name="anything"))
 
 
 def data_set(folder: Path, **options) -> Corpus:
     return open_corpus(DataArguments(dataset_name=str(folder), text_column="body", **options))
 
 
-def test_data_sets_are_read_from_disk_and_keep_their_own_validation_split(tmp_path: Path) -> None:
+def test_saved_data_sets_are_read_and_keep_their_own_validation_split(tmp_path: Path) -> None:
     texts = [f"document {index}" for index in range(600)]
     rows(texts).save_to_disk(tmp_path / "one")
     splits_of_two = {"train": rows(texts), "validation": rows(["held out"]), "extra": rows(texts[:10])}
@@ -258,7 +393,7 @@ def test_data_sets_are_read_from_disk_and_keep_their_own_validation_split(tmp_pa
         data_set(tmp_path / "two", dataset_split="test")
 
 
-def test_a_folder_of_data_files_loads_as_a_data_set(tmp_path: Path) -> None:
+def test_a_folder_of_data_files_is_loaded_as_a_data_set(tmp_path: Path) -> None:
     rows(["one", "two", "three"]).to_parquet(tmp_path / "data" / "train-00000.parquet")
     corpus = data_set(tmp_path / "data")
     assert splits(corpus) == (["one", "two"], ["three"])
@@ -278,8 +413,10 @@ def test_a_stream_holds_out_its_first_documents(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["openwebtext", "fineweb-edu"])
-def test_a_corpus_by_name_reads_files_of_its_schema(tmp_path: Path, monkeypatch, capsys, name: str) -> None:
-    """The download itself needs the network; everything behind the name is the same for a local folder."""
+def test_a_named_corpus_reads_files_of_its_schema(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    """The download needs the network; everything after it is the same for a local folder."""
     columns = {"text": ["one", "two", "three"]}
     if name == "fineweb-edu":
         columns |= {"id": ["a", "b", "c"], "dump": ["d"] * 3, "url": ["u"] * 3, "score": [3.0, 3.5, 4.0]}
@@ -292,7 +429,7 @@ def test_a_corpus_by_name_reads_files_of_its_schema(tmp_path: Path, monkeypatch,
     assert "streamed" in capsys.readouterr().err
 
 
-def test_python_docs_are_the_same_english_in_every_process() -> None:
+def test_python_docs_are_the_same_in_every_process() -> None:
     corpus = open_corpus(DataArguments(corpus="python-docs"))
     train, validation = splits(corpus)
     assert len(set(train) | set(validation)) == len(train) + len(validation) > 1000

@@ -1,4 +1,4 @@
-"""Laws of mixtures: every prefix of a run has each source in its share, and each source has epochs of its own."""
+"""Mixtures: every prefix of a run has the exact share of each source, and each source has its own epochs."""
 
 import json
 import math
@@ -14,11 +14,12 @@ import pytest
 from minigpt.config.arguments import BatchArguments, DataArguments
 from minigpt.config.parser import parse_arguments
 from minigpt.data.datamodule import load_data, open_data_module
-from minigpt.data.mixing import MixedOrder, exact_shares, joined, turns
+from minigpt.data.mixing import MixedOrder, exact_shares, join_shards, source_schedule
 from minigpt.data.prepare import prepare
-from minigpt.data.samplers import EpochOrder, TrainBatches
+from minigpt.data.samplers import ShuffledOrder, TrainBatchSampler
 from minigpt.data.shards import open_shards
 from minigpt.data.tokenizer import train_bpe
+from minigpt.utils.errors import UserError
 from support.runs import metrics
 
 Train = Callable[[list[str]], int]
@@ -27,47 +28,48 @@ WEIGHTS = [(0.7, 0.3), (1, 1, 1), (0.5, 0.3, 0.2), (0.97, 0.01, 0.01, 0.01), (3,
 
 @pytest.mark.parametrize("weights", WEIGHTS, ids=str)
 def test_every_prefix_holds_each_source_in_its_share(weights: tuple[float, ...]) -> None:
-    orders = [EpochOrder(100, 1, 100 * source, source) for source in range(len(weights))]
+    orders = [ShuffledOrder(100, 1, 100 * source, source) for source in range(len(weights))]
     mixed, total = MixedOrder(orders, weights), sum(map(Fraction, map(str, weights)))
-    had = Counter()
+    contributed = Counter()
     for number in range(1, 1200):
-        had[mixed[number - 1] // 100] += 1
+        contributed[mixed[number - 1] // 100] += 1
         for source, weight in enumerate(weights):
             exact = number * Fraction(str(weight)) / total
-            assert math.floor(exact) <= had[source] <= math.ceil(exact)
+            assert math.floor(exact) <= contributed[source] <= math.ceil(exact)
 
 
 def test_shares_are_kept_for_any_weights() -> None:
     generator = np.random.default_rng(0)
     for _ in range(30):
         shares = exact_shares(generator.integers(1, 60, generator.integers(2, 9)).tolist())
-        source, earlier, _ = turns(shares)
-        for of, share in enumerate(shares):
-            counts = np.cumsum(source == of)
-            exact = [share * number for number in range(1, len(source) + 1)]
-            assert all(abs(count - wanted) < 1 for count, wanted in zip(counts.tolist(), exact, strict=True))
-            assert earlier[source == of].tolist() == list(range(counts[-1]))
+        sources, earlier, per_period = source_schedule(shares)
+        for source, share in enumerate(shares):
+            counts = np.cumsum(sources == source)
+            exact = [share * number for number in range(1, len(sources) + 1)]
+            assert all(abs(count - number) < 1 for count, number in zip(counts.tolist(), exact, strict=True))
+            assert earlier[sources == source].tolist() == list(range(counts[-1]))
+            assert per_period[source] == counts[-1] == share * len(sources)
 
 
-def test_each_source_has_epochs_of_its_own_without_repetition() -> None:
-    mixed = MixedOrder([EpochOrder(10, 1, 0, 0), EpochOrder(35, 1, 10, 1)], (0.7, 0.3))
+def test_each_source_visits_every_sample_once_per_epoch_of_its_own() -> None:
+    mixed = MixedOrder([ShuffledOrder(10, 1, 0, 0), ShuffledOrder(35, 1, 10, 1)], (0.7, 0.3))
     samples = [mixed[position] for position in range(400)]
-    for first, number in ((0, 10), (10, 35)):
-        own = [sample for sample in samples if first <= sample < first + number]
-        for epoch in range(len(own) // number):
-            assert sorted(own[epoch * number : (epoch + 1) * number]) == list(range(first, first + number))
+    for first_id, count in ((0, 10), (10, 35)):
+        of_source = [sample for sample in samples if first_id <= sample < first_id + count]
+        for epoch in range(len(of_source) // count):
+            assert sorted(of_source[epoch * count : (epoch + 1) * count]) == list(range(first_id, first_id + count))
     assert samples[:70] != samples[70:140]
-    other = MixedOrder([EpochOrder(10, 2, 0, 0), EpochOrder(35, 2, 10, 1)], (0.7, 0.3))
+    other = MixedOrder([ShuffledOrder(10, 2, 0, 0), ShuffledOrder(35, 2, 10, 1)], (0.7, 0.3))
     assert samples != [other[position] for position in range(400)]
 
 
-def test_a_position_far_away_is_found_at_once_and_any_process_finds_the_same() -> None:
+def test_processes_share_the_samples_of_a_distant_position() -> None:
     def order() -> MixedOrder:
-        return MixedOrder([EpochOrder(10, 1, 0, 0), EpochOrder(35, 1, 10, 1)], (0.7, 0.3))
+        return MixedOrder([ShuffledOrder(10, 1, 0, 0), ShuffledOrder(35, 1, 10, 1)], (0.7, 0.3))
 
-    whole = [order()[position] for position in range(10**12, 10**12 + 16)]
-    parts = [iter(TrainBatches(order(), 10**12, 4, rank, 2)) for rank in range(2)]
-    assert [*next(parts[0]), *next(parts[1]), *next(parts[0]), *next(parts[1])] == whole
+    expected = [order()[position] for position in range(10**12, 10**12 + 16)]
+    first, second = (iter(TrainBatchSampler(order(), 10**12, 4, rank, 2)) for rank in range(2))
+    assert [*next(first), *next(second), *next(first), *next(second)] == expected
 
 
 @pytest.fixture
@@ -85,31 +87,30 @@ def folders(tmp_path: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("strategy", ["wrapped", "bfd"])
-def test_a_sample_holds_one_source_alone(folders: list[str], strategy: str) -> None:
-    parts = [open_shards(folder) for folder in folders]
+def test_no_sample_holds_two_sources(folders: list[str], strategy: str) -> None:
+    sources = [open_shards(folder) for folder in folders]
     args = BatchArguments(block_size=24, packing_strategy=strategy)
-    mixed, alone = (
-        open_data_module(args, joined(parts, (0.7, 0.3)), 299),
-        [open_data_module(args, part, 299) for part in parts],
-    )
-    inputs = [
-        {tuple(data_module.train[s]["input_ids"].tolist()) for s in data_module.train.every()} for data_module in alone
+    mixed = open_data_module(args, join_shards(sources, (0.7, 0.3)), 299)
+    alone = [open_data_module(args, shards, 299) for shards in sources]
+    inputs_of_source = [
+        {tuple(data_module.train[sample]["input_ids"].tolist()) for sample in data_module.train.full_pass()}
+        for data_module in alone
     ]
-    first = mixed.order.orders[0].samples if strategy == "bfd" else parts[0].source_tokens or len(parts[0].train)
-    had = Counter()
+    first = alone[0].order.samples_per_epoch if strategy == "bfd" else len(sources[0].train)
+    contributed = Counter()
     for position in range(200):
         sample = mixed.order[position]
         source = int(sample >= first)
-        had[source] += 1
+        contributed[source] += 1
         if strategy == "bfd":
-            assert tuple(mixed.train[sample]["input_ids"].tolist()) in inputs[source]
+            assert tuple(mixed.train[sample]["input_ids"].tolist()) in inputs_of_source[source]
         else:
             assert source or sample + 24 < first
-    assert had == {0: 140, 1: 60}
-    assert mixed.order.samples == sum(data_module.order.samples for data_module in alone)
+    assert contributed == {0: 140, 1: 60}
+    assert mixed.order.samples_per_epoch == sum(data_module.order.samples_per_epoch for data_module in alone)
 
 
-def run_words(folders: list[str], tmp_path: Path) -> list[str]:
+def command_line(folders: list[str], tmp_path: Path) -> list[str]:
     return (
         f"--data {' '.join(folders)} --data_weights 0.7 0.3 --output_dir {tmp_path / 'run'} --packing_strategy bfd "
         "--hidden_size 16 --num_hidden_layers 1 --num_attention_heads 2 --block_size 32 --max_steps 8 --dropout 0.1 "
@@ -121,22 +122,24 @@ def run_words(folders: list[str], tmp_path: Path) -> list[str]:
 def test_a_mixed_run_resumes_bit_for_bit_and_another_mixture_is_refused(
     folders: list[str], tmp_path: Path, train_here: Train
 ) -> None:
-    words = run_words(folders, tmp_path)
+    words = command_line(folders, tmp_path)
     assert train_here(words) == 0
     straight, resumed = tmp_path / "run", tmp_path / "resumed"
     shutil.copytree(straight / "checkpoint-3", resumed / "checkpoint-3")
     words += ["--output_dir", str(resumed), "--resume_from_checkpoint", "latest"]
-    with pytest.raises(ValueError, match="was trained on other data"):
+    with pytest.raises(UserError, match="was trained on other data"):
         train_here([*words, "--data_weights", "0.6", "0.4"])
     assert train_here(words) == 0
     assert list(metrics(straight, "train/loss").values())[3:] == list(metrics(resumed, "train/loss").values())
     assert (straight / "model.safetensors").read_bytes() == (resumed / "model.safetensors").read_bytes()
     data = json.loads((straight / "data.json").read_text())
     assert data["source"]["mixture"] == "0.7 of texts, 0.3 of examples"
-    assert [source["fingerprint"] for source in data["sources"]] == [open_shards(of).fingerprint for of in folders]
+    assert [source["fingerprint"] for source in data["sources"]] == [
+        open_shards(folder).fingerprint for folder in folders
+    ]
 
 
-def test_one_folder_is_what_it_is_alone(folders: list[str], tmp_path: Path) -> None:
+def test_a_mixture_of_one_folder_is_that_folder(folders: list[str], tmp_path: Path) -> None:
     shards, _ = load_data(parse_arguments(["--data", folders[1]], ""))
     assert shards.fingerprint == open_shards(folders[1]).fingerprint
 
@@ -150,16 +153,16 @@ def test_one_folder_is_what_it_is_alone(folders: list[str], tmp_path: Path) -> N
         ([1.0, -1.0], "must all be above 0"),
     ],
 )
-def test_weights_that_cannot_be_are_refused(weights: list[float], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
+def test_invalid_weights_are_refused(weights: list[float], message: str) -> None:
+    with pytest.raises(UserError, match=message):
         DataArguments(data=["a", "b"], data_weights=weights or None)
 
 
-def test_folders_of_two_tokenizers_and_endless_fractions_are_refused(folders: list[str], tmp_path: Path) -> None:
+def test_different_tokenizers_and_long_periods_are_refused(folders: list[str], tmp_path: Path) -> None:
     args = DataArguments(train_file=[str(tmp_path / "texts.jsonl")], tokenizer_vocab_size=280)
     prepare(args, tmp_path / "other")
     words = ["--data", folders[0], str(tmp_path / "other"), "--data_weights", "1", "1"]
-    with pytest.raises(ValueError, match=r"other was made with another tokenizer than .*texts; prepare it again"):
+    with pytest.raises(UserError, match=r"other was made with another tokenizer than .*texts; prepare it again"):
         load_data(parse_arguments(words, ""))
-    with pytest.raises(ValueError, match="give weights with fewer digits"):
+    with pytest.raises(UserError, match="give weights with fewer digits"):
         exact_shares([0.123456789, 0.876543211])

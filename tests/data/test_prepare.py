@@ -1,4 +1,4 @@
-"""Laws of preparation: the shards are the tokenizer's ids of the documents, once, and nothing is left of a failure."""
+"""Prepared shards hold the tokenizer's ids of every document once, and a failure leaves nothing on the disk."""
 
 import json
 import subprocess
@@ -25,7 +25,7 @@ def jsonl(tmp_path: Path) -> str:
 
 
 @pytest.fixture
-def folder_of_tokenizer(tmp_path: Path) -> str:
+def tokenizer_folder(tmp_path: Path) -> str:
     train_bpe(DOCUMENTS, 300).save_pretrained(tmp_path / "tokenizer")
     return str(tmp_path / "tokenizer")
 
@@ -35,9 +35,9 @@ def minigpt(*words: str, **options) -> subprocess.CompletedProcess[str]:
 
 
 def test_shards_are_the_tokenizers_ids_of_each_document_and_its_end(
-    jsonl: str, folder_of_tokenizer: str, tmp_path: Path
+    jsonl: str, tokenizer_folder: str, tmp_path: Path
 ) -> None:
-    shards = open_shards(prepare(DataArguments(train_file=[jsonl], tokenizer=folder_of_tokenizer), tmp_path / "out"))
+    shards = open_shards(prepare(DataArguments(train_file=[jsonl], tokenizer=tokenizer_folder), tmp_path / "out"))
     tokenizer = load_tokenizer(shards.tokenizer_dir)
 
     def ids(texts: list[str]) -> list[int]:
@@ -48,18 +48,18 @@ def test_shards_are_the_tokenizers_ids_of_each_document_and_its_end(
     assert shards.validation.read(0, len(shards.validation)).tolist() == ids(DOCUMENTS[27:])
     assert (shards.train.documents, shards.validation.documents) == (27, 3)
     assert shards.train.text_bytes == sum(len(text.encode()) for text in DOCUMENTS[:27])
-    assert shards.tokenizer_hash == tokenizer_hash(tokenizer) == tokenizer_hash(load_tokenizer(folder_of_tokenizer))
+    assert shards.tokenizer_hash == tokenizer_hash(tokenizer) == tokenizer_hash(load_tokenizer(tokenizer_folder))
     assert shards.vocab_size == len(tokenizer)
 
 
-def test_the_result_does_not_depend_on_batches(jsonl: str, tmp_path: Path, monkeypatch) -> None:
+def test_shards_do_not_depend_on_how_text_is_batched(jsonl: str, tmp_path: Path, monkeypatch) -> None:
     args = DataArguments(train_file=[jsonl], tokenizer="char")
     first = open_shards(prepare(args, tmp_path / "a"))
     monkeypatch.setattr(prepare_module, "BATCH_CHARACTERS", 100)
     assert open_shards(prepare(args, tmp_path / "b")).fingerprint == first.fingerprint
 
 
-def test_held_out_characters_have_ids_too(tmp_path: Path) -> None:
+def test_characters_of_validation_text_alone_have_ids(tmp_path: Path) -> None:
     (tmp_path / "text.txt").write_text("abc" * 30 + "é", encoding="utf-8")
     shards = open_shards(
         prepare(DataArguments(train_file=[str(tmp_path / "text.txt")], tokenizer="char"), tmp_path / "o")
@@ -67,12 +67,12 @@ def test_held_out_characters_have_ids_too(tmp_path: Path) -> None:
     assert shards.validation.read(0, len(shards.validation)).tolist()[-2:] == [3, 4]
 
 
-def test_the_cache_prepares_once_for_the_same_content(jsonl: str, tmp_path: Path) -> None:
+def test_the_cache_prepares_the_same_content_once(jsonl: str, tmp_path: Path) -> None:
     args = DataArguments(train_file=[jsonl], tokenizer="char", cache_dir=str(tmp_path / "cache"))
     folder = prepared_folder(args)
-    made = (folder / "manifest.json").stat().st_mtime_ns
+    written = (folder / "manifest.json").stat().st_mtime_ns
     assert prepared_folder(args) == folder
-    assert (folder / "manifest.json").stat().st_mtime_ns == made
+    assert (folder / "manifest.json").stat().st_mtime_ns == written
     other = DataArguments(train_file=[jsonl], cache_dir=str(tmp_path / "cache"), validation_split_percentage=50)
     assert prepared_folder(other) != folder
     with Path(jsonl).open("a") as file:
@@ -80,22 +80,23 @@ def test_the_cache_prepares_once_for_the_same_content(jsonl: str, tmp_path: Path
     assert prepared_folder(args) != folder
 
 
-def test_processes_that_race_prepare_once_and_agree(jsonl: str, tmp_path: Path) -> None:
+def test_concurrent_processes_prepare_once_and_use_the_same_folder(jsonl: str, tmp_path: Path) -> None:
     code = (
         "import sys; from minigpt.config.arguments import DataArguments;"
         "from minigpt.data.prepare import prepared_folder;"
         "print(prepared_folder(DataArguments(train_file=[sys.argv[1]], tokenizer='char', cache_dir=sys.argv[2])))"
     )
     command = [sys.executable, "-c", code, jsonl, str(tmp_path / "cache")]
-    racers = [subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(3)]
-    outputs = [racer.communicate() for racer in racers]
-    assert [racer.returncode for racer in racers] == [0, 0, 0], outputs
+    pipe = subprocess.PIPE
+    processes = [subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True) for _ in range(3)]
+    outputs = [process.communicate() for process in processes]
+    assert [process.returncode for process in processes] == [0, 0, 0], outputs
     assert len({out for out, _ in outputs}) == 1
     assert sum("prepared in" in err for _, err in outputs) == 1
     assert len([path for path in (tmp_path / "cache").iterdir() if path.is_dir()]) == 1
 
 
-def test_the_cache_honours_xdg_cache_home(jsonl: str, tmp_path: Path, monkeypatch) -> None:
+def test_the_cache_is_in_xdg_cache_home(jsonl: str, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
     assert prepared_folder(DataArguments(train_file=[jsonl], tokenizer="char")).parent == tmp_path / "xdg" / "minigpt"
 
@@ -139,7 +140,7 @@ def missing_tokenizer(tmp_path: Path) -> list[str]:
         (missing_tokenizer, "nowhere: no such folder"),
     ],
 )
-def test_bad_input_is_one_line_exit_code_2_and_leaves_nothing(tmp_path: Path, bad, message: str) -> None:
+def test_bad_input_prints_one_line_exits_with_2_and_leaves_nothing(tmp_path: Path, bad, message: str) -> None:
     words = bad(tmp_path)
     before = sorted(tmp_path.rglob("*"))
     run = minigpt("prepare", *words, "--output_dir", str(tmp_path / "new" / "out"))
@@ -149,7 +150,7 @@ def test_bad_input_is_one_line_exit_code_2_and_leaves_nothing(tmp_path: Path, ba
     assert sorted(tmp_path.rglob("*")) == before
 
 
-def test_the_command_says_what_it_made_and_never_overwrites_unasked(jsonl: str, tmp_path: Path) -> None:
+def test_the_command_prints_a_summary_and_overwrites_only_on_request(jsonl: str, tmp_path: Path) -> None:
     words = ["prepare", "--train_file", jsonl, "--tokenizer", "char", "--output_dir", str(tmp_path / "out")]
     first = minigpt(*words)
     assert first.returncode == 0, first.stderr

@@ -1,4 +1,4 @@
-"""Laws of interrupted preparation: whatever stops it, the next one goes on, and the bytes are the same."""
+"""An interrupted preparation resumes and writes the same bytes, whatever interrupted it."""
 
 import json
 import os
@@ -17,6 +17,7 @@ from minigpt.config.arguments import DataArguments
 from minigpt.data.prepare import prepare
 from minigpt.data.shard_writer import JOURNAL
 from minigpt.data.tokenizer import train_bpe
+from minigpt.utils.errors import UserError
 
 WORDS = [
     "the",
@@ -44,7 +45,7 @@ def content(folder: Path) -> dict[str, bytes]:
 
 @pytest.fixture(scope="module")
 def job(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[str], Path]:
-    """The words of a preparation of many shards, and the folder that it makes when nothing stops it."""
+    """The options of a preparation of many shards, and the folder that it writes without an interruption."""
     folder = tmp_path_factory.mktemp("job")
     generator = random.Random(0)
     texts = [" ".join(generator.choices(WORDS, k=generator.randrange(400))) for _ in range(1_200)]
@@ -54,8 +55,8 @@ def job(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[str], Path]:
     train_bpe(texts[:100], 300).save_pretrained(folder / "tokenizer")
     words = ["--train_file", str(file), "--tokenizer", str(folder / "tokenizer")]
     words += ["--shard_tokens", str(SHARD_TOKENS)]
-    assert run(words, folder / "whole", 1).wait() == 0
-    return words, folder / "whole"
+    assert run(words, folder / "expected", 1).wait() == 0
+    return words, folder / "expected"
 
 
 def run(words: list[str], output_dir: Path, workers: int, **options) -> subprocess.Popen[str]:
@@ -64,7 +65,7 @@ def run(words: list[str], output_dir: Path, workers: int, **options) -> subproce
     return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, **options)
 
 
-def whole_shards(output_dir: Path) -> int:
+def complete_shards(output_dir: Path) -> int:
     return len(list((output_dir.parent / f".{output_dir.name}.partial").glob("train-*.bin")))
 
 
@@ -84,28 +85,28 @@ def test_the_job_has_many_shards_that_cut_documents(job) -> None:
     assert all(shard["tokens"] == SHARD_TOKENS for shard in shards[:-1])
 
 
-def test_a_killed_preparation_goes_on_after_the_last_whole_shard(job, tmp_path: Path) -> None:
-    words, whole = job
+def test_a_killed_preparation_resumes_after_the_last_complete_shard(job, tmp_path: Path) -> None:
+    words, expected = job
     output_dir = tmp_path / "out"
     for workers, shards in [(1, 3), (2, 9)]:
-        kill_when(run(words, output_dir, workers), lambda wanted=shards: whole_shards(output_dir) >= wanted)
+        kill_when(run(words, output_dir, workers), lambda count=shards: complete_shards(output_dir) >= count)
         assert not output_dir.exists()
     kept = {path.name: path.stat().st_mtime_ns for path in (tmp_path / ".out.partial").glob("train-*.bin")}
     assert len(kept) >= 9
     last = run(words, output_dir, 1)
-    _, said = last.communicate()
-    assert last.returncode == 0, said
-    assert "going on after" in said
-    assert content(output_dir) == content(whole)
-    # none was written again, but for the one whose rename the journal may not have heard of
-    again = [name for name, made in kept.items() if (output_dir / name).stat().st_mtime_ns != made]
-    assert again in ([], [max(kept)])
+    _, errors = last.communicate()
+    assert last.returncode == 0, errors
+    assert "resuming after" in errors
+    assert content(output_dir) == content(expected)
+    # no shard is written twice, except the last one if the kill came between its rename and the journal
+    rewritten = [name for name, written in kept.items() if (output_dir / name).stat().st_mtime_ns != written]
+    assert rewritten in ([], [max(kept)])
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
 @pytest.mark.slow
 def test_twenty_kills_at_random_moments_leave_the_same_bytes(job, tmp_path: Path) -> None:
-    words, whole = job
+    words, expected = job
     started = time.monotonic()
     run(words, tmp_path / "timed", 1).wait()
     duration = time.monotonic() - started
@@ -113,24 +114,24 @@ def test_twenty_kills_at_random_moments_leave_the_same_bytes(job, tmp_path: Path
     for trial in range(20):
         output_dir = tmp_path / f"out{trial}"
         moment = time.monotonic() + generator.uniform(0.2, 1.0) * duration
-        kill_when(run(words, output_dir, 1 + trial % 2), lambda at=moment: time.monotonic() > at)
+        kill_when(run(words, output_dir, 1 + trial % 2), lambda deadline=moment: time.monotonic() > deadline)
         if not output_dir.exists() or (output_dir / JOURNAL).exists():
             assert run(words, output_dir, 1 + trial % 3).wait() == 0
-        assert content(output_dir) == content(whole)
+        assert content(output_dir) == content(expected)
         shutil.rmtree(output_dir)
 
 
-def test_the_bytes_do_not_depend_on_the_number_of_processes(job, tmp_path: Path) -> None:
-    words, whole = job
+def test_shards_do_not_depend_on_the_number_of_processes(job, tmp_path: Path) -> None:
+    words, expected = job
     assert run(words, tmp_path / "out", 3).wait() == 0
-    assert content(tmp_path / "out") == content(whole)
+    assert content(tmp_path / "out") == content(expected)
 
 
-def test_a_full_disk_is_said_and_gone_on_with_after_space_is_made(job, small_disk) -> None:
-    words, whole = job
+def test_a_full_disk_is_reported_and_the_same_command_resumes_after_space_is_made(job, small_disk) -> None:
+    words, expected = job
     disk, _ = small_disk
     full = run(words, disk / "out", 1)
-    while whole_shards(disk / "out") < 2:
+    while complete_shards(disk / "out") < 2:
         assert full.poll() is None
         time.sleep(0.002)
     full.send_signal(signal.SIGSTOP)
@@ -138,39 +139,39 @@ def test_a_full_disk_is_said_and_gone_on_with_after_space_is_made(job, small_dis
         while True:
             ballast.write(bytes(4096))
     full.send_signal(signal.SIGCONT)
-    _, said = full.communicate(timeout=60)
+    _, errors = full.communicate(timeout=60)
     assert full.returncode == 2
-    assert "the disk is full; make space and run the same command again" in said
-    assert "Traceback" not in said
+    assert "the disk is full; make space and run the same command again to resume" in errors
+    assert "Traceback" not in errors
     (disk / "ballast").unlink()
     assert run(words, disk / "out", 1).wait() == 0
-    assert content(disk / "out") == content(whole)
+    assert content(disk / "out") == content(expected)
 
 
-def test_too_little_space_is_foreseen(job, tmp_path: Path, monkeypatch) -> None:
+def test_too_little_disk_space_is_reported_before_anything_is_written(job, tmp_path: Path, monkeypatch) -> None:
     words, _ = job
     monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(100, 90, 10))  # type: ignore[attr-defined]
-    with pytest.raises(ValueError, match=r"GB of tokens are to be written but 0\.00 GB are free"):
+    with pytest.raises(UserError, match=r"the tokens need about \S+ GB but 0\.00 GB are free"):
         prepare(DataArguments(train_file=[words[1]], tokenizer=words[3]), tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.slow
-def test_other_text_or_options_do_not_go_on_with_what_was_begun(job, tmp_path: Path) -> None:
-    words, whole = job
+def test_another_text_or_option_does_not_resume(job, tmp_path: Path) -> None:
+    words, expected = job
     output_dir = tmp_path / "out"
     other = [*words[:-1], str(SHARD_TOKENS // 2)]
-    kill_when(run(other, output_dir, 1), lambda: whole_shards(output_dir) >= 2)
+    kill_when(run(other, output_dir, 1), lambda: complete_shards(output_dir) >= 2)
     assert run(words, output_dir, 1).wait() == 0
-    assert content(output_dir) == content(whole)
+    assert content(output_dir) == content(expected)
 
 
-def test_a_kill_between_the_last_rename_and_the_end_loses_nothing(job, tmp_path: Path) -> None:
-    words, whole = job
-    shutil.copytree(whole, tmp_path / "out")
-    kill_when(run(words, tmp_path / "other", 1), lambda: whole_shards(tmp_path / "other") >= 1)
+def test_a_kill_after_the_last_rename_loses_nothing(job, tmp_path: Path) -> None:
+    words, expected = job
+    shutil.copytree(expected, tmp_path / "out")
+    kill_when(run(words, tmp_path / "other", 1), lambda: complete_shards(tmp_path / "other") >= 1)
     shutil.move(tmp_path / ".other.partial" / JOURNAL, tmp_path / "out" / JOURNAL)
     before = (tmp_path / "out" / "train-00000.bin").stat().st_mtime_ns
     assert run(words, tmp_path / "out", 1).wait() == 0
-    assert content(tmp_path / "out") == content(whole)
+    assert content(tmp_path / "out") == content(expected)
     assert (tmp_path / "out" / "train-00000.bin").stat().st_mtime_ns == before

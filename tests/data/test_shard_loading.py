@@ -1,4 +1,4 @@
-"""Laws of loading: the same samples from any number and size of shards, and positions beyond 32 bits."""
+"""Loading gives the same samples for any number and size of shards, and at positions beyond 32 bits."""
 
 from itertools import islice
 from pathlib import Path
@@ -8,12 +8,12 @@ import pytest
 import torch
 
 from minigpt.data.datamodule import loader
-from minigpt.data.samplers import SampleOrder, TrainBatches
+from minigpt.data.samplers import BlockOrder, TrainBatchSampler
 from minigpt.data.samples import TokenBlocks
 from minigpt.data.shards import Shard, Tokens
 
 
-def shards_of(folder: Path, ids: np.ndarray, number: int) -> Tokens:
+def tokens_in_shards(folder: Path, ids: np.ndarray, number: int) -> Tokens:
     shards = []
     for index, part in enumerate(np.array_split(ids, number)):
         part.astype("<u2").tofile(folder / f"{number}-{index}.bin")
@@ -22,22 +22,22 @@ def shards_of(folder: Path, ids: np.ndarray, number: int) -> Tokens:
 
 
 def first_batches(tokens: Tokens, number: int, workers: int = 0) -> list[torch.Tensor]:
-    order = SampleOrder(len(tokens), 64, seed=1)
-    batches = TrainBatches(order, start=0, micro_batch=8, rank=0, processes=1)
+    order = BlockOrder(len(tokens), 64, seed=1)
+    batches = TrainBatchSampler(order, start=0, micro_batch=8, rank=0, processes=1)
     return [batch["input_ids"] for batch in islice(loader(TokenBlocks(tokens, 64), batches, workers), number)]
 
 
 @pytest.mark.parametrize(("shards", "workers"), [(10, 0), (1000, 0), (1000, 2)])
 def test_batches_do_not_depend_on_how_the_tokens_are_sharded(tmp_path: Path, shards: int, workers: int) -> None:
     ids = np.random.default_rng(0).integers(0, 60_000, 100_000)
-    one = first_batches(shards_of(tmp_path, ids, 1), 50)
-    many = first_batches(shards_of(tmp_path, ids, shards), 50, workers)
+    one = first_batches(tokens_in_shards(tmp_path, ids, 1), 50)
+    many = first_batches(tokens_in_shards(tmp_path, ids, shards), 50, workers)
     assert all(torch.equal(a, b) for a, b in zip(one, many, strict=True))
 
 
 @pytest.mark.slow
 def test_ten_billion_tokens_are_sampled_from_end_to_end(tmp_path: Path) -> None:
-    """Five sparse files; every 4096th token says which of 65,521 stripes of the text it lies in."""
+    """Five sparse files, with a marker every 400 million tokens."""
     per_shard, step = 2_000_000_000, 400_000_000
     shards = []
     for index in range(5):
@@ -49,12 +49,12 @@ def test_ten_billion_tokens_are_sampled_from_end_to_end(tmp_path: Path) -> None:
                 file.write(np.array([(index * per_shard + place) // step + 1], "<u2").tobytes())
         shards.append(Shard(path, per_shard))
     tokens = Tokens(shards, np.dtype("<u2"))
-    order = SampleOrder(len(tokens), 1024, seed=0)
+    order = BlockOrder(len(tokens), 1024, seed=0)
     starts = np.array([order[position] for position in range(1000)])
-    assert order.samples == (10**10 - 1 - 1024) // 1024
+    assert order.samples_per_epoch == (10**10 - 1 - 1024) // 1024
     assert starts.min() < 2**28
     assert starts.max() > 2**33
     assert len(first_batches(tokens, 5)) == 5
     for marker in range(25):
-        batch = TokenBlocks(tokens, 4).__getitems__([marker * step] if marker else [0])
+        batch = TokenBlocks(tokens, 4).__getitems__([marker * step])
         assert batch["input_ids"].tolist() == [[marker + 1, 0, 0, 0]]

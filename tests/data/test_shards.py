@@ -1,4 +1,4 @@
-"""Laws of token shards: what is written is what is read, wherever the shards are cut; damage is named."""
+"""Token shards read back as they were written, wherever they are cut, and damage is reported."""
 
 import json
 import os
@@ -8,19 +8,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from minigpt.data.encoding import Encoded
+from minigpt.data.encoding import EncodedBatch
 from minigpt.data.shard_writer import Journal, SplitWriter, write_manifest
 from minigpt.data.shards import Shard, Tokens, open_shards, smallest_dtype
+from minigpt.utils.errors import UserError
 
 
 def write(folder: Path, ids: np.ndarray, shard_tokens: int = 7, vocab_size: int = 60_000) -> Path:
-    """Shards of `ids` as three documents of 10 bytes, and of the first five ids as one of 4."""
+    """Train on `ids` as three documents of 10 bytes; validate on the first five ids, one document of 4 bytes."""
     dtype, journal = smallest_dtype(vocab_size), Journal(folder, "key")
     train = SplitWriter(journal, "train", dtype, shard_tokens)
     for document, part in enumerate(np.array_split(ids, 3)):
-        train.write(Encoded(document, 0, part, 1, 10))
+        train.write(EncodedBatch(document, 0, part, 1, 10))
     validation = SplitWriter(journal, "validation", dtype, 1000)
-    validation.write(Encoded(0, 0, ids[:5], 1, 4))
+    validation.write(EncodedBatch(0, 0, ids[:5], 1, 4))
     write_manifest(folder, dtype, vocab_size, {"train": train.close(), "validation": validation.close()})
     return folder
 
@@ -40,7 +41,7 @@ def test_reading_gives_back_what_was_written_wherever_shards_are_cut(tmp_path: P
 def test_ids_are_uint16_exactly_when_every_id_fits() -> None:
     assert smallest_dtype(65_536) == np.dtype("<u2")
     assert smallest_dtype(65_537) == np.dtype("<u4")
-    with pytest.raises(ValueError, match="vocab_size=4294967297"):
+    with pytest.raises(UserError, match="vocab_size=4294967297"):
         smallest_dtype(2**32 + 1)
 
 
@@ -51,7 +52,7 @@ def test_a_large_vocabulary_survives_the_round_trip(tmp_path: Path) -> None:
     assert shards.train.read(0, 4).tolist() == ids.tolist()
 
 
-def test_counts_add_up(tmp_path: Path) -> None:
+def test_counts_are_those_of_what_was_written(tmp_path: Path) -> None:
     shards = open_shards(write(tmp_path, np.arange(100)))
     assert (shards.train.documents, shards.train.text_bytes) == (3, 30)
     assert shards.validation is not None
@@ -59,7 +60,7 @@ def test_counts_add_up(tmp_path: Path) -> None:
     assert shards.vocab_size == 60_000
 
 
-def test_the_fingerprint_follows_the_tokens_and_nothing_else(tmp_path: Path) -> None:
+def test_the_fingerprint_depends_on_the_tokens_alone(tmp_path: Path) -> None:
     ids = np.arange(100)
     first, same = write(tmp_path / "a", ids), write(tmp_path / "b", ids)
     assert open_shards(first).fingerprint == open_shards(same).fingerprint
@@ -67,7 +68,7 @@ def test_the_fingerprint_follows_the_tokens_and_nothing_else(tmp_path: Path) -> 
     assert open_shards(write(tmp_path / "c", ids)).fingerprint != open_shards(first).fingerprint
 
 
-def test_tokens_are_pickled_as_paths_not_as_data(tmp_path: Path) -> None:
+def test_tokens_are_pickled_as_paths(tmp_path: Path) -> None:
     tokens = open_shards(write(tmp_path, np.arange(10_000), shard_tokens=5_000)).train
     tokens.read(0, 10_000)
     pickled = pickle.dumps(tokens)
@@ -76,7 +77,7 @@ def test_tokens_are_pickled_as_paths_not_as_data(tmp_path: Path) -> None:
 
 
 def test_positions_beyond_32_bits_are_read_from_sparse_files(tmp_path: Path) -> None:
-    """10^10 tokens in 5 files of holes (20 GB, a few kB on the disk)."""
+    """10^10 tokens in 5 sparse files (20 GB, a few kB on the disk)."""
     shards = []
     for index in range(5):
         path = tmp_path / f"train-{index:05d}.bin"
@@ -119,7 +120,7 @@ def llmc_llama3(folder: Path, ids: np.ndarray) -> None:
 
 
 @pytest.mark.parametrize("save", [nanogpt, build_nanogpt, llmc, llmc_llama3])
-def test_shards_of_other_programs_are_read_as_they_are(tmp_path: Path, save) -> None:
+def test_shards_of_other_programs_are_read(tmp_path: Path, save) -> None:
     ids = np.random.default_rng(1).integers(0, 50_257, 10_000)
     save(tmp_path, ids)
     shards = open_shards(tmp_path)
@@ -134,19 +135,19 @@ def test_shards_of_other_programs_are_read_as_they_are(tmp_path: Path, save) -> 
     assert open_shards(tmp_path).fingerprint != before
 
 
-def test_damaged_shards_of_other_programs_are_named(tmp_path: Path) -> None:
+def test_damaged_shards_of_other_programs_are_reported(tmp_path: Path) -> None:
     llmc(tmp_path, np.arange(10_000))
     os.truncate(tmp_path / "fineweb_train_000002.bin", 2000)
-    with pytest.raises(ValueError, match=r"fineweb_train_000002\.bin: 2000 bytes are not"):
+    with pytest.raises(UserError, match=r"fineweb_train_000002\.bin: 2000 bytes are not"):
         open_shards(tmp_path)
     for path in tmp_path.iterdir():
         path.unlink()
     np.save(tmp_path / "train.npy", np.zeros((2, 3)))
-    with pytest.raises(ValueError, match=r"an array of float64 of shape \(2, 3\)"):
+    with pytest.raises(UserError, match=r"an array of float64 of shape \(2, 3\)"):
         open_shards(tmp_path)
     nanogpt(tmp_path, np.arange(1000))
     np.save(tmp_path / "train.npy", np.zeros(3, np.uint32))
-    with pytest.raises(ValueError, match="different types of ids"):
+    with pytest.raises(UserError, match="different types of ids"):
         open_shards(tmp_path)
 
 
@@ -183,19 +184,19 @@ def damage_split(folder: Path) -> None:
         (damage_split, "'train' is missing"),
     ],
 )
-def test_damage_is_named_in_one_line(tmp_path: Path, damage, message: str) -> None:
+def test_damage_is_reported_in_one_line(tmp_path: Path, damage, message: str) -> None:
     folder = write(tmp_path, np.arange(100))
     damage(folder)
-    with pytest.raises(ValueError, match=message) as caught:
+    with pytest.raises(UserError, match=message) as caught:
         open_shards(folder)
     assert "\n" not in str(caught.value)
 
 
 def test_a_folder_without_shards_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"neither manifest\.json nor train\.bin"):
+    with pytest.raises(UserError, match=r"neither manifest\.json nor train\.bin"):
         open_shards(tmp_path)
-    with pytest.raises(ValueError, match="no such folder"):
+    with pytest.raises(UserError, match="no such folder"):
         open_shards(tmp_path / "missing")
     (tmp_path / "train.bin").write_bytes(b"abc")
-    with pytest.raises(ValueError, match="3 bytes are not a whole number"):
+    with pytest.raises(UserError, match="3 bytes are not a whole number"):
         open_shards(tmp_path)

@@ -1,4 +1,4 @@
-"""Laws of tokenizers: text survives, nothing in a document is special, and a saved tokenizer is the same tokenizer."""
+"""Laws of tokenizers: training is deterministic, and a saved and reloaded tokenizer is the same tokenizer."""
 
 import subprocess
 import sys
@@ -34,7 +34,7 @@ def test_training_is_deterministic_across_processes(tmp_path: Path) -> None:
     assert run.stdout.strip() == tokenizer_hash(train_bpe([TEXT], 400))
 
 
-def test_a_saved_tokenizer_reloads_in_a_process_without_our_code(
+def test_a_saved_tokenizer_is_loaded_without_code_of_minigpt(
     tokenizer: PreTrainedTokenizerFast, tmp_path: Path
 ) -> None:
     tokenizer.save_pretrained(tmp_path / "saved")
@@ -49,7 +49,7 @@ def test_a_saved_tokenizer_reloads_in_a_process_without_our_code(
     assert run.stdout.strip() == str(tokenizer(TEXT)["input_ids"])
 
 
-def test_the_hash_is_that_of_the_saved_copy_and_of_no_other_tokenizer(
+def test_only_the_saved_copy_of_a_tokenizer_has_the_same_hash(
     tokenizer: PreTrainedTokenizerFast, tmp_path: Path
 ) -> None:
     tokenizer.save_pretrained(tmp_path)
@@ -59,13 +59,13 @@ def test_the_hash_is_that_of_the_saved_copy_and_of_no_other_tokenizer(
     assert tokenizer_hash(tokenizer) != tokenizer_hash(train_bpe([TEXT[:100]], 300))
 
 
-def test_character_ids_are_nanogpts() -> None:
+def test_character_ids_are_in_code_point_order_as_in_nanogpt() -> None:
     tokenizer = train_characters(["hello world\n"])
     characters = sorted(set("hello world\n"))
     assert [tokenizer.convert_ids_to_tokens(i) for i in range(len(characters))] == characters
 
 
-def test_special_tokens_come_before_the_end_of_text(tmp_path: Path) -> None:
+def test_special_tokens_come_just_before_the_end_of_text(tmp_path: Path) -> None:
     train_bpe([TEXT], 400, ["<|user|>", "<|assistant|>"]).save_pretrained(tmp_path)
     tokenizer = load_tokenizer(tmp_path)
     size = vocabulary_size(tokenizer)
@@ -73,7 +73,7 @@ def test_special_tokens_come_before_the_end_of_text(tmp_path: Path) -> None:
     assert tokenizer.eos_token_id == size - 1 < 400
 
 
-def test_too_small_a_vocabulary_is_refused() -> None:
+def test_a_vocabulary_without_room_for_all_bytes_is_refused() -> None:
     with pytest.raises(ValueError, match="tokenizer_vocab_size=256 is below 257"):
         train_bpe(["text"], 256)
     with pytest.raises(ValueError, match="the text is empty"):

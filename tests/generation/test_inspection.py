@@ -1,4 +1,4 @@
-"""Laws of what the playground shows, each against plain torch."""
+"""Laws of next-token probabilities and attention weights, each against plain torch."""
 
 import pytest
 import torch
@@ -12,20 +12,21 @@ IDS = [3, 1, 4, 1, 5, 9, 2, 6]
 def test_next_token_probabilities_are_the_largest_of_the_softmax_of_the_last_logits() -> None:
     model = tiny_model(embd_pdrop=0.5).train()
     model.transformer.layers[1].eval()
-    found = next_token_probabilities(model, IDS, 10)
+    best = next_token_probabilities(model, IDS, 10)
     assert model.training
     assert not model.transformer.layers[1].training
     with torch.no_grad():
         logits = model.eval()(torch.tensor([IDS])).logits[0, -1]
-    shares = logits.exp() / logits.exp().sum()
-    assert [token for token, _ in found] == shares.argsort(descending=True)[:10].tolist()
-    assert [share for _, share in found] == pytest.approx(shares.sort(descending=True).values[:10].tolist())
+    probabilities = logits.exp() / logits.exp().sum()
+    assert [token for token, _ in best] == probabilities.argsort(descending=True)[:10].tolist()
+    largest = probabilities.sort(descending=True).values[:10].tolist()
+    assert [probability for _, probability in best] == pytest.approx(largest)
     everything = next_token_probabilities(model, IDS, 1000)
     assert len(everything) == 257
-    assert sum(share for _, share in everything) == pytest.approx(1)
+    assert sum(probability for _, probability in everything) == pytest.approx(1)
 
 
-def test_only_the_last_tokens_that_fit_the_context_are_looked_at() -> None:
+def test_only_the_last_tokens_that_fit_into_the_context_are_used() -> None:
     model, ids = tiny_model(), [token % 257 for token in range(CONTEXT + 5)]
     assert next_token_probabilities(model, ids, 3) == next_token_probabilities(model, ids[5:], 3)
     assert attention_weights(model, ids, 0, 0).shape == (CONTEXT, CONTEXT)
@@ -42,21 +43,21 @@ def test_attention_weights_are_the_softmax_of_queries_times_keys(layer: int, hea
         hidden = model(torch.tensor([IDS]), output_hidden_states=True).hidden_states[layer][0]  # [T, C]
         normed = block.input_layernorm(hidden)
         size = block.self_attn.head_dim
-        own = slice(head * size, (head + 1) * size)
-        query, key = block.self_attn.q_proj(normed)[:, own], block.self_attn.k_proj(normed)[:, own]
+        columns = slice(head * size, (head + 1) * size)
+        query, key = block.self_attn.q_proj(normed)[:, columns], block.self_attn.k_proj(normed)[:, columns]
         scores = query @ key.T / size**0.5
         future = torch.ones_like(scores).triu(1).bool()
         expected = scores.masked_fill(future, float("-inf")).softmax(-1)
     torch.testing.assert_close(weights, expected, atol=1e-6, rtol=1e-5)
 
 
-@pytest.mark.parametrize(("layer", "head", "said"), [(2, 0, "layer=2: the model has 2"), (0, -1, "head=-1")])
-def test_a_layer_or_head_that_is_not_there_is_named(layer: int, head: int, said: str) -> None:
-    with pytest.raises(ValueError, match=said):
+@pytest.mark.parametrize(("layer", "head", "message"), [(2, 0, "layer=2: the model has 2"), (0, -1, "head=-1")])
+def test_a_missing_layer_or_head_is_named(layer: int, head: int, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         attention_weights(tiny_model(), IDS, layer, head)
 
 
-def test_white_space_and_parts_of_characters_have_a_label_that_can_be_seen() -> None:
+def test_every_token_has_a_visible_label_of_its_own() -> None:
     tokenizer = byte_tokenizer(eos_token="<|endoftext|>")
     labels = [token_label(tokenizer, token) for token in range(257)]
     assert all(label.strip() for label in labels)

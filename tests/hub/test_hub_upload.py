@@ -1,4 +1,4 @@
-"""Uploading, against a Hub on loopback that speaks the real protocol to the unmodified client."""
+"""Uploading a run, against a Hub on loopback that speaks the real protocol to the unmodified client."""
 
 import json
 import shutil
@@ -12,9 +12,11 @@ from pathlib import Path
 
 import pytest
 
+import hub_upload
 from minigpt.config.arguments import Arguments
 from minigpt.hub.background_push import BackgroundPush
-from minigpt.hub.upload import Destination
+from minigpt.hub.upload import UploadTarget, hub_errors_are_user_errors, public_name
+from minigpt.utils.errors import UserError
 from support.hub_client import TOKEN, USERS, WANDB_KEY, call, environment, upload
 from support.hub_server import Blob, Hub, Repository, running_hub
 from support.runs import ROOT, command
@@ -28,7 +30,7 @@ def hub() -> Iterator[Hub]:
 
 @pytest.fixture(scope="module")
 def trained(hub: Hub, text_file: Path, cache_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run that was pushed to ann/pushed while it trained. Tests leave the folder as it is."""
+    """A run that was pushed to ann/pushed while it trained. Tests do not change the folder."""
     folder = tmp_path_factory.mktemp("hub")
     options = (
         f"--train_file {text_file} --tokenizer char --cache_dir {cache_dir} --output_dir {folder / 'run'} "
@@ -42,16 +44,15 @@ def trained(hub: Hub, text_file: Path, cache_dir: Path, tmp_path_factory: pytest
     return folder / "run"
 
 
-def test_training_pushes_its_saves_and_its_end_without_what_stays_here(hub: Hub, trained: Path) -> None:
+def test_training_pushes_checkpoints_and_the_final_model_and_no_other_files(hub: Hub, trained: Path) -> None:
     repo = hub.repos["ann/pushed"]
-    assert repo.messages[:2] == ["initial commit", "Step 5"]  # of a checkpoint that was deleted meanwhile
+    assert repo.messages[:2] == ["initial commit", "Step 5"]  # training has deleted this checkpoint since
     assert repo.messages[-1] == "End of training"
     files = repo.files()
     assert files["model.safetensors"] == (trained / "model.safetensors").read_bytes()
     assert files["metrics.jsonl"] == (trained / "metrics.jsonl").read_bytes()
-    (tracked,) = [name for name in files if name.startswith("tensorboard/")]
-    assert b"train/loss" in files[tracked]
-    assert sorted(set(files) - {tracked}) == [
+    event_files = {name for name in files if name.startswith("tensorboard/")}
+    assert sorted(set(files) - event_files) == [
         "README.md", "config.json", "configuration_minigpt.py", "data.json", "environment.json",
         "generation_config.json", "loss.pdf", "loss.png", "metrics.jsonl", "model.safetensors", "modeling_minigpt.py",
         "tokenizer.json", "tokenizer_config.json",
@@ -59,17 +60,38 @@ def test_training_pushes_its_saves_and_its_end_without_what_stays_here(hub: Hub,
     assert not list(trained.glob(".pushing*"))
 
 
-def test_a_second_upload_sends_nothing_and_a_change_sends_only_itself(hub: Hub, trained: Path, tmp_path: Path) -> None:
+def test_published_event_file_is_identical_and_has_no_host_name_and_no_options(
+    hub: Hub, trained: Path, text_file: Path
+) -> None:
+    (local,) = trained.glob("tensorboard/**/*.tfevents.*")
+    files = hub.repos["ann/pushed"].files()
+    ((name, content),) = [item for item in files.items() if item[0].startswith("tensorboard/")]
+    assert content == local.read_bytes()
+    assert b"train/loss" in content
+    assert socket.gethostname() in local.name
+    assert socket.gethostname() not in name
+    for private in (str(trained.parent), str(text_file), "hub_model_id", "output_dir"):
+        assert private.encode() not in content
+
+
+def test_event_files_of_one_run_keep_different_names_without_host_names() -> None:
+    names = [f"tensorboard/minigpt/events.out.tfevents.1700000000.my.host-7.{end}" for end in ("12.0", "12.1", "13.0")]
+    public_names = [public_name(name) for name in names]
+    assert public_names[0] == "tensorboard/minigpt/events.out.tfevents.1700000000.12.0"
+    assert len(set(public_names)) == len(names)
+    assert [public_name(name) for name in public_names] == public_names
+
+
+def test_second_upload_sends_nothing_and_a_change_sends_only_itself(hub: Hub, trained: Path, tmp_path: Path) -> None:
     run = copy_of(trained, tmp_path)
-    (run / ".env").write_text(f"HF_TOKEN={TOKEN}\n")  # no file of a model: stays here, and is in nobody's way
+    (run / ".env").write_text(f"HF_TOKEN={TOKEN}\n")  # not among the published files, so no reason to refuse
     (run / "notes.txt").write_text(WANDB_KEY)
     assert "uploaded" in upload(run, "ann/again", hub=hub, home=tmp_path)
-    sent, commits = len(hub.sent("PUT", "/large/")), len(hub.repos["ann/again"].messages)
-    assert "nothing to upload: ann/again has these 14 files already" in upload(
-        run, "ann/again", hub=hub, home=tmp_path
-    )
+    large_files, commits = len(hub.sent("PUT", "/large/")), len(hub.repos["ann/again"].messages)
+    second = upload(run, "ann/again", hub=hub, home=tmp_path)
+    assert "nothing to upload: ann/again already has these 14 files" in second
     assert len(hub.repos["ann/again"].messages) == commits
-    assert len(hub.sent("PUT", "/large/")) == sent
+    assert len(hub.sent("PUT", "/large/")) == large_files
     (run / "metrics.jsonl").write_text('{"step": 1, "train/loss": 3.5, "elapsed_s": 1.0}\n')
     assert "uploaded" in upload(run, "ann/again", hub=hub, home=tmp_path)
     (commit,) = hub.sent("POST", "/api/models/ann/again/commit/main")[1:]
@@ -77,7 +99,7 @@ def test_a_second_upload_sends_nothing_and_a_change_sends_only_itself(hub: Hub, 
     assert changed == [None, "metrics.jsonl", "README.md"]  # None: the header
 
 
-def test_the_published_snippet_works_as_printed_and_the_upload_writes_what_the_folder_writes(
+def test_published_snippet_runs_and_published_model_generates_what_the_local_one_does(
     hub: Hub, trained: Path, tmp_path: Path
 ) -> None:
     snippet = hub.repos["ann/pushed"].files()["README.md"].decode().split("```python\n")[1].split("```")[0]
@@ -90,7 +112,7 @@ def test_the_published_snippet_works_as_printed_and_the_upload_writes_what_the_f
         "print('TEXT', repr(tokenizer.decode(ids[0])))\n"
     )
     printed = call([sys.executable, "-c", program], environment(hub, tmp_path, HF_TOKEN=""))
-    assert "\nThe" in f"\n{printed}"  # the snippet's own text begins with its prompt
+    assert "\nThe" in f"\n{printed}"  # the text of the snippet starts with its prompt
 
     from transformers import AutoTokenizer
 
@@ -102,7 +124,7 @@ def test_the_published_snippet_works_as_printed_and_the_upload_writes_what_the_f
     assert f"TEXT {tokenizer.decode(ids[0])!r}" in printed.splitlines()
 
 
-def test_a_connection_cut_half_way_is_taken_up_again(hub: Hub, trained: Path, tmp_path: Path) -> None:
+def test_upload_survives_a_connection_that_breaks_half_way(hub: Hub, trained: Path, tmp_path: Path) -> None:
     run = copy_of(trained, tmp_path, weights=b"cut")
     hub.cut_next = 1
     assert "uploaded" in upload(run, "ann/cut", hub=hub, home=tmp_path)
@@ -110,20 +132,20 @@ def test_a_connection_cut_half_way_is_taken_up_again(hub: Hub, trained: Path, tm
     assert hub.repos["ann/cut"].files()["model.safetensors"] == (run / "model.safetensors").read_bytes()
 
 
-def test_a_killed_upload_leaves_no_commit_and_the_same_command_finishes_it(
+def test_killed_upload_leaves_no_commit_and_the_same_command_finishes_it(
     hub: Hub, trained: Path, tmp_path: Path
 ) -> None:
     run = copy_of(trained, tmp_path, weights=b"killed")
-    half, killed = threading.Event(), threading.Event()
+    half_sent, killed = threading.Event(), threading.Event()
 
     def wait_for_the_kill() -> None:
-        half.set()
+        half_sent.set()
         killed.wait(60)
 
     hub.on_half = wait_for_the_kill
     words = [sys.executable, str(ROOT / "hub_upload.py"), str(run), "ann/killed"]
     process = subprocess.Popen(words, env=environment(hub, tmp_path), stderr=subprocess.DEVNULL)
-    assert half.wait(60)
+    assert half_sent.wait(60)
     process.send_signal(signal.SIGKILL)
     process.wait(60)
     hub.on_half = lambda: None
@@ -133,36 +155,65 @@ def test_a_killed_upload_leaves_no_commit_and_the_same_command_finishes_it(
     assert hub.repos["ann/killed"].files()["model.safetensors"] == (run / "model.safetensors").read_bytes()
 
 
-def test_a_card_that_was_edited_on_the_hub_stays_and_one_that_was_edited_here_goes(
+def test_card_edited_on_the_hub_is_kept_and_a_locally_edited_card_replaces_it(
     hub: Hub, trained: Path, tmp_path: Path
 ) -> None:
     run = copy_of(trained, tmp_path)
     hub.repos["ann/edited"] = Repository(private=False)
-    hub.repos["ann/edited"].add_commit("main", "initial commit", {"README.md": Blob(b"# By hand, there", large=False)})
+    hub.repos["ann/edited"].add_commit("main", "initial commit", {"README.md": Blob(b"# Edited there", large=False)})
     upload(run, "ann/edited", hub=hub, home=tmp_path)
-    assert hub.repos["ann/edited"].files()["README.md"] == b"# By hand, there"
+    assert hub.repos["ann/edited"].files()["README.md"] == b"# Edited there"
     assert "model.safetensors" in hub.repos["ann/edited"].files()
-    (run / "README.md").write_text("---\nlicense: mit\n---\n# By hand, here")
+    (run / "README.md").write_text("---\nlicense: mit\n---\n# Edited here")
     upload(run, "ann/edited", hub=hub, home=tmp_path)
-    assert hub.repos["ann/edited"].files()["README.md"].endswith(b"# By hand, here")
+    assert hub.repos["ann/edited"].files()["README.md"].endswith(b"# Edited here")
 
 
-def test_a_push_that_fails_is_told_and_training_goes_on(
+def test_failed_push_is_reported_and_training_continues(
     trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = copy_of(trained, tmp_path)
-    pushes = BackgroundPush(Arguments(train_file=["x"], output_dir=str(run)), is_main_process=True)
-    pushes.start(12)
-    assert not capsys.readouterr().out  # nobody asked for a push
-    pushes.destination = Destination("ann/offline")
-    for step in (12, 13):  # there is no Hub in this process, and no checkpoint of step 13
-        pushes.start(step)
-        pushes.wait()
-        assert f"step {step}: not pushed to the Hub, training goes on: " in capsys.readouterr().out
+    push = BackgroundPush(Arguments(train_file=["x"], output_dir=str(run)), is_main_process=True)
+    push.start(12)
+    assert not capsys.readouterr().out  # push_to_hub is off
+    push.target = UploadTarget("ann/offline")
+    for step in (12, 13):  # no Hub is reachable from this process, and there is no checkpoint of step 13
+        push.start(step)
+        push.wait()
+        printed = capsys.readouterr()
+        assert f"step {step}: not pushed to the Hub, training continues: " in printed.out
+        assert "Traceback" not in printed.err
     assert not list(run.glob(".pushing*"))
 
 
-def test_large_files_go_in_parts_where_the_hub_wants_parts(hub: Hub, trained: Path, tmp_path: Path) -> None:
+def test_a_bug_while_pushing_keeps_its_traceback_and_training_continues(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import minigpt.hub.background_push as background_push
+
+    def broken(*arguments: object) -> None:
+        raise KeyError("a bug")
+
+    run = copy_of(trained, tmp_path)
+    monkeypatch.setattr(background_push, "commit_files", broken)
+    push = BackgroundPush(Arguments(train_file=["x"], output_dir=str(run)), is_main_process=True)
+    push.target = UploadTarget("ann/offline")
+    push.start(12)
+    push.wait()
+    printed = capsys.readouterr()
+    assert "step 12: not pushed to the Hub" in printed.out
+    assert "Traceback" in printed.err
+    assert "KeyError: 'a bug'" in printed.err
+
+
+def test_a_bug_in_publishing_is_no_user_error() -> None:
+    for bug in (KeyError("x"), ValueError("x"), TypeError("x")):
+        with pytest.raises(type(bug)) as raised, hub_errors_are_user_errors("ann/x"):
+            raise bug
+        assert raised.value is bug
+
+
+def test_large_files_are_sent_in_parts_if_the_hub_asks_for_parts(hub: Hub, trained: Path, tmp_path: Path) -> None:
     run = copy_of(trained, tmp_path, weights=b"parts")
     hub.part_bytes = 10_000
     options = ["--private", "--revision", "dev", "--tag", "v1", "--commit_message", "In parts"]
@@ -178,47 +229,81 @@ def test_large_files_go_in_parts_where_the_hub_wants_parts(hub: Hub, trained: Pa
     assert 'revision="dev"' in repo.files("dev")["README.md"].decode()
 
 
-def test_another_owners_repository_takes_a_pull_request_and_nothing_else(
-    hub: Hub, trained: Path, tmp_path: Path
-) -> None:
+def test_repository_of_another_owner_accepts_only_a_pull_request(hub: Hub, trained: Path, tmp_path: Path) -> None:
     bob = {"hub": hub, "home": tmp_path, "HF_TOKEN": "hf_bobs"}
-    before = dict(hub.repos["ann/pushed"].branches)
+    branches = dict(hub.repos["ann/pushed"].branches)
     error = upload(trained, "ann/pushed", code=2, **bob)
-    assert "ann/pushed: this token may not write there" in error
+    assert "ann/pushed: this token has no write access" in error
     assert len(error.splitlines()) == 1
-    assert "may not write there" in upload(trained, "ann/new", code=2, **bob)
-    assert hub.repos["ann/pushed"].branches == before
+    assert "no write access" in upload(trained, "ann/new", code=2, **bob)
+    assert hub.repos["ann/pushed"].branches == branches
     run = copy_of(trained, tmp_path, weights=b"bob's")
     assert "/ann/pushed/discussions/1" in upload(run, "ann/pushed", "--create_pr", code=0, **bob)
-    assert hub.repos["ann/pushed"].branches["main"] == before["main"]
+    assert hub.repos["ann/pushed"].branches["main"] == branches["main"]
 
 
 @pytest.mark.parametrize(
-    ("variables", "said"),
+    ("variables", "message"),
     [
-        ({"HF_TOKEN": "hf_wrong"}, "does not accept the token; make one that may write at"),
-        ({"HF_TOKEN": ""}, "there is no token for the Hub: set HF_TOKEN, or run `hf auth login`"),
+        ({"HF_TOKEN": "hf_wrong"}, "does not accept the token; create one with write access at"),
+        ({"HF_TOKEN": ""}, "there is no token for the Hub; set HF_TOKEN, or run `hf auth login`"),
         ({"HF_ENDPOINT": "http://127.0.0.1:9"}, "http://127.0.0.1:9 cannot be reached"),
     ],
     ids=["wrong token", "no token", "no network"],
 )
-def test_what_the_hub_refuses_is_one_clear_line(
-    hub: Hub, trained: Path, tmp_path: Path, variables: dict[str, str], said: str
+def test_refusal_of_the_hub_is_one_line(
+    hub: Hub, trained: Path, tmp_path: Path, variables: dict[str, str], message: str
 ) -> None:
     output = upload(trained, "ann/none", hub=hub, home=tmp_path, code=2, **variables)
-    assert said in output
+    assert message in output
     assert len(output.splitlines()) == 1
     assert "ann/none" not in hub.repos
 
 
-def test_a_dry_run_needs_no_hub_and_tells_what_would_go_and_what_stays(trained: Path, tmp_path: Path) -> None:
+def test_card_that_the_hub_rejects_is_one_line(hub: Hub, trained: Path, tmp_path: Path) -> None:
+    run = copy_of(trained, tmp_path)
+    (run / "README.md").write_text("---\nlicense: [mit\n---\n# Edited here")
+    output = upload(run, "ann/rejected", hub=hub, home=tmp_path, code=2)
+    assert "ann/rejected: Invalid metadata in README.md. - the front matter is not valid" in output
+    assert len(output.splitlines()) == 1
+
+
+@pytest.mark.parametrize("repo_id", ["a/b/c", "ann/b--c", "ann/a b", "ann", "ann/.x", "ann/" + "x" * 97])
+def test_wrong_repository_name_is_one_line(tmp_path: Path, repo_id: str) -> None:
+    import hub_upload
+    from minigpt.utils.errors import UserError
+
+    for arguments in ([repo_id], ["ann/good", "--space", repo_id]):
+        with pytest.raises(UserError) as raised:
+            hub_upload.main([str(tmp_path), *arguments])
+        assert repo_id in str(raised.value)
+        assert len(str(raised.value).splitlines()) == 1
+
+
+def test_folder_that_is_no_minigpt_is_refused_with_the_way_out(trained: Path, tmp_path: Path) -> None:
+    def refusal(folder: Path) -> str:
+        with pytest.raises(UserError) as raised:
+            hub_upload.main([str(folder), "ann/x", "--dry_run"])
+        return str(raised.value)
+
+    assert "is not a folder; give the folder of a run" in refusal(tmp_path / "missing")
+    run = copy_of(trained, tmp_path)
+    config = json.loads((run / "config.json").read_text())
+    del config["num_hidden_layers"]  # as in the config.json of a stock GPT-2
+    (run / "config.json").write_text(json.dumps(config))
+    assert "has no num_hidden_layers; give the folder of a MiniGPT" in refusal(run)
+    (run / "model.safetensors").unlink()
+    assert f"try one of its checkpoints: {run / 'checkpoint-12'}" in refusal(run)
+
+
+def test_dry_run_needs_no_hub_and_lists_what_is_uploaded_and_what_is_not(trained: Path, tmp_path: Path) -> None:
     output = upload(trained, "ann/dry", "--dry_run", hub=None, home=tmp_path, HF_TOKEN="")
     assert "kB  model.safetensors" in output
-    assert "in 14 files would go to ann/dry" in output
-    assert "stays here: arguments.yaml, checkpoint-12/" in output
+    assert "in 14 files would be uploaded to ann/dry" in output
+    assert "not uploaded: arguments.yaml, checkpoint-12/" in output
 
 
-def test_secrets_are_refused_by_file_and_line_and_never_shown(hub: Hub, trained: Path, tmp_path: Path) -> None:
+def test_secrets_are_refused_with_file_and_line_and_never_shown(hub: Hub, trained: Path, tmp_path: Path) -> None:
     run = copy_of(trained, tmp_path)
     with (run / "tokenizer_config.json").open("a") as file:
         file.write(f"\n\n{WANDB_KEY}\n")
@@ -230,26 +315,25 @@ def test_secrets_are_refused_by_file_and_line_and_never_shown(hub: Hub, trained:
     assert "ann/leak" not in hub.repos
 
 
-def test_a_token_on_the_command_line_is_refused_before_anything_keeps_it(
+def test_token_on_the_command_line_is_refused_before_it_is_stored(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    import hub_upload
     import train_accelerate
 
-    with pytest.raises(ValueError, match="word 3 of the command line gives a token"):
+    with pytest.raises(ValueError, match="word 3 of the command line contains a token"):
         hub_upload.main([str(tmp_path), "ann/leak", "--token", "short"])
     monkeypatch.setattr(sys, "argv", ["train", "--output_dir", str(tmp_path / "run"), "--run_name", TOKEN])
     with pytest.raises(SystemExit) as ended:
         train_accelerate.main()
     printed = capsys.readouterr()
     assert ended.value.code == 2
-    assert "word 4 of the command line gives a Hugging Face token" in printed.err
+    assert "word 4 of the command line contains a Hugging Face token" in printed.err
     assert TOKEN not in printed.out + printed.err
     assert not (tmp_path / "run").exists()
 
 
-def test_no_secret_ever_reached_the_hub_nor_the_run(hub: Hub, trained: Path) -> None:
-    """Looks at whatever the tests before it have sent: contents, not the header that carries the token."""
+def test_no_secret_was_sent_to_the_hub_or_written_into_the_run(hub: Hub, trained: Path) -> None:
+    """Checks everything that the tests above have sent: the bodies, not the header that carries the token."""
     written = [path.read_bytes() for path in trained.rglob("*") if path.is_file()]
     for content in [*written, *hub.large_files.values(), *(body for _, _, body in hub.requests)]:
         assert TOKEN.encode() not in content
@@ -259,20 +343,19 @@ def test_no_secret_ever_reached_the_hub_nor_the_run(hub: Hub, trained: Path) -> 
             assert not any(TOKEN.encode() in blob.content for blob in files.values())
 
 
-def test_nothing_published_names_a_folder_or_the_name_of_this_machine(hub: Hub, trained: Path) -> None:
+def test_no_published_file_names_a_local_folder_or_the_host(hub: Hub, trained: Path) -> None:
     for name, content in hub.repos["ann/pushed"].files().items():
         assert str(trained.parent).encode() not in content, name
         assert socket.gethostname() not in name.split(".")
 
 
 def copy_of(run: Path, folder: Path, weights: bytes = b"") -> Path:
-    """A run like `run`; `weights` makes its model another, whose content the Hub has not seen."""
+    """A copy of `run`. With `weights`, its weight file is one that the Hub has not received yet."""
     copy = folder / "copy"
     shutil.copytree(run, copy)
     if weights:
         from safetensors.numpy import load_file, save_file
 
-        save_file(
-            load_file(copy / "model.safetensors"), copy / "model.safetensors", {"format": "pt", "is": str(weights)}
-        )
+        path = copy / "model.safetensors"
+        save_file(load_file(path), path, {"format": "pt", "is": str(weights)})
     return copy

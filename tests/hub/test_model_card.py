@@ -1,7 +1,9 @@
-"""Cards of a real run, made by the trainer in this process."""
+"""Model cards, of real runs that the trainer makes in this process and of hand-written records."""
 
+import ast
 import getpass
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -13,9 +15,18 @@ import yaml
 from huggingface_hub import ModelCard
 from safetensors.numpy import load_file
 
-from minigpt.hub.model_card import MARK, model_card, write_card
-from minigpt.hub.run_summary import read_run_summary
+from minigpt.hub.model_card import GENERATED_MARKER, model_card, write_card
+from minigpt.hub.run_summary import METRIC_LABELS, read_run_summary
+from minigpt.utils.errors import UserError
 from minigpt.utils.run_files import CARD_FILE
+
+CONFIG = {
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "hidden_size": 16,
+    "vocab_size": 100,
+    "max_position_embeddings": 64,
+}
 
 
 @pytest.fixture
@@ -25,7 +36,7 @@ def run(tiny_run: list[str], train_here: Callable[[list[str]], int], tmp_path: P
     return tmp_path / "run"
 
 
-def test_the_trainer_leaves_a_card_that_the_hub_can_read(run: Path, tmp_path: Path) -> None:
+def test_trainer_writes_a_card_with_the_facts_of_the_run_and_no_local_paths(run: Path, tmp_path: Path) -> None:
     card = ModelCard.load(run / CARD_FILE)
     assert card.data.library_name == "transformers"
     assert card.data.pipeline_tag == "text-generation"
@@ -46,7 +57,7 @@ def test_the_trainer_leaves_a_card_that_the_hub_can_read(run: Path, tmp_path: Pa
     facts = [
         *hashes,
         f"{parameters:,} parameters",
-        "`learning_rate` | 0.01",
+        "| `learning_rate` | `0.01` |",
         "(loss.png)",
         "12 steps in 0:00:0",
         "on cpu",
@@ -56,72 +67,150 @@ def test_the_trainer_leaves_a_card_that_the_hub_can_read(run: Path, tmp_path: Pa
         assert private not in card.content
 
 
-def test_the_snippet_of_the_card_in_the_folder_works_as_printed_beside_it(run: Path) -> None:
+def test_snippet_of_the_card_runs_next_to_the_folder_of_the_run(run: Path) -> None:
     snippet = (run / CARD_FILE).read_text().split("```python\n")[1].split("```")[0]
     done = subprocess.run([sys.executable, "-c", snippet], cwd=run.parent, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("The")
 
 
-def test_a_card_that_somebody_has_made_their_own_is_not_written_again(tmp_path: Path) -> None:
-    (tmp_path / "config.json").write_text(json.dumps(SHAPE))
-    write_card(tmp_path)
-    written = (tmp_path / CARD_FILE).read_text()
-    (tmp_path / CARD_FILE).write_text(written.replace("# ", "# My own ") + "edited")
-    write_card(tmp_path)  # the mark is still there: nothing says that the words are a person's
-    assert (tmp_path / CARD_FILE).read_text() == written
-    mine = written.replace(MARK, "")
-    (tmp_path / CARD_FILE).write_text(mine)
-    write_card(tmp_path)
-    assert (tmp_path / CARD_FILE).read_text() == mine
-
-
-SHAPE = {
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "hidden_size": 16,
-    "vocab_size": 100,
-    "max_position_embeddings": 64,
-}
-
-
-def test_the_card_tells_base_model_data_set_and_hellaswag_where_they_are_known(tmp_path: Path) -> None:
-    (tmp_path / "config.json").write_text(json.dumps(SHAPE))
-    (tmp_path / "arguments.yaml").write_text(yaml.safe_dump({"load_best_model_at_end": True, "max_steps": 20}))
-    (tmp_path / "environment.json").write_text(json.dumps({"base_model": "openai-community/gpt2"}))
-    source = {"dataset_name": "Salesforce/wikitext", "dataset_config_name": "wikitext-2-raw-v1"}
-    (tmp_path / "data.json").write_text(json.dumps({"source": source}))
-    lines = [
-        {"step": 10, "val/loss": 3.0, "hellaswag/acc": 0.25},
-        {"step": 20, "val/loss": float("nan"), "hellaswag/acc": 0.5},
-    ]
-    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    card = ModelCard(model_card(read_run_summary(tmp_path), "ann/tuned", license="apache-2.0", revision="dev"))
-    assert card.data.base_model == "openai-community/gpt2"
-    assert card.data.datasets == ["Salesforce/wikitext"]
-    assert card.data.license == "apache-2.0"
-    results = {result.dataset_type: result.metric_value for result in card.data.eval_results or []}
-    assert results == {"Salesforce/wikitext": 3.0, "Rowan/hellaswag": 0.25}  # of the best model, not of the last
-    assert "fine-tuned from `openai-community/gpt2` on Salesforce/wikitext" in card.text
-    assert 'model="ann/tuned", revision="dev"' in card.text
-
-
-def test_a_folder_that_knows_nothing_but_its_shape_still_has_a_true_card(tmp_path: Path) -> None:
-    (tmp_path / "config.json").write_text(json.dumps(SHAPE))
-    card = ModelCard(model_card(read_run_summary(tmp_path), "ann/bare"))
-    assert "## Evaluation" not in card.text
-    assert "## Training" not in card.text
-    assert "## Data" not in card.text
-    assert card.data.to_dict().get("model-index") is None
-
-
-def test_hellaswag_measured_after_the_training_is_on_the_card(run: Path) -> None:
+def test_hellaswag_results_measured_after_training_are_on_the_card(run: Path) -> None:
     (run / "evaluations").mkdir()
     evaluate.save(
         str(run / "evaluations" / "hellaswag.json"), **{"hellaswag/acc": 0.2892, "hellaswag/acc_norm": 0.3114}
     )
     write_card(run)
     card = ModelCard.load(run / CARD_FILE)
-    assert "| HellaSwag, accuracy normalised by bytes | 0.3114 |" in card.text
+    assert "| HellaSwag, accuracy normalized by bytes | 0.3114 |" in card.text
     values = {result.metric_name: result.metric_value for result in card.data.eval_results or []}
     assert values["HellaSwag, accuracy"] == 0.2892
+
+
+def test_card_without_its_marker_line_is_never_overwritten(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(CONFIG))
+    write_card(tmp_path)
+    generated = (tmp_path / CARD_FILE).read_text()
+    (tmp_path / CARD_FILE).write_text(generated.replace("# ", "# My own ") + "edited")
+    write_card(tmp_path)  # with the marker line, the card counts as generated
+    assert (tmp_path / CARD_FILE).read_text() == generated
+    edited = generated.replace(GENERATED_MARKER, "")
+    (tmp_path / CARD_FILE).write_text(edited)
+    write_card(tmp_path)
+    assert (tmp_path / CARD_FILE).read_text() == edited
+
+
+def test_card_names_base_model_dataset_and_the_metrics_of_the_best_model(tmp_path: Path) -> None:
+    write_records(
+        tmp_path,
+        options={"load_best_model_at_end": True, "max_steps": 20},
+        environment={"base_model": "openai-community/gpt2"},
+        source={"dataset_name": "Salesforce/wikitext", "dataset_config_name": "wikitext-2-raw-v1"},
+        metrics=[
+            {"step": 10, "val/loss": 3.0, "hellaswag/acc": 0.25},
+            {"step": 20, "val/loss": float("nan"), "hellaswag/acc": 0.5},
+        ],
+    )
+    card = ModelCard(model_card(read_run_summary(tmp_path), "ann/tuned", license="apache-2.0", revision="dev"))
+    assert card.data.base_model == "openai-community/gpt2"
+    assert card.data.datasets == ["Salesforce/wikitext"]
+    assert card.data.license == "apache-2.0"
+    results = {result.dataset_type: result.metric_value for result in card.data.eval_results or []}
+    assert results == {"Salesforce/wikitext": 3.0, "Rowan/hellaswag": 0.25}
+    assert "fine-tuned from `openai-community/gpt2` on `Salesforce/wikitext`" in card.text
+    assert 'model="ann/tuned", revision="dev"' in card.text
+
+
+def test_card_has_no_section_about_what_was_not_recorded(tmp_path: Path) -> None:
+    write_records(tmp_path)
+    card = ModelCard(model_card(read_run_summary(tmp_path), "ann/bare"))
+    assert re.findall("^## .*", card.text, re.MULTILINE) == ["## How to use it", "## Limits", "## License"]
+    assert card.data.to_dict().get("model-index") is None
+
+
+HOSTILE = [
+    "{{ 7 * 7 }}{% for x in y %}",
+    "a | b |\n---\n| c",
+    "---\nlicense: gpl\n---\n# x",
+    "```\n\n# heading ` ``",
+    "quote \" ' \\ <script>alert(1)</script>",
+    "key: [value, #",
+]
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+def test_values_from_users_cannot_change_front_matter_code_or_tables(tmp_path: Path, text: str) -> None:
+    def card_with(value: str) -> ModelCard:
+        write_records(
+            tmp_path,
+            options={"optimizer": value, "sample_prompts": [value]},
+            environment={"base_folder": value, "device": value, "processes": 1, "mixed_precision": "no"},
+            source={"train_file": [{"path": value, "bytes": 1, "sha256": "0" * 64}], "corpus": value},
+            metrics=[{"step": 10, "elapsed_s": 1.0, "train/loss": 3.0, "val/loss": 3.0}],
+        )
+        return ModelCard(model_card(read_run_summary(tmp_path), value, license=value, revision=value))
+
+    card, harmless = card_with(text), card_with("harmless")
+    assert card.content.count(GENERATED_MARKER) == 1
+    assert list(card.data.to_dict()) == list(harmless.data.to_dict())
+    assert card.data.license == text
+    assert (card.data.eval_results or [])[0].dataset_name == text
+    assert re.findall("^## .*", card.text, re.MULTILINE) == re.findall("^## .*", harmless.text, re.MULTILINE)
+    assert len(card.text.splitlines()) == len(harmless.text.splitlines())
+    for line, harmless_line in zip(card.text.splitlines(), harmless.text.splitlines(), strict=True):
+        cells, harmless_cells = re.findall(r"(?<!\\)\|", line), re.findall(r"(?<!\\)\|", harmless_line)
+        assert not harmless_line.startswith("|") or cells == harmless_cells
+    snippet = card.text.split("```python\n")[1].split("\n```\n")[0]
+    strings = [node.value for node in ast.walk(ast.parse(snippet)) if isinstance(node, ast.Constant)]
+    assert strings.count(text) == 2  # model and revision
+    without_code = re.sub("(`+).+?\\1", "", card.text.replace(snippet, ""))
+    assert not re.search(r"(?<!\\)<script", without_code)
+    if "{{" in text:
+        assert f"`{text}`" in card.text
+
+
+def test_metrics_of_front_matter_and_table_agree(tmp_path: Path) -> None:
+    values = {name: 0.1 + 0.01 * number for number, name in enumerate(METRIC_LABELS)}
+    write_records(tmp_path, metrics=[{"step": 3, **values}])
+    card = ModelCard(model_card(read_run_summary(tmp_path), "ann/all"))
+    for result in card.data.eval_results or []:
+        assert f"| {result.metric_name} | {result.metric_value:.4f} |" in card.text
+    assert sorted(result.metric_value for result in card.data.eval_results or []) == pytest.approx(
+        sorted(values.values())
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("arguments.yaml", "a: [1"),
+        ("arguments.yaml", "- a"),
+        ("data.json", "{"),
+        ("environment.json", "[]"),
+        ("config.json", '{"n_layer": 2}'),
+        ("metrics.jsonl", "{}\nx\n"),
+    ],
+)
+def test_damaged_record_is_a_user_error_that_names_the_file(tmp_path: Path, name: str, content: str) -> None:
+    write_records(tmp_path)
+    (tmp_path / name).write_text(content)
+    with pytest.raises(UserError, match=re.escape(str(tmp_path / name))):
+        model_card(read_run_summary(tmp_path), "ann/damaged")
+
+
+def write_records(
+    folder: Path,
+    options: dict | None = None,
+    environment: dict | None = None,
+    source: dict | None = None,
+    metrics: list[dict] | None = None,
+) -> None:
+    """Write the records of a run without a model; None: no such file."""
+    (folder / "config.json").write_text(json.dumps(CONFIG))
+    if options is not None:
+        (folder / "arguments.yaml").write_text(yaml.safe_dump(options))
+    if environment is not None:
+        (folder / "environment.json").write_text(json.dumps(environment))
+    if source is not None:
+        (folder / "data.json").write_text(json.dumps({"source": source}))
+    if metrics is not None:
+        (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in metrics))

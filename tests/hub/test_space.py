@@ -1,4 +1,4 @@
-"""A demo Space, published to a Hub on loopback, whose app then runs against that Hub."""
+"""Publishing a demo Space to a Hub on loopback, and running its app against that Hub."""
 
 import importlib.util
 import json
@@ -16,7 +16,7 @@ from support.hub_client import TOKEN, USERS, call, environment, upload
 from support.hub_server import Blob, Hub, running_hub
 from support.tiny import CONTEXT, byte_tokenizer, tiny_model
 
-STUB = "class Error(Exception): pass\ndef __getattr__(name): return lambda *words, **options: None\n"
+GRADIO_STUB = "class Error(Exception): pass\ndef __getattr__(name): return lambda *words, **options: None\n"
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +34,7 @@ def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_a_space_goes_up_in_one_commit_beside_its_model_and_a_second_time_nothing_does(
+def test_space_is_published_in_one_commit_and_a_second_upload_sends_nothing(
     hub: Hub, run_dir: Path, tmp_path: Path
 ) -> None:
     first = upload(run_dir, "ann/one", "--space", hub=hub, home=tmp_path)
@@ -47,79 +47,77 @@ def test_a_space_goes_up_in_one_commit_beside_its_model_and_a_second_time_nothin
     assert front["sdk"] == "gradio"
     assert front["app_file"] == "app.py"
     assert front["models"] == ["ann/one"]
-    assert b"\nMODEL, REVISION, PROMPT = 'ann/one', None, \"it's\"\n" in space.files()["app.py"]
+    assert b"\nMODEL = 'ann/one'\nREVISION = None\nPROMPT = \"it's\"\n" in space.files()["app.py"]
     assert b"transformers==" in space.files()["requirements.txt"]
     again = upload(run_dir, "ann/one", "--space", hub=hub, home=tmp_path)
-    assert "nothing to upload: ann/one has" in again
-    assert "nothing to upload: the Space ann/one has these 3 files already" in again
+    assert "nothing to upload: ann/one already has" in again
+    assert "nothing to upload: the Space ann/one already has these 3 files" in again
     assert len(space.messages) == 2
 
 
-def test_the_app_that_the_hub_received_writes_what_the_model_writes(hub: Hub, run_dir: Path, tmp_path: Path) -> None:
+def test_published_app_generates_what_the_model_generates(hub: Hub, run_dir: Path, tmp_path: Path) -> None:
     options = ["--space", "ann/demo", "--private", "--revision", "dev"]
     upload(run_dir, "ann/two", *options, hub=hub, home=tmp_path)
     assert hub.repos["spaces/ann/demo"].private
     assert list(hub.repos["spaces/ann/demo"].branches) == ["main"]
     (tmp_path / "app.py").write_bytes(hub.repos["spaces/ann/demo"].files()["app.py"])
     if importlib.util.find_spec("gradio") is None:
-        (tmp_path / "gradio.py").write_text(STUB)
+        (tmp_path / "gradio.py").write_text(GRADIO_STUB)
     program = (
         "import json, app\n"
         "try: list(app.generate('x' * 40, 8, 0, 50, 1, 0))\n"
         "except app.gr.Error as error: refused = str(error)\n"
         "greedy = [list(app.generate(prompt, 8, 0, 50, 1, 0)) for prompt in ('ab', '')]\n"
-        "drawn = [list(app.generate('ab', 1000, 1.5, 0, 0.9, seed))[-1] for seed in (1, 1, 2)]\n"
-        "print('\\n' + json.dumps([refused, greedy, drawn]))\n"
+        "sampled = [list(app.generate('ab', 1000, 1.5, 0, 0.9, seed))[-1] for seed in (1, 1, 2)]\n"
+        "print('\\n' + json.dumps([refused, greedy, sampled]))\n"
     )
     printed = call([sys.executable, "-c", program], environment(hub, tmp_path, PYTHONPATH=str(tmp_path)))
     answers = next(line for line in printed.splitlines() if line.startswith('["'))
-    refused, greedy, drawn = json.loads(answers)
-    assert f"The prompt has 40 tokens and must have fewer than {CONTEXT}" in refused
+    refused, greedy, sampled = json.loads(answers)
+    assert f"The prompt has 40 tokens, but the limit is {CONTEXT - 1}" in refused
     model, tokenizer = tiny_model(), byte_tokenizer(eos_token="<|endoftext|>")
     texts = sample_text(model, tokenizer, ["ab", ""], max_new_tokens=8, temperature=0)
     assert [steps[-1] for steps in greedy] == texts
     assert greedy[0][0] == "ab"
     assert len(greedy[0]) > 2  # it streams
-    assert drawn[0] == drawn[1] != drawn[2]
+    assert sampled[0] == sampled[1] != sampled[2]
 
 
-def test_a_card_that_was_edited_on_the_space_stays(hub: Hub, run_dir: Path, tmp_path: Path) -> None:
+def test_space_card_edited_on_the_hub_is_kept(hub: Hub, run_dir: Path, tmp_path: Path) -> None:
     upload(run_dir, "ann/three", "--space", hub=hub, home=tmp_path)
     space = hub.repos["spaces/ann/three"]
-    there = {name: Blob(content, large=False) for name, content in space.files().items()}
-    space.add_commit("main", "by hand", there | {"README.md": Blob(b"---\nsdk: gradio\n---\nmine", large=False)})
+    published = {name: Blob(content, large=False) for name, content in space.files().items()}
+    space.add_commit("main", "edited", published | {"README.md": Blob(b"---\nsdk: gradio\n---\nmine", large=False)})
     assert "nothing to upload: the Space" in upload(run_dir, "ann/three", "--space", hub=hub, home=tmp_path)
     assert space.files()["README.md"].endswith(b"mine")
 
 
-def test_a_dry_run_lists_the_files_of_the_space_too(run_dir: Path, tmp_path: Path) -> None:
+def test_dry_run_lists_the_files_of_the_space_as_well(run_dir: Path, tmp_path: Path) -> None:
     output = upload(run_dir, "ann/dry", "--dry_run", "--space", "ann/demo", hub=None, home=tmp_path, HF_TOKEN="")
-    assert "files would go to ann/dry\n" in output
+    assert "files would be uploaded to ann/dry\n" in output
     assert "  app.py\n" in output
-    assert "in 3 files would go to the Space ann/demo\n" in output
+    assert "in 3 files would be uploaded to the Space ann/demo\n" in output
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     [
-        (["--space", "demo"], "demo: whose repository? Give USER/demo"),
-        (["--space", "--create_pr"], "--space shows a model that is published: leave --create_pr out"),
+        (["--space", "demo"], "demo has no owner; give USER/demo"),
+        (["--space", "--create_pr"], "--space shows a published model, and --create_pr only proposes one"),
     ],
 )
-def test_a_space_that_cannot_be_is_one_line(
-    hub: Hub, run_dir: Path, tmp_path: Path, options: list[str], said: str
+def test_space_that_cannot_be_published_is_one_line(
+    hub: Hub, run_dir: Path, tmp_path: Path, options: list[str], message: str
 ) -> None:
     error = upload(run_dir, "ann/none", *options, hub=hub, home=tmp_path, code=2)
-    assert said in error
+    assert message in error
     assert len(error.splitlines()) == 1
     assert "ann/none" not in hub.repos
 
 
-def test_a_secret_in_a_sample_prompt_is_refused_before_anything_is_sent(
-    hub: Hub, run_dir: Path, tmp_path: Path
-) -> None:
+def test_secret_in_a_sample_prompt_is_refused_before_anything_is_sent(hub: Hub, run_dir: Path, tmp_path: Path) -> None:
     copy = Path(shutil.copytree(run_dir, tmp_path / "copy"))
-    (copy / "README.md").write_text("# A card by hand\n")  # the card written from the run would name the prompt too
+    (copy / "README.md").write_text("# An edited card\n")  # a generated card would hold the prompt as well
     (copy / "arguments.yaml").write_text(f"sample_prompts: [{TOKEN}]\n")
     error = upload(copy, "ann/leak", "--space", hub=hub, home=tmp_path, code=2)
     assert "app.py line" in error

@@ -1,4 +1,4 @@
-"""Laws of the configuration: one meaning under two sets of names, and no impossible model."""
+"""Laws of the configuration: GPT-2's names are aliases, GPT-2's files load, and impossible values are refused."""
 
 import json
 from pathlib import Path
@@ -26,15 +26,15 @@ def test_intermediate_size_is_four_times_the_width_unless_given() -> None:
 
 
 def test_defaults_are_gpt2_124m() -> None:
-    ours, theirs = MiniGPTConfig(), GPT2Config()
+    minigpt, gpt2 = MiniGPTConfig(), GPT2Config()
     for name in ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "max_position_embeddings"):
-        assert getattr(ours, name) == getattr(theirs, name)
+        assert getattr(minigpt, name) == getattr(gpt2, name)
     for name in ("layer_norm_epsilon", "initializer_range", "embd_pdrop", "attn_pdrop", "resid_pdrop"):
-        assert getattr(ours, name) == getattr(theirs, name)
-    assert ours.intermediate_size == 3072
+        assert getattr(minigpt, name) == getattr(gpt2, name)
+    assert minigpt.intermediate_size == 3072
 
 
-def test_saved_config_comes_back_the_same(tmp_path: Path) -> None:
+def test_config_round_trip_changes_nothing(tmp_path: Path) -> None:
     config = MiniGPTConfig(**TINY, qkv_bias=False, tie_word_embeddings=False, attn_pdrop=0, eos_token_id=[1, 2])
     config.save_pretrained(tmp_path)
     loaded = AutoConfig.from_pretrained(tmp_path)
@@ -43,11 +43,12 @@ def test_saved_config_comes_back_the_same(tmp_path: Path) -> None:
     assert set(TINY) <= set(json.loads((tmp_path / "config.json").read_text(encoding="utf-8")))
 
 
-def test_a_gpt2_config_file_is_a_minigpt_config(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_gpt2_config_file_loads_as_a_minigpt_config(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     GPT2Config(n_embd=24, n_head=3, n_layer=2, n_positions=16, vocab_size=60000, resid_pdrop=0.3).save_pretrained(
         tmp_path
     )
     config = MiniGPTConfig.from_pretrained(tmp_path)
+    assert not caplog.records  # transformers warns if the model types differ
     assert type(config) is MiniGPTConfig
     assert config.model_type == "minigpt"
     assert (config.hidden_size, config.max_position_embeddings, config.resid_pdrop) == (24, 16, 0.3)
@@ -66,7 +67,7 @@ def test_a_gpt2_config_file_is_a_minigpt_config(tmp_path: Path, caplog: pytest.L
     ],
     ids=lambda option: next(iter(option)),
 )
-def test_gpt2_options_that_change_the_function_are_refused_by_name(tmp_path: Path, option: dict) -> None:
+def test_gpt2_options_that_are_not_implemented_are_refused_by_name(tmp_path: Path, option: dict) -> None:
     GPT2Config(**option).save_pretrained(tmp_path)
     with pytest.raises(ValueError, match=f"{next(iter(option))}={next(iter(option.values()))} is a GPT-2 option"):
         MiniGPTConfig.from_pretrained(tmp_path)
@@ -85,7 +86,7 @@ def test_gpt2_options_that_change_the_function_are_refused_by_name(tmp_path: Pat
         ({"hidden_act": "gelo"}, "hidden_act='gelo' is not one of"),
     ],
 )
-def test_impossible_values_are_named_with_their_numbers(options: dict, message: str) -> None:
+def test_impossible_values_are_refused_by_name_and_value(options: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         MiniGPTConfig(**options)
 

@@ -1,4 +1,4 @@
-"""The model is GPT-2's function, and behaves as transformers expects of a model of its own."""
+"""Laws of the model: it computes what GPT-2 computes, and it follows the conventions of transformers."""
 
 import json
 import re
@@ -43,7 +43,7 @@ TINY = {
     "attn_pdrop": 0,
     "resid_pdrop": 0,
 }
-SAME = {"atol": 1e-5, "rtol": 0}  # float32, the same arithmetic in another order
+SAME = {"atol": 1e-5, "rtol": 0}  # the same float32 operations in another order
 HEADS = [
     MiniGPTModel,
     MiniGPTForCausalLM,
@@ -54,7 +54,7 @@ HEADS = [
 
 
 def perturb(model: torch.nn.Module) -> None:
-    """Away from biases of 0 and norms of 1, where a mix-up would not show."""
+    """Change all parameters: with biases of 0 and norms of 1, exchanged parameters would not be noticed."""
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
@@ -94,14 +94,16 @@ def gpt2(folder: Path, **options: object) -> GPT2LMHeadModel:
     [(12, 12, 48), (24, 16, 64), (36, 20, 80), (48, 25, 100)],
     ids=["gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl"],
 )
-def test_logits_are_gpt2s_in_each_of_its_four_shapes(
+def test_logits_equal_those_of_gpt2_in_each_of_its_four_shapes(
     tmp_path: Path, ids: torch.Tensor, layers: int, heads: int, width: int
 ) -> None:
     torch.manual_seed(0)
     stock = GPT2LMHeadModel(
         GPT2Config(vocab_size=VOCABULARY, n_positions=POSITIONS, n_layer=layers, n_head=heads, n_embd=width)
     ).eval()
-    with torch.no_grad():  # as far from the start as trained ones are: larger, and activations would swamp float32
+    with (
+        torch.no_grad()
+    ):  # by about as much as training; by more, float32's rounding of the activations would exceed 1e-5
         for parameter in stock.parameters():
             parameter.add_(0.02 * torch.randn_like(parameter))
     stock.save_pretrained(tmp_path)
@@ -110,7 +112,7 @@ def test_logits_are_gpt2s_in_each_of_its_four_shapes(
         torch.testing.assert_close(ours(ids).logits, stock(ids).logits, **SAME)
 
 
-def test_greedy_text_and_loss_are_gpt2s(tmp_path: Path, ids: torch.Tensor) -> None:
+def test_greedy_text_and_loss_equal_those_of_gpt2(tmp_path: Path, ids: torch.Tensor) -> None:
     stock = gpt2(tmp_path)
     ours = MiniGPTForCausalLM.from_pretrained(tmp_path).eval()
     options = {"max_new_tokens": 20, "do_sample": False, "eos_token_id": None, "pad_token_id": 0}
@@ -119,7 +121,7 @@ def test_greedy_text_and_loss_are_gpt2s(tmp_path: Path, ids: torch.Tensor) -> No
 
 
 @pytest.mark.parametrize("kind", ["full", "base only", "sharded", "hub style", "bin", "untied", "float16"])
-def test_every_kind_of_gpt2_checkpoint_loads_whole(tmp_path: Path, ids: torch.Tensor, kind: str) -> None:
+def test_every_kind_of_gpt2_checkpoint_loads_completely(tmp_path: Path, ids: torch.Tensor, kind: str) -> None:
     stock = gpt2(tmp_path / "full", tie_word_embeddings=kind != "untied")
     folder = tmp_path / kind
     if kind == "base only":
@@ -130,7 +132,7 @@ def test_every_kind_of_gpt2_checkpoint_loads_whole(tmp_path: Path, ids: torch.Te
     elif kind == "float16":
         stock.half().save_pretrained(folder)
         stock.float()
-    elif kind in ("hub style", "bin"):  # the Hub's first files: no prefix, and the masks among the weights
+    elif kind in ("hub style", "bin"):  # the oldest files on the Hub: names without prefix, masks among the weights
         state = {name.removeprefix("transformer."): value for name, value in stock.transformer.state_dict().items()}
         for layer in range(2):
             state[f"h.{layer}.attn.bias"] = torch.ones(1, 1, POSITIONS, POSITIONS).tril()
@@ -149,20 +151,20 @@ def test_every_kind_of_gpt2_checkpoint_loads_whole(tmp_path: Path, ids: torch.Te
     torch.testing.assert_close(ours.eval()(ids).logits, stock(ids).logits, **SAME)
 
 
-def test_a_model_that_came_from_gpt2_is_saved_as_a_minigpt(tmp_path: Path, ids: torch.Tensor) -> None:
+def test_a_model_loaded_from_gpt2_is_saved_as_a_minigpt(tmp_path: Path, ids: torch.Tensor) -> None:
     gpt2(tmp_path / "gpt2")
     ours = MiniGPTForCausalLM.from_pretrained(tmp_path / "gpt2").eval()
     ours.save_pretrained(tmp_path / "ours")
-    back, report = MiniGPTForCausalLM.from_pretrained(tmp_path / "ours", output_loading_info=True)
+    loaded, report = MiniGPTForCausalLM.from_pretrained(tmp_path / "ours", output_loading_info=True)
     assert not any(report.values()), report
-    assert torch.equal(back.eval()(ids).logits, ours(ids).logits)
+    assert torch.equal(loaded.eval()(ids).logits, ours(ids).logits)
     assert json.loads((tmp_path / "ours" / "config.json").read_text(encoding="utf-8"))["model_type"] == "minigpt"
 
 
-# --- initialisation and options ---
+# --- initialization and options ---
 
 
-def test_initial_weights_are_gpt2s() -> None:
+def test_initial_weights_follow_gpt2() -> None:
     torch.manual_seed(0)
     layers = 8
     model = MiniGPTForCausalLM(MiniGPTConfig(hidden_size=256, num_hidden_layers=layers, num_attention_heads=4))
@@ -174,23 +176,23 @@ def test_initial_weights_are_gpt2s() -> None:
         else:
             residual = name.endswith(("o_proj.weight", "down_proj.weight"))
             expected = 0.02 / (2 * layers) ** 0.5 if residual else 0.02
-            # 65,536 numbers or more: their spread is within 2 % of the true one
+            # a sample of 65,536 numbers or more: its standard deviation is within 2 % of the true one
             assert parameter.std().item() == pytest.approx(expected, rel=0.02), name
 
 
 @pytest.mark.parametrize("tied", [True, False])
-def test_head_is_the_embedding_only_when_tied(tied: bool) -> None:
+def test_head_shares_the_embedding_only_when_tied(tied: bool) -> None:
     model = tiny(tie_word_embeddings=tied)
     assert (model.lm_head.weight is model.transformer.embed_tokens.weight) == tied
 
 
-def test_qkv_bias_is_an_option_of_these_three_alone() -> None:
+def test_qkv_bias_removes_only_the_biases_of_q_k_and_v() -> None:
     names = {name for name, _ in tiny(qkv_bias=False).named_parameters() if name.endswith("bias")}
     assert not any(re.search(r"[qkv]_proj", name) for name in names)
     assert "transformer.layers.0.self_attn.o_proj.bias" in names
 
 
-def test_dropout_acts_in_training_alone(ids: torch.Tensor) -> None:
+def test_dropout_acts_only_in_training(ids: torch.Tensor) -> None:
     for option in ("embd_pdrop", "attn_pdrop", "resid_pdrop"):
         model = tiny(**{option: 0.5})
         assert torch.equal(model(ids).logits, model(ids).logits)
@@ -198,20 +200,21 @@ def test_dropout_acts_in_training_alone(ids: torch.Tensor) -> None:
         assert not torch.equal(model(ids).logits, model(ids).logits), option
 
 
-# --- what forward promises ---
+# --- forward ---
 
 
-def test_no_token_sees_a_later_one(model: MiniGPTForCausalLM, ids: torch.Tensor) -> None:
-    other = ids.clone()
-    other[:, 7:] = (other[:, 7:] + 1) % VOCABULARY
-    torch.testing.assert_close(model(ids).logits[:, :7], model(other).logits[:, :7], **SAME)
+def test_no_token_attends_to_a_later_one(model: MiniGPTForCausalLM, ids: torch.Tensor) -> None:
+    changed = ids.clone()
+    changed[:, 7:] = (changed[:, 7:] + 1) % VOCABULARY
+    torch.testing.assert_close(model(ids).logits[:, :7], model(changed).logits[:, :7], **SAME)
+    assert not torch.allclose(model(ids).logits[:, 7:], model(changed).logits[:, 7:], **SAME)
 
 
 @pytest.mark.parametrize(
     "kernel", ["eager", "sdpa", pytest.param("flex_attention", marks=pytest.mark.slow)]
 )  # flex compiles
-def test_every_attention_kernel_computes_the_same(ids: torch.Tensor, kernel: str) -> None:
-    model = tiny(hidden_size=48)  # 16 numbers a head, the least that flex takes
+def test_all_attention_kernels_agree(ids: torch.Tensor, kernel: str) -> None:
+    model = tiny(hidden_size=48)  # head size 16, the smallest that flex attention supports
     reference = model(ids).logits
     model.set_attn_implementation(kernel)
     with torch.no_grad():
@@ -225,8 +228,8 @@ def test_shift_labels_score_every_position(model: MiniGPTForCausalLM, ids: torch
     expected = torch.nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten())
     torch.testing.assert_close(model(ids, shift_labels=targets).loss, expected, **SAME)
     summed = torch.nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="sum")
-    normed = model(ids, shift_labels=targets, num_items_in_batch=torch.tensor(100)).loss
-    torch.testing.assert_close(normed, summed / 100, **SAME)
+    divided = model(ids, shift_labels=targets, num_items_in_batch=torch.tensor(100)).loss
+    torch.testing.assert_close(divided, summed / 100, **SAME)
 
 
 def test_labels_are_unshifted(model: MiniGPTForCausalLM, ids: torch.Tensor) -> None:
@@ -234,7 +237,7 @@ def test_labels_are_unshifted(model: MiniGPTForCausalLM, ids: torch.Tensor) -> N
     torch.testing.assert_close(model(ids, labels=ids).loss, expected, **SAME)
 
 
-def test_skip_logits_returns_the_loss_alone(model: MiniGPTForCausalLM, ids: torch.Tensor) -> None:
+def test_skip_logits_returns_only_the_loss(model: MiniGPTForCausalLM, ids: torch.Tensor) -> None:
     output = model(ids, labels=ids, skip_logits=True, use_cache=False)
     assert list(output.keys()) == ["loss"]
     assert torch.equal(output.loss, model(ids, labels=ids).loss)
@@ -242,23 +245,23 @@ def test_skip_logits_returns_the_loss_alone(model: MiniGPTForCausalLM, ids: torc
         model(ids, skip_logits=True)
 
 
-def test_logits_to_keep_are_a_slice(model: MiniGPTForCausalLM, ids: torch.Tensor) -> None:
+def test_logits_to_keep_selects_positions(model: MiniGPTForCausalLM, ids: torch.Tensor) -> None:
     full = model(ids).logits
     torch.testing.assert_close(model(ids, logits_to_keep=1).logits, full[:, -1:], **SAME)
     torch.testing.assert_close(model(ids, logits_to_keep=torch.tensor([0, 5])).logits, full[:, [0, 5]], **SAME)
 
 
-def test_recorders_see_every_layer(ids: torch.Tensor) -> None:
+def test_hidden_states_and_attentions_of_every_layer_are_returned(ids: torch.Tensor) -> None:
     model = tiny()
     model.set_attn_implementation("eager")
     output = model(ids, output_hidden_states=True, output_attentions=True)
-    assert [tuple(one.shape) for one in output.hidden_states] == [(2, 12, 24)] * 3
-    assert [tuple(one.shape) for one in output.attentions] == [(2, 3, 12, 12)] * 2
+    assert [tuple(states.shape) for states in output.hidden_states] == [(2, 12, 24)] * 3
+    assert [tuple(weights.shape) for weights in output.attentions] == [(2, 3, 12, 12)] * 2
     torch.testing.assert_close(output.attentions[0].sum(-1), torch.ones(2, 3, 12), **SAME)
     assert model(ids, return_dict=False)[0].shape == (2, 12, VOCABULARY)
 
 
-def test_inputs_embeds_are_the_ids(model: MiniGPTForCausalLM, ids: torch.Tensor) -> None:
+def test_inputs_embeds_equal_input_ids(model: MiniGPTForCausalLM, ids: torch.Tensor) -> None:
     embeds = model.get_input_embeddings()(ids)
     assert torch.equal(model(inputs_embeds=embeds).logits, model(ids).logits)
     with pytest.raises(ValueError, match="exactly one of"):
@@ -266,11 +269,13 @@ def test_inputs_embeds_are_the_ids(model: MiniGPTForCausalLM, ids: torch.Tensor)
 
 
 @pytest.mark.parametrize("cache_class", [DynamicCache, StaticCache])
-def test_token_by_token_is_all_at_once(model: MiniGPTForCausalLM, ids: torch.Tensor, cache_class: type) -> None:
+def test_one_token_at_a_time_with_a_cache_equals_one_pass(
+    model: MiniGPTForCausalLM, ids: torch.Tensor, cache_class: type
+) -> None:
     static = {"max_cache_len": POSITIONS} if cache_class is StaticCache else {}
     cache = cache_class(config=model.config, **static)
-    steps = [model(ids[:, at : at + 1], past_key_values=cache, use_cache=True).logits for at in range(12)]
-    torch.testing.assert_close(torch.cat(steps, dim=1), model(ids).logits, **SAME)
+    logits = [model(token, past_key_values=cache, use_cache=True).logits for token in ids.split(1, dim=1)]
+    torch.testing.assert_close(torch.cat(logits, dim=1), model(ids).logits, **SAME)
 
 
 def test_left_padding_changes_nothing(model: MiniGPTForCausalLM, ids: torch.Tensor) -> None:
@@ -284,11 +289,11 @@ def test_left_padding_changes_nothing(model: MiniGPTForCausalLM, ids: torch.Tens
     assert torch.equal(generated, model.generate(ids, attention_mask=torch.ones_like(ids), **options))
 
 
-def test_packed_documents_do_not_see_each_other(model: MiniGPTForCausalLM, ids: torch.Tensor) -> None:
+def test_packed_documents_do_not_attend_to_each_other(model: MiniGPTForCausalLM, ids: torch.Tensor) -> None:
     positions = torch.tensor([[0, 1, 2, 3, 4, 0, 1, 2, 3, 4, 5, 6]])
     packed = model(ids[:1], position_ids=positions, use_cache=False).logits
-    apart = torch.cat([model(ids[:1, :5]).logits, model(ids[:1, 5:]).logits], dim=1)
-    torch.testing.assert_close(packed, apart, **SAME)
+    separate = torch.cat([model(ids[:1, :5]).logits, model(ids[:1, 5:]).logits], dim=1)
+    torch.testing.assert_close(packed, separate, **SAME)
 
 
 @pytest.mark.parametrize("reentrant", [True, False])
@@ -297,8 +302,8 @@ def test_gradient_checkpointing_gives_the_same_gradients(ids: torch.Tensor, reen
     checkpointed.gradient_checkpointing_enable({"use_reentrant": reentrant})
     for model in (plain, checkpointed):
         model(ids, labels=ids, use_cache=False).loss.backward()
-    for (name, one), other in zip(plain.named_parameters(), checkpointed.parameters(), strict=True):
-        torch.testing.assert_close(one.grad, other.grad, msg=name, **SAME)
+    for name, parameter in plain.named_parameters():
+        torch.testing.assert_close(checkpointed.get_parameter(name).grad, parameter.grad, msg=name, **SAME)
 
 
 @pytest.mark.parametrize("tied", [True, False])
@@ -312,7 +317,7 @@ def test_vocabulary_can_be_resized(ids: torch.Tensor, tied: bool) -> None:
     assert (model.lm_head.weight is model.transformer.embed_tokens.weight) == tied
 
 
-# --- limits said aloud ---
+# --- limits are reported ---
 
 
 def test_ids_outside_the_vocabulary_are_named(model: MiniGPTForCausalLM) -> None:
@@ -335,16 +340,16 @@ def test_positions_beyond_the_table_are_named(model: MiniGPTForCausalLM) -> None
 
 
 @pytest.mark.parametrize("cache", ["dynamic", "static"])
-def test_generating_past_the_table_says_the_limit(model: MiniGPTForCausalLM, cache: str) -> None:
+def test_generating_past_the_position_table_names_the_limit(model: MiniGPTForCausalLM, cache: str) -> None:
     prompt = torch.ones(1, 28, dtype=torch.long)
     options = {"do_sample": False, "cache_implementation": cache, "disable_compile": True}
-    # the last token needs no position of its own
+    # the last token is only returned, so it needs no position
     assert model.generate(prompt, max_new_tokens=5, **options).shape == (1, 33)
     with pytest.raises(ValueError, match="max_position_embeddings=32"):
         model.generate(prompt, max_new_tokens=9, **options)
 
 
-def test_left_padding_takes_no_place_in_the_table(model: MiniGPTForCausalLM) -> None:
+def test_left_padding_takes_no_positions(model: MiniGPTForCausalLM) -> None:
     padded = torch.ones(1, POSITIONS - 2, dtype=torch.long)
     mask = torch.cat([torch.zeros(1, 20, dtype=torch.long), torch.ones(1, 10, dtype=torch.long)], dim=1)
     assert model.generate(padded, attention_mask=mask, max_new_tokens=20, do_sample=False).shape == (1, 50)
@@ -353,46 +358,56 @@ def test_left_padding_takes_no_place_in_the_table(model: MiniGPTForCausalLM) -> 
 # --- generation ---
 
 
+def greedy_text(model: MiniGPTForCausalLM, ids: torch.Tensor, new_tokens: int) -> torch.Tensor:
+    """The most likely next token, again and again, from whole forward passes."""
+    for _ in range(new_tokens):
+        ids = torch.cat([ids, model(ids, use_cache=False).logits[:, -1:].argmax(-1)], dim=1)
+    return ids
+
+
 @pytest.mark.parametrize(
     "options",
     [
+        {},
         {"cache_implementation": "static", "disable_compile": True},
         {"cache_implementation": "offloaded"},
         {"use_cache": False},
         {"prompt_lookup_num_tokens": 3},
-        {"num_beams": 1},
     ],
-    ids=["static", "offloaded", "no cache", "prompt lookup", "greedy"],
+    ids=["dynamic", "static", "offloaded", "no cache", "prompt lookup"],
 )
-def test_greedy_text_does_not_depend_on_how_it_is_made(
+def test_greedy_text_does_not_depend_on_the_decoding_method(
     model: MiniGPTForCausalLM, ids: torch.Tensor, options: dict
 ) -> None:
     if options.get("cache_implementation") == "offloaded" and not torch.cuda.is_available():
         pytest.skip("transformers' offloaded cache needs an accelerator")
-    common = {"max_new_tokens": 12, "do_sample": False, "pad_token_id": 0}
-    expected = model.generate(ids[:1], **common)
-    assert torch.equal(model.generate(ids[:1], **common, **options), expected)
+    generated = model.generate(ids[:1], max_new_tokens=12, do_sample=False, pad_token_id=0, **options)
+    assert torch.equal(generated, greedy_text(model, ids[:1], 12))
 
 
-def test_assisted_decoding_is_greedy_decoding(model: MiniGPTForCausalLM, ids: torch.Tensor) -> None:
-    common = {"max_new_tokens": 12, "do_sample": False, "pad_token_id": 0}
+def test_assisted_decoding_equals_greedy_decoding(model: MiniGPTForCausalLM, ids: torch.Tensor) -> None:
     assistant = tiny(num_hidden_layers=1)
-    assert torch.equal(model.generate(ids[:1], assistant_model=assistant, **common), model.generate(ids[:1], **common))
+    generated = model.generate(ids[:1], assistant_model=assistant, max_new_tokens=12, do_sample=False, pad_token_id=0)
+    assert torch.equal(generated, greedy_text(model, ids[:1], 12))
 
 
-def test_beam_search_finds_a_likelier_text_than_greedy(model: MiniGPTForCausalLM, ids: torch.Tensor) -> None:
-    def log_likelihood(text: torch.Tensor) -> float:
-        return -model(text, labels=torch.cat([torch.full((1, 12), -100), text[:, 12:]], dim=1)).loss.item()
-
-    common = {"max_new_tokens": 6, "do_sample": False, "pad_token_id": 0}
-    greedy, beam = model.generate(ids[:1], **common), model.generate(ids[:1], num_beams=6, **common)
-    assert log_likelihood(beam) >= log_likelihood(greedy)
+def test_beam_search_with_a_beam_per_token_finds_the_most_likely_text(
+    model: MiniGPTForCausalLM, ids: torch.Tensor
+) -> None:
+    generated = model.generate(
+        ids[:1], num_beams=VOCABULARY, max_new_tokens=2, do_sample=False, pad_token_id=0, eos_token_id=None
+    )
+    first = torch.arange(VOCABULARY)
+    log_likelihoods = model(ids[:1]).logits[0, -1].log_softmax(-1)[:, None]  # of the first token, then of both
+    continued = torch.cat([ids[:1].expand(VOCABULARY, -1), first[:, None]], dim=1)
+    log_likelihoods = log_likelihoods + model(continued).logits[:, -1].log_softmax(-1)
+    assert generated[0, -2:].tolist() == list(divmod(int(log_likelihoods.argmax()), VOCABULARY))
 
 
 # --- saving and loading ---
 
 
-def test_saved_folder_names_every_head_and_carries_its_code(tmp_path: Path) -> None:
+def test_saved_folder_names_every_head_and_contains_the_code(tmp_path: Path) -> None:
     for model_class in (MiniGPTForCausalLM, MiniGPTModel):
         folder = tmp_path / model_class.__name__
         tiny(model_class).save_pretrained(folder)
@@ -401,16 +416,16 @@ def test_saved_folder_names_every_head_and_carries_its_code(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("options", [{}, {"max_shard_size": "10kB"}], ids=["one file", "shards"])
-def test_saved_model_comes_back_bit_for_bit(
+def test_save_and_load_changes_no_bit(
     model: MiniGPTForCausalLM, ids: torch.Tensor, tmp_path: Path, options: dict
 ) -> None:
     model.save_pretrained(tmp_path, **options)
-    loaded = AutoModelForCausalLM.from_pretrained(tmp_path)  # registered: no trust needed inside the project
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path)  # registered, so trust_remote_code is not needed
     assert type(loaded) is MiniGPTForCausalLM
     assert torch.equal(loaded(ids).logits, model(ids).logits)
 
 
-def test_dtype_and_device_map_are_honoured(model: MiniGPTForCausalLM, tmp_path: Path) -> None:
+def test_dtype_and_device_map_take_effect(model: MiniGPTForCausalLM, tmp_path: Path) -> None:
     model.save_pretrained(tmp_path)
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.bfloat16, device_map="cpu")
     assert {parameter.dtype for parameter in loaded.parameters()} == {torch.bfloat16}
@@ -456,7 +471,7 @@ def test_task_heads_learn(ids: torch.Tensor) -> None:
         assert losses[-1] < 0.5 * losses[0], model_class.__name__
 
 
-def test_sequence_label_is_read_off_the_last_real_token(ids: torch.Tensor) -> None:
+def test_sequence_label_comes_from_the_last_real_token(ids: torch.Tensor) -> None:
     model = tiny(MiniGPTForSequenceClassification, pad_token_id=0)
     text = ids.clamp(min=1)
     padded = torch.cat([text, torch.zeros(2, 3, dtype=torch.long)], dim=1)
@@ -472,13 +487,13 @@ text = generator("a b c", max_new_tokens=4, do_sample=False)[0]["generated_text"
 for head in ("", "ForSequenceClassification", "ForTokenClassification", "ForQuestionAnswering", "ForCausalLM"):
     model = getattr(transformers, "AutoModel" + head).from_pretrained(folder, trust_remote_code=True)
     assert type(model).__module__.startswith("transformers_modules"), type(model)
-model.save_pretrained(again)  # what was loaded as remote code saves its code again
+model.save_pretrained(again)  # a model loaded as remote code saves its code too
 transformers.AutoModelForCausalLM.from_pretrained(again, trust_remote_code=True)
 print(text)
 """
 
 
-def test_a_fresh_process_that_has_nothing_of_ours_loads_every_head(tmp_path: Path) -> None:
+def test_a_fresh_process_without_the_project_loads_every_head(tmp_path: Path) -> None:
     words = {chr(ord("A") + number): number for number in range(VOCABULARY)}
     core = Tokenizer(models.WordLevel(words, unk_token="a"))
     core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
@@ -486,7 +501,7 @@ def test_a_fresh_process_that_has_nothing_of_ours_loads_every_head(tmp_path: Pat
     model.save_pretrained(tmp_path / "saved")
     tokenizer.save_pretrained(tmp_path / "saved")
     result = subprocess.run(
-        # -P: neither the working directory nor an installed project may help
+        # -P: nothing is imported from the working directory
         [sys.executable, "-P", "-c", FRESH_PROCESS, str(tmp_path / "saved"), str(tmp_path / "again")],
         cwd=tmp_path,
         env={"PATH": "", "HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "1", "PYTHONPATH": ""},

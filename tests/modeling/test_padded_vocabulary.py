@@ -1,4 +1,4 @@
-"""Laws of padded vocabularies: the matrix may have more rows than the tokenizer has ids, and no text tells."""
+"""Laws of padded vocabularies: extra rows of the embedding change no logits, and their ids are never generated."""
 
 import json
 import sys
@@ -32,20 +32,21 @@ def test_the_matrix_is_padded_and_the_tokenizer_is_not(padded_run: Path) -> None
         assert suppressed == list(range(len(tokenizer), 64))
 
 
-def test_padded_ids_are_never_sampled_here(padded_run: Path) -> None:
+def test_padding_ids_are_never_sampled(padded_run: Path) -> None:
     model, tokenizer = MiniGPTForCausalLM.from_pretrained(padded_run), AutoTokenizer.from_pretrained(padded_run)
     torch.manual_seed(0)
     options = {"do_sample": True, "temperature": 5.0, "top_k": 0, "num_return_sequences": 40, "max_new_tokens": 15}
     prompt = torch.tensor([[1]])
     assert int(model.generate(prompt, **options).max()) < len(tokenizer)
     sampling = Sampling(max_new_tokens=100, temperature=5.0, num_return_sequences=5)
-    for said in complete(model, tokenizer, [1], sampling, seed=0):  # a character a token, none for an id beyond them
-        assert len(said.continuation) == said.new_tokens - (said.finish_reason == "end")
+    for completion in complete(model, tokenizer, [1], sampling, seed=0):
+        # every id of the tokenizer is one character, a padding id would be none
+        assert len(completion.continuation) == completion.new_tokens - (completion.finish_reason == "end")
     model.generation_config.suppress_tokens = None
-    assert int(model.generate(prompt, **options).max()) >= len(tokenizer)  # or this test could not fail
+    assert int(model.generate(prompt, **options).max()) >= len(tokenizer)  # without suppression they are
 
 
-def test_padded_ids_are_never_sampled_by_stock_transformers_elsewhere(padded_run: Path, tmp_path: Path) -> None:
+def test_padding_ids_are_never_sampled_by_transformers_without_the_project(padded_run: Path, tmp_path: Path) -> None:
     export_gpt2(str(padded_run), str(tmp_path / "gpt2"))
     program = (
         "import torch\n"
@@ -53,9 +54,9 @@ def test_padded_ids_are_never_sampled_by_stock_transformers_elsewhere(padded_run
         "torch.manual_seed(0)\n"
         f"for folder in ({str(padded_run)!r}, {str(tmp_path / 'gpt2')!r}):\n"
         "    generate = pipeline('text-generation', model=folder, trust_remote_code=True)\n"
-        "    said = generate('The ', do_sample=True, temperature=5.0, top_k=0, max_new_tokens=12,\n"
-        "                    num_return_sequences=40, return_tensors=True)\n"
-        "    print(max(token for of in said for token in of['generated_token_ids']) < len(generate.tokenizer))\n"
+        "    texts = generate('The ', do_sample=True, temperature=5.0, top_k=0, max_new_tokens=12,\n"
+        "                     num_return_sequences=40, return_tensors=True)\n"
+        "    print(max(max(text['generated_token_ids']) for text in texts) < len(generate.tokenizer))\n"
     )
     hide = f"import sys\nsys.path = [path for path in sys.path if path != {str(ROOT)!r} and 'editable' not in path]\n"
     run = finish([sys.executable, "-c", hide + program], cwd=tmp_path)
@@ -63,16 +64,16 @@ def test_padded_ids_are_never_sampled_by_stock_transformers_elsewhere(padded_run
     assert run.stdout.split() == ["True", "True"]
 
 
-def test_a_padded_run_goes_on_and_another_padding_is_refused(
+def test_a_padded_run_resumes_and_another_padding_is_refused(
     padded_run: Path, tiny_run: list[str], train_here: Train
 ) -> None:
     words = [*tiny_run, "--resume_from_checkpoint", "latest", "--max_steps", "3"]
     assert train_here([*words, "--pad_vocab_size_to_multiple_of", "64"]) == 0
-    with pytest.raises(ValueError, match="vocab_size=64 is no multiple of pad_vocab_size_to_multiple_of=100"):
+    with pytest.raises(ValueError, match="vocab_size=64 is not a multiple of pad_vocab_size_to_multiple_of=100"):
         train_here([*words, "--pad_vocab_size_to_multiple_of", "100"])
 
 
-def test_a_model_that_exists_is_padded_and_says_what_it_said(
+def test_padding_a_pretrained_model_keeps_its_logits(
     tiny_run: list[str], text_file: Path, tmp_path: Path, train_here: Train
 ) -> None:
     from minigpt.config.parser import parse_arguments

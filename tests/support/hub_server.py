@@ -1,7 +1,7 @@
 """A small Hub on loopback: the part of the Hub's HTTP protocol that uploading and loading a model needs.
 
-It is spoken to by the unmodified `huggingface_hub` client with HF_ENDPOINT set to `Hub.endpoint` and
-HF_HUB_DISABLE_XET=1. Everything is kept in memory and open to the tests: `repos`, `large_files`, `requests`.
+The unmodified `huggingface_hub` client talks to it, with HF_ENDPOINT set to `Hub.endpoint` and HF_HUB_DISABLE_XET=1.
+Everything is kept in memory, where tests can read it: `repos`, `large_files`, `requests`.
 """
 
 import base64
@@ -16,7 +16,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
-LARGE = (".safetensors", ".png", ".pdf")  # sent by the protocol of large files; the Hub decides by kind and size
+import yaml
+
+LARGE = (".safetensors", ".png", ".pdf")  # sent as large files (git LFS); the real Hub decides by kind and size
 CHUNK = 1 << 14
 
 
@@ -29,7 +31,7 @@ class Blob:
 
     @property
     def oid(self) -> str:
-        """sha256 of a large file; of others git's hash, which is what the client compares."""
+        """The hash that the client compares: sha256 of a large file, git's blob hash of any other file."""
         if self.large:
             return hashlib.sha256(self.content).hexdigest()
         return hashlib.sha1(b"blob %d\0" % len(self.content) + self.content).hexdigest()
@@ -37,6 +39,8 @@ class Blob:
 
 @dataclass
 class Repository:
+    """A model or Space, with all its commits."""
+
     private: bool
     branches: dict[str, str] = field(default_factory=dict)  # name → commit
     tags: dict[str, str] = field(default_factory=dict)
@@ -44,14 +48,16 @@ class Repository:
     messages: list[str] = field(default_factory=list)
 
     def resolve(self, revision: str) -> str | None:
-        """The commit that a branch, tag or commit name means."""
-        known = {**self.branches, **self.tags, **{commit: commit for commit in self.commits}}
-        return known.get(revision)
+        """The commit of a branch, a tag or a commit hash; None if there is none."""
+        revisions = {**self.branches, **self.tags, **{commit: commit for commit in self.commits}}
+        return revisions.get(revision)
 
-    def files(self, revision: str = "main") -> dict[str, bytes]:
-        return {name: blob.content for name, blob in self.commits[self.branches[revision]].items()}
+    def files(self, branch: str = "main") -> dict[str, bytes]:
+        """The contents of all files in a branch, by name."""
+        return {name: blob.content for name, blob in self.commits[self.branches[branch]].items()}
 
     def add_commit(self, branch: str, message: str, files: dict[str, Blob]) -> str:
+        """Commit `files` as the whole content of a branch. Returns the commit."""
         content = json.dumps([message, len(self.commits), {name: blob.oid for name, blob in files.items()}])
         commit = hashlib.sha1(content.encode()).hexdigest()
         self.commits[commit] = files
@@ -61,10 +67,10 @@ class Repository:
 
 
 class Hub(ThreadingHTTPServer):
-    """`users` are user names by token. `part_bytes` sends large files in parts of that size.
+    """The server. `users` are user names by token.
 
-    `cut_next` is the number of uploads of large files whose connection breaks half-way; `on_half` is called each time
-    that a large file is half here, and may block.
+    `part_bytes`: large files must be sent in parts of this size. `cut_next`: this many of the next uploads of large
+    files lose their connection half-way. `on_half`: called when half of a large file has arrived; it may block.
     """
 
     daemon_threads = True
@@ -83,16 +89,18 @@ class Hub(ThreadingHTTPServer):
         self.lock = threading.Lock()
 
     def sent(self, method: str, pattern: str) -> list[bytes]:
-        """The bodies of the requests so far whose path matches."""
-        return [body for verb, path, body in self.requests if verb == method and re.search(pattern, path)]
+        """The bodies of the requests so far with a matching path."""
+        return [
+            body for sent_method, path, body in self.requests if sent_method == method and re.search(pattern, path)
+        ]
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """A client that went away is part of the tests and no news."""
+        """Print nothing: some tests disconnect on purpose."""
 
 
 @contextmanager
 def running_hub(users: dict[str, str]) -> Iterator[Hub]:
-    """A Hub that answers until the block ends."""
+    """A Hub that serves until the block ends."""
     with Hub(users) as hub:
         threading.Thread(target=hub.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
         yield hub
@@ -100,14 +108,14 @@ def running_hub(users: dict[str, str]) -> Iterator[Hub]:
 
 
 class Refusal(Exception):
-    """An error answer of the Hub."""
+    """An error response of the Hub."""
 
-    def __init__(self, status: int, message: str, code: str = "", **more: str) -> None:
+    def __init__(self, status: int, message: str, code: str = "", **fields: str) -> None:
         super().__init__(message)
-        self.status, self.code, self.more = status, code, more
+        self.status, self.code, self.fields = status, code, fields
 
 
-REPO = r"/api/(?:models/|(?=spaces/))((?:spaces/)?[^/]+/[^/]+)"  # a Space is kept as "spaces/USER/NAME"
+REPO = r"/api/(?:models/|(?=spaces/))((?:spaces/)?[^/]+/[^/]+)"  # a Space is stored as "spaces/USER/NAME"
 ROUTES: list[tuple[str, str, str]] = [
     ("GET", r"/api/whoami-v2", "whoami"),
     ("POST", r"/api/validate-yaml", "validate_yaml"),
@@ -129,6 +137,8 @@ ROUTES: list[tuple[str, str, str]] = [
 
 
 class Handler(BaseHTTPRequestHandler):
+    """Answers one request by the method that ROUTES names."""
+
     protocol_version = "HTTP/1.1"
     server: Hub
 
@@ -142,38 +152,39 @@ class Handler(BaseHTTPRequestHandler):
 
     def _answer(self) -> None:
         parts = urlsplit(self.path)
-        self.query, verb = parse_qs(parts.query), "GET" if self.command == "HEAD" else self.command
+        self.query = parse_qs(parts.query)
+        request_method = "GET" if self.command == "HEAD" else self.command
         try:
             self.body = self._read()
             self.server.requests.append((self.command, parts.path, self.body))
             for method, pattern, name in ROUTES:
                 match = re.fullmatch(pattern, parts.path)
-                if match and method == verb:
+                if match and method == request_method:
                     with self.server.lock:
                         getattr(self, name)(*(unquote(group or "") for group in match.groups()))
                     return
-            raise Refusal(404, "no such page")
+            raise Refusal(404, "not found")
         except Refusal as refusal:
             code = {"X-Error-Code": refusal.code} if refusal.code else {}
-            self._json({"error": str(refusal), **refusal.more}, refusal.status, code, str(refusal))
+            self._json({"error": str(refusal), **refusal.fields}, refusal.status, code, str(refusal))
         except ConnectionError:
             self.close_connection = True
 
     def _read(self) -> bytes:
-        """The body. At half of a large file the connection may break, as the test has said."""
+        """The body of the request. Half-way through a large file the connection breaks if `cut_next` asks for it."""
         length = int(self.headers.get("Content-Length") or 0)
         body, half = bytearray(), length // 2
         while len(body) < length:
-            until = half if len(body) < half else length
-            read = self.rfile.read(min(CHUNK, until - len(body)))
-            if not read:
-                raise ConnectionError("the client went away")
-            body += read
+            end = half if len(body) < half else length
+            chunk = self.rfile.read(min(CHUNK, end - len(body)))
+            if not chunk:
+                raise ConnectionError("the client disconnected")
+            body += chunk
             if len(body) == half and self.command == "PUT":
                 self.server.on_half()
                 if self.server.cut_next > 0:
                     self.server.cut_next -= 1
-                    raise ConnectionError("cut")
+                    raise ConnectionError("cut_next")
         return bytes(body)
 
     def _send(self, status: int, content: bytes, headers: dict[str, str]) -> None:
@@ -185,20 +196,23 @@ class Handler(BaseHTTPRequestHandler):
             self.wfile.write(content)
 
     def _json(self, value: Any, status: int = 200, headers: dict[str, str] | None = None, error: str = "") -> None:
-        more = {"X-Error-Message": error} if error else {}
-        self._send(status, json.dumps(value).encode(), {"Content-Type": "application/json", **more, **(headers or {})})
+        all_headers = {"Content-Type": "application/json", **(headers or {})}
+        if error:
+            all_headers["X-Error-Message"] = error
+        self._send(status, json.dumps(value).encode(), all_headers)
 
-    # ---- who asks, and what for -----------------------------------------------------------------------------------
-    def _user(self, needed: bool = True) -> str | None:
+    # ---- users and permissions -----------------------------------------------------------------------------------
+    def _user(self, required: bool = True) -> str | None:
+        """The name of the user with the token of this request."""
         token = (self.headers.get("Authorization") or "").removeprefix("Bearer ")
         if token and token not in self.server.users:
             raise Refusal(401, "Invalid credentials in Authorization header")
-        if needed and not token:
+        if required and not token:
             raise Refusal(401, "Invalid username or password.")
         return self.server.users.get(token)
 
     def _repo(self, repo_id: str, write: bool = False) -> Repository:
-        user, owner = self._user(needed=write), repo_id.removeprefix("spaces/").split("/")[0]
+        user, owner = self._user(required=write), repo_id.removeprefix("spaces/").split("/")[0]
         repo = self.server.repos.get(repo_id)
         if repo is None or (repo.private and user != owner):
             raise Refusal(404 if user else 401, "Repository not found", "RepoNotFound")
@@ -216,24 +230,27 @@ class Handler(BaseHTTPRequestHandler):
         self._json({"type": "user", "name": self._user(), "orgs": []})
 
     def validate_yaml(self) -> None:
-        content = json.loads(self.body)["content"]
-        errors = [] if content.startswith("---\n") else [{"message": "no front matter"}]
+        content, errors = json.loads(self.body)["content"], []
+        try:
+            yaml.safe_load(content.split("---\n")[1])
+        except (IndexError, yaml.YAMLError) as error:
+            errors = [{"message": f"the front matter is not valid: {type(error).__name__}"}]
         self._json({"errors": errors, "warnings": []}, 400 if errors else 200)
 
     # ---- repositories ---------------------------------------------------------------------------------------------
     def create(self) -> None:
-        wanted = json.loads(self.body)
+        options = json.loads(self.body)
         user = self._user()
-        owner = wanted.get("organization") or user
+        owner = options.get("organization") or user
         if owner != user:
             raise Refusal(403, f"You don't have the rights to create a model under the namespace {owner}")
-        is_space = wanted.get("type") == "space"
-        if is_space and wanted.get("sdk") != "gradio":
+        is_space = options.get("type") == "space"
+        if is_space and options.get("sdk") != "gradio":
             raise Refusal(400, "a Space needs an sdk")
-        repo_id = f"{'spaces/' if is_space else ''}{owner}/{wanted['name']}"
+        repo_id = f"{'spaces/' if is_space else ''}{owner}/{options['name']}"
         if repo_id in self.server.repos:
             raise Refusal(409, "You already created this model repo", url=f"{self.server.endpoint}/{repo_id}")
-        private = wanted.get("private") is True or wanted.get("visibility") == "private"
+        private = options.get("private") is True or options.get("visibility") == "private"
         self.server.repos[repo_id] = Repository(private)
         first = {"README.md": Blob(b"---\nsdk: gradio\n---\n\nThe Hub's own card", large=False)} if is_space else {}
         self.server.repos[repo_id].add_commit("main", "initial commit", first)
@@ -247,13 +264,13 @@ class Handler(BaseHTTPRequestHandler):
 
     def refs(self, repo_id: str) -> None:
         repo = self._repo(repo_id)
-        named = {
+        by_kind = {
             kind: [
-                {"name": name, "ref": f"refs/{place}/{name}", "targetCommit": commit} for name, commit in of.items()
+                {"name": name, "ref": f"refs/{place}/{name}", "targetCommit": commit} for name, commit in refs.items()
             ]
-            for kind, place, of in (("branches", "heads", repo.branches), ("tags", "tags", repo.tags))
+            for kind, place, refs in (("branches", "heads", repo.branches), ("tags", "tags", repo.tags))
         }
-        self._json({**named, "converts": [], "pullRequests": []})
+        self._json({**by_kind, "converts": [], "pullRequests": []})
 
     def tree(self, repo_id: str, revision: str, folder: str) -> None:
         repo = self._repo(repo_id)
@@ -281,7 +298,7 @@ class Handler(BaseHTTPRequestHandler):
     # ---- committing -----------------------------------------------------------------------------------------------
     def preupload(self, repo_id: str, revision: str) -> None:
         repo = self._repo(repo_id, write="create_pr" not in self.query)
-        there = repo.commits[self._commit_of(repo, revision)]
+        existing = repo.commits[self._commit_of(repo, revision)]
         self._json(
             {
                 "files": [
@@ -289,7 +306,7 @@ class Handler(BaseHTTPRequestHandler):
                         "path": file["path"],
                         "uploadMode": "lfs" if file["path"].endswith(LARGE) else "regular",
                         "shouldIgnore": False,
-                        "oid": there[file["path"]].oid if file["path"] in there else None,
+                        "oid": existing[file["path"]].oid if file["path"] in existing else None,
                     }
                     for file in json.loads(self.body)["files"]
                 ]
@@ -299,13 +316,13 @@ class Handler(BaseHTTPRequestHandler):
     def large_batch(self, repo_id: str) -> None:
         self._repo(repo_id)
         objects = []
-        for wanted in json.loads(self.body)["objects"]:
-            if wanted["oid"] not in self.server.large_files:  # else there is nothing to do for it
-                wanted["actions"] = {"upload": self._where_to(wanted["oid"], wanted["size"])}
-            objects.append(wanted)
+        for large_file in json.loads(self.body)["objects"]:
+            if large_file["oid"] not in self.server.large_files:  # without an action, the client sends nothing
+                large_file["actions"] = {"upload": self._upload_action(large_file["oid"], large_file["size"])}
+            objects.append(large_file)
         self._json({"transfer": "basic", "objects": objects})
 
-    def _where_to(self, oid: str, size: int) -> dict[str, Any]:
+    def _upload_action(self, oid: str, size: int) -> dict[str, Any]:
         address, part = f"{self.server.endpoint}/large/{oid}", self.server.part_bytes
         if part is None:
             return {"href": address}
@@ -316,22 +333,22 @@ class Handler(BaseHTTPRequestHandler):
         if part:
             self.server.parts[oid, int(part)] = self.body
         else:
-            self._keep(oid, self.body)
+            self._store(oid, self.body)
         self._send(200, b"", {"ETag": f'"{hashlib.md5(self.body).hexdigest()}"'})
 
     def large_complete(self, oid: str) -> None:
         numbers = [part["partNumber"] for part in json.loads(self.body)["parts"]]
-        self._keep(oid, b"".join(self.server.parts[oid, number] for number in numbers))
+        self._store(oid, b"".join(self.server.parts[oid, number] for number in numbers))
         self._json({})
 
-    def _keep(self, oid: str, content: bytes) -> None:
+    def _store(self, oid: str, content: bytes) -> None:
         if hashlib.sha256(content).hexdigest() != oid:
-            raise Refusal(400, "the content is not what its sha256 says")
+            raise Refusal(400, "the sha256 of the content does not match")
         self.server.large_files[oid] = content
 
     def commit(self, repo_id: str, revision: str) -> None:
-        as_request = "create_pr" in self.query
-        repo = self._repo(repo_id, write=not as_request)
+        is_pull_request = "create_pr" in self.query
+        repo = self._repo(repo_id, write=not is_pull_request)
         files = dict(repo.commits[self._commit_of(repo, revision)])
         header, *operations = (json.loads(line) for line in self.body.splitlines())
         for operation in operations:
@@ -342,10 +359,11 @@ class Handler(BaseHTTPRequestHandler):
                 if value["oid"] not in self.server.large_files:
                     raise Refusal(400, f"{value['path']}: its content was never uploaded")
                 files[value["path"]] = Blob(self.server.large_files[value["oid"]], large=True)
-        branch = f"refs/pr/{1 + sum(name.startswith('refs/pr') for name in repo.branches)}" if as_request else revision
+        pull_requests = sum(name.startswith("refs/pr") for name in repo.branches)
+        branch = f"refs/pr/{pull_requests + 1}" if is_pull_request else revision
         commit = repo.add_commit(branch, header["value"]["summary"], files)
         address = f"{self.server.endpoint}/{repo_id}"
-        request = {"pullRequestUrl": f"{address}/discussions/{branch.split('/')[-1]}"} if as_request else {}
+        request = {"pullRequestUrl": f"{address}/discussions/{branch.split('/')[-1]}"} if is_pull_request else {}
         self._json({"commitUrl": f"{address}/commit/{commit}", "commitOid": commit, **request})
 
     # ---- loading --------------------------------------------------------------------------------------------------

@@ -1,7 +1,7 @@
-"""A tokenizer of bytes and a tiny model with random weights."""
+"""Small tokenizers and a tiny model with random weights."""
 
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from configuration_minigpt import MiniGPTConfig
@@ -11,7 +11,7 @@ CONTEXT = 32
 
 
 def byte_tokenizer(**special: str) -> PreTrainedTokenizerFast:
-    """One token a byte and an end-of-text token: every text is its own test case."""
+    """One token per byte and an end-of-text token, so that every text can be encoded."""
     vocabulary = {"<|endoftext|>": 0}
     for letter in sorted(pre_tokenizers.ByteLevel.alphabet()):
         vocabulary[letter] = len(vocabulary)
@@ -21,7 +21,16 @@ def byte_tokenizer(**special: str) -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=core, **special)
 
 
+def letter_tokenizer(letters: str) -> PreTrainedTokenizerFast:
+    """One token per letter and no special tokens, so that texts never end and tokens are characters."""
+    core = Tokenizer(models.WordLevel({letter: number for number, letter in enumerate(letters)}))
+    core.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
+    core.decoder = decoders.Fuse()
+    return PreTrainedTokenizerFast(tokenizer_object=core)
+
+
 def tiny_model(vocab_size: int = 257, **config: object) -> MiniGPTForCausalLM:
+    """Two layers and two heads with a context of `CONTEXT` tokens; the weights are always the same."""
     torch.manual_seed(0)
     shape = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "max_position_embeddings": CONTEXT}
     model = MiniGPTForCausalLM(MiniGPTConfig(vocab_size=vocab_size, initializer_range=0.2, **shape, **config))

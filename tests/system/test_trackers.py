@@ -1,4 +1,4 @@
-"""W&B (offline) and Trackio (local) as a user installs them: our names, and one run across a resume. Slow."""
+"""Laws of W&B (offline) and Trackio (local): both get every metric, and a resumed run stays one run. Slow."""
 
 import json
 import os
@@ -19,18 +19,18 @@ import json, struct, sys
 from wandb.proto.wandb_internal_pb2 import Record
 
 def records(path, block=32768):
-    "LevelDB's log format: blocks of chunks with a checksum (4 bytes), a length (2) and whether it is whole (1)."
-    content, place, whole = open(path, "rb").read(), 7, b""
-    while place + 7 < len(content):
-        if block - place % block < 7:
-            place += block - place % block
+    "LevelDB's log format: blocks of chunks, each with a checksum (4 bytes), a length (2) and a type (1)."
+    content, position, record = open(path, "rb").read(), 7, b""
+    while position + 7 < len(content):
+        if block - position % block < 7:
+            position += block - position % block
             continue
-        length, kind = struct.unpack("<HB", content[place + 4 : place + 7])
-        whole += content[place + 7 : place + 7 + length]
-        place += 7 + length
+        length, kind = struct.unpack("<HB", content[position + 4 : position + 7])
+        record += content[position + 7 : position + 7 + length]
+        position += 7 + length
         if kind in (1, 4):
-            yield whole
-            whole = b""
+            yield record
+            record = b""
 
 found = {"run": None, "config": {}, "history": []}
 for data in records(sys.argv[1]):
@@ -55,18 +55,18 @@ def trackers(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def train_and_resume(python: str, options: list[str], folder: Path, tracker: str) -> None:
-    """Twelve steps; then all after step 6, which has the best checkpoint, is lost and done again."""
+    """Train twelve steps, delete the checkpoints after step 6, and resume from step 6, which has the best one."""
     words = [*options, "--report_to", tracker, "--sample_steps", "6"]
     environ = os.environ | {"WANDB_MODE": "offline", "TRACKIO_DIR": str(folder / "trackio")}
-    for more in ([], ["--resume_from_checkpoint", "latest"]):
+    for resume in ([], ["--resume_from_checkpoint", "latest"]):
         run = subprocess.run(
-            [python, str(ROOT / "train_accelerate.py"), *words, *more],
+            [python, str(ROOT / "train_accelerate.py"), *words, *resume],
             capture_output=True, text=True, timeout=240, env=environ,
         )  # fmt: skip
         assert run.returncode == 0, run.stderr
         for step in (10, 12):
             shutil.rmtree(folder / "run" / f"checkpoint-{step}")
-    assert "goes on from" in run.stdout
+    assert "resuming from" in run.stdout
 
 
 def test_wandb_has_the_metrics_the_options_and_one_run_across_a_resume(

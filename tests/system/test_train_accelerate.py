@@ -16,7 +16,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from minigpt.config.parser import parse_arguments
 from minigpt.data.datamodule import load_data
-from minigpt.data.samplers import SampleOrder
+from minigpt.data.samplers import BlockOrder
 from minigpt.data.samples import TokenBlocks
 from minigpt.training.preemption import EXIT_STOPPED
 from minigpt.utils.run_files import find_checkpoints
@@ -156,7 +156,7 @@ def test_the_logged_loss_is_the_mean_over_every_target_of_the_step(
     assert train_here(words) == 0
     args = parse_arguments(words, "")
     shards, tokenizer = load_data(args)
-    blocks, order = TokenBlocks(shards.train, 16), SampleOrder(len(shards.train), 16, args.seed)
+    blocks, order = TokenBlocks(shards.train, 16), BlockOrder(len(shards.train), 16, args.seed)
     batch = blocks.__getitems__([order[position] for position in range(12)])
     torch.manual_seed(args.seed)
     from accelerate.utils import set_seed
@@ -278,7 +278,7 @@ def test_fine_tuning_starts_from_the_loss_of_the_gpt2_that_it_was_given(
     assert train_here(words) == 0
     args = parse_arguments([*words, "--tokenizer", str(folder)], "")
     tokens = load_data(args)[0].train
-    blocks, order = TokenBlocks(tokens, 16), SampleOrder(len(tokens), 16, args.seed)
+    blocks, order = TokenBlocks(tokens, 16), BlockOrder(len(tokens), 16, args.seed)
     batch = blocks.__getitems__([order[position] for position in range(4)])
     logits = gpt2(input_ids=batch["input_ids"]).logits
     loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), batch["shift_labels"].flatten())

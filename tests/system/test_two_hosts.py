@@ -1,4 +1,4 @@
-"""Two hosts with a network between them: two network namespaces of this machine, joined by a virtual cable."""
+"""Laws of training on two hosts: two network namespaces of this machine, connected by a virtual cable. Slow."""
 
 import os
 import shutil
@@ -15,13 +15,13 @@ from safetensors.torch import load_file
 
 from support.runs import ROOT, command, finish, metrics
 
-SECONDS_TO_NOTICE = 60  # that the other host is gone: 4 s on a machine that has nothing else to do
+SECONDS_TO_NOTICE = 60  # until the lost host is reported: 4 s on an idle machine
 
 pytestmark = pytest.mark.slow
 
 
 class Hosts:
-    """Two network namespaces that reach each other at 10.99.0.1 and 10.99.0.2, and nothing else."""
+    """Two network namespaces that reach each other at 10.99.0.1 and 10.99.0.2, and no other host."""
 
     INTERFACE = "cable"
 
@@ -30,7 +30,7 @@ class Hosts:
         self.processes: list[subprocess.Popen[str]] = []
 
     def connect(self) -> None:
-        """Raises CalledProcessError or OSError where namespaces may not be made."""
+        """Raises CalledProcessError or OSError if this machine does not allow network namespaces."""
         for name in self.names:
             self._ip("netns", "add", name)
         first, second = self.names
@@ -42,7 +42,7 @@ class Hosts:
             self._ip("-n", name, "link", "set", "lo", "up")
 
     def launch(self, number: int, words: list[str]) -> "subprocess.Popen[str]":
-        """Start the training on one host as the README says, but on the CPU."""
+        """Start the training on one host as docs/clusters.md describes, but on the CPU."""
         profile = ROOT / "accelerate_configs" / "multi_node.yaml"
         launcher = [
             sys.executable,
@@ -71,7 +71,7 @@ class Hosts:
             os.kill(int(pid), signal.SIGKILL)
 
     def remove(self) -> None:
-        """End what still runs there, and take the hosts away, however far `connect` came."""
+        """End the processes on both hosts and delete the namespaces, even if `connect` failed half-way."""
         for number, name in enumerate(self.names):
             self.kill(number)
             subprocess.run(["ip", "netns", "del", name], capture_output=True)
@@ -98,12 +98,12 @@ def hosts() -> Iterator[Hosts]:
 
 
 def train_on_both(hosts: Hosts, words: list[str]) -> str:
-    """Returns what the first host printed."""
+    """Train to the end. Returns the output of the first host."""
     processes = [hosts.launch(number, words) for number in range(2)]
-    printed = [process.communicate(timeout=240) for process in processes]
-    for process, (_, errors) in zip(processes, printed, strict=True):
+    outputs = [process.communicate(timeout=240) for process in processes]
+    for process, (_, errors) in zip(processes, outputs, strict=True):
         assert process.returncode == 0, errors
-    return printed[0][0]
+    return outputs[0][0]
 
 
 def assert_same_run(one: Path, other: Path) -> None:
@@ -114,7 +114,7 @@ def assert_same_run(one: Path, other: Path) -> None:
     assert all(torch.equal(left[name], right[name]) for name in left)
 
 
-def test_two_hosts_train_what_two_processes_of_one_host_train(
+def test_two_hosts_train_the_same_model_as_two_processes_on_one_host(
     hosts: Hosts, tiny_run: list[str], tmp_path: Path
 ) -> None:
     alone = finish(command(*tiny_run, "--output_dir", tmp_path / "alone", processes=2))
@@ -124,13 +124,13 @@ def test_two_hosts_train_what_two_processes_of_one_host_train(
 
 
 @pytest.mark.parametrize("victim", [0, 1])
-def test_when_a_host_dies_the_other_says_so_and_both_go_on_as_if_nothing_had_happened(
+def test_when_a_host_dies_the_other_reports_it_and_the_resumed_run_equals_an_uninterrupted_one(
     hosts: Hosts, tiny_run: list[str], tmp_path: Path, victim: int
 ) -> None:
     words = [*tiny_run, "--max_steps", "300", "--save_steps", "20", "--eval_steps", "0"]
     words += ["--resume_from_checkpoint", "latest"]
-    straight, run_dir = tmp_path / "straight", tmp_path / "run"
-    reference = finish(command(*words, "--output_dir", straight, processes=2))
+    uninterrupted, run_dir = tmp_path / "uninterrupted", tmp_path / "run"
+    reference = finish(command(*words, "--output_dir", uninterrupted, processes=2))
     assert reference.returncode == 0, reference.stderr
 
     processes = [hosts.launch(number, words) for number in range(2)]
@@ -141,10 +141,10 @@ def test_when_a_host_dies_the_other_says_so_and_both_go_on_as_if_nothing_had_hap
     hosts.kill(victim)
     _, errors = processes[1 - victim].communicate(timeout=SECONDS_TO_NOTICE)
     assert processes[1 - victim].returncode != 0
-    assert f"process {1 - victim} has lost another one" in errors
-    assert "go on with --resume_from_checkpoint latest" in errors
+    assert f"rank {1 - victim} has lost another rank or its host" in errors
+    assert "start all hosts again with --resume_from_checkpoint latest" in errors
     assert f"[rank{1 - victim}]: Traceback" not in errors
     assert not (run_dir / "checkpoint-300").exists()
 
-    assert "goes on from" in train_on_both(hosts, words)
-    assert_same_run(run_dir, straight)
+    assert "resuming from" in train_on_both(hosts, words)
+    assert_same_run(run_dir, uninterrupted)

@@ -1,4 +1,4 @@
-"""Laws of checkpoints: whole or not there, never trusted blindly, and a full disk costs nothing that is safe."""
+"""Laws of checkpoints: complete or absent, verified before use, and a full disk never harms an existing one."""
 
 import os
 import shutil
@@ -9,7 +9,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from minigpt.training.checkpoint_files import damage, newest_sound
+from minigpt.training.checkpoint_files import find_damage, newest_undamaged
+from minigpt.utils.errors import UserError
 from minigpt.utils.run_files import find_checkpoints
 from support.runs import command, finish
 
@@ -18,7 +19,7 @@ Train = Callable[[list[str]], int]
 
 @pytest.fixture
 def run_dir(tiny_run: list[str], train_here: Train, tmp_path: Path) -> Path:
-    """A run of twelve steps with checkpoints after 5, 6 (the best then), 10 and 12."""
+    """A run of twelve steps with checkpoints after 5, 6 (the best at that time), 10 and 12."""
     assert train_here(tiny_run) == 0
     return tmp_path / "run"
 
@@ -27,98 +28,115 @@ def truncate(path: Path) -> None:
     os.truncate(path, path.stat().st_size // 2)
 
 
-def flip_a_byte(path: Path) -> None:
+def flip_a_bit(path: Path) -> None:
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 0x10
     path.write_bytes(content)
 
 
-def test_every_damage_to_every_file_is_named_and_the_newest_whole_checkpoint_is_taken(run_dir: Path) -> None:
+def assert_same_tensors(first: Path, second: Path, file: str = "model.safetensors") -> None:
+    left, right = load_file(first / file), load_file(second / file)
+    assert left.keys() == right.keys()
+    for name, tensor in left.items():
+        assert torch.equal(tensor, right[name]), name
+
+
+def test_damage_to_any_file_is_found_and_the_newest_undamaged_checkpoint_is_chosen(run_dir: Path) -> None:
     *_, older, newest = find_checkpoints(run_dir)
-    assert newest_sound(run_dir) == (newest, [])
+    assert newest_undamaged(run_dir) == (newest, [])
     names = sorted(path.name for path in newest.iterdir())
     assert {"model.safetensors", "optimizer.safetensors", "training_state.json", "checkpoint.json"} <= set(names)
     for name in names:
         content = (newest / name).read_bytes()
-        for harm in (truncate, flip_a_byte, Path.unlink):
-            harm(newest / name)
-            found, (note,) = newest_sound(run_dir)
-            assert found == older
-            assert note.startswith(f"{newest} is damaged and left out: ")
+        for damage in (truncate, flip_a_bit, Path.unlink):
+            damage(newest / name)
+            chosen, (note,) = newest_undamaged(run_dir)
+            assert chosen == older
+            assert note.startswith(f"{newest} is damaged and skipped: ")
             assert name in note
             (newest / name).write_bytes(content)
-            assert damage(newest) is None
+            assert find_damage(newest) is None
 
 
-def test_a_run_whose_newest_checkpoint_is_damaged_ends_as_if_nothing_had_happened(
-    run_dir: Path, tiny_run: list[str], train_here: Train, capsys: pytest.CaptureFixture[str]
+def test_a_run_resumed_from_an_older_checkpoint_because_the_newest_is_damaged_equals_an_uninterrupted_one(
+    run_dir: Path, tiny_run: list[str], train_here: Train, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    uninterrupted = load_file(run_dir / "model.safetensors")
+    uninterrupted = tmp_path / "uninterrupted"
+    uninterrupted.mkdir()
+    (run_dir / "model.safetensors").rename(uninterrupted / "model.safetensors")
     shutil.rmtree(run_dir / "checkpoint-12")
-    flip_a_byte(run_dir / "checkpoint-10" / "optimizer.safetensors")
-    (run_dir / "model.safetensors").unlink()
+    flip_a_bit(run_dir / "checkpoint-10" / "optimizer.safetensors")
     capsys.readouterr()
     assert train_here([*tiny_run, "--resume_from_checkpoint", "latest"]) == 0
-    said = capsys.readouterr().out
-    assert "checkpoint-10 is damaged and left out: optimizer.safetensors is not what was written" in said
-    assert "checkpoint-6 after step 6" in said
-    resumed = load_file(run_dir / "model.safetensors")
-    assert all(torch.equal(resumed[name], tensor) for name, tensor in uninterrupted.items())
+    output = capsys.readouterr().out
+    assert "checkpoint-10 is damaged and skipped: optimizer.safetensors has changed since it was written" in output
+    assert "checkpoint-6 after step 6" in output
+    assert_same_tensors(run_dir, uninterrupted)
 
 
-def test_a_checkpoint_that_goes_is_never_seen_in_part(
+def test_a_checkpoint_is_never_deleted_under_its_name(
     run_dir: Path, tiny_run: list[str], train_here: Train, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (run_dir / ".writing-checkpoint-7").mkdir()
     (run_dir / ".deleting-checkpoint-3").mkdir()
     (run_dir / ".deleting-checkpoint-3" / "model.safetensors").touch()
-    real, seen = shutil.rmtree, []
-
-    def look_and_remove(folder: Path, *args: object, **kwargs: object) -> None:
-        seen.append(Path(folder).name)
-        real(folder, *args, **kwargs)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(shutil, "rmtree", look_and_remove)
     shutil.rmtree(run_dir / "checkpoint-12")
-    seen.clear()
+    rmtree, deleted = shutil.rmtree, []
+
+    def recording_rmtree(folder: Path, *args: object, **kwargs: object) -> None:
+        deleted.append(Path(folder).name)
+        rmtree(folder, *args, **kwargs)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(shutil, "rmtree", recording_rmtree)
     assert train_here([*tiny_run, "--save_total_limit", "1", "--resume_from_checkpoint", "latest"]) == 0
     assert [path.name for path in find_checkpoints(run_dir)] == ["checkpoint-12"]
-    assert {".writing-checkpoint-7", ".deleting-checkpoint-3", ".deleting-checkpoint-10"} <= set(seen)
-    assert not any(name.startswith("checkpoint-") for name in seen)
+    assert {".writing-checkpoint-7", ".deleting-checkpoint-3", ".deleting-checkpoint-10"} <= set(deleted)
+    assert not any(name.startswith("checkpoint-") for name in deleted)
     assert not list(run_dir.glob(".deleting-*"))
 
 
-def test_a_damaged_checkpoint_that_was_asked_for_by_name_is_refused(run_dir: Path, tiny_run: list[str]) -> None:
+def test_a_damaged_checkpoint_that_is_given_by_name_is_refused(run_dir: Path, tiny_run: list[str]) -> None:
     truncate(run_dir / "checkpoint-10" / "model.safetensors")
     run = finish(command(*tiny_run, "--resume_from_checkpoint", run_dir / "checkpoint-10"))
     assert run.returncode == 2
     assert "checkpoint-10 is damaged: model.safetensors has" in run.stderr
-    assert "'latest' takes the newest whole one" in run.stderr
+    assert "'latest' skips damaged ones" in run.stderr
 
 
-def test_where_no_checkpoint_is_whole_nothing_is_trained_over_them(run_dir: Path, tiny_run: list[str]) -> None:
+def test_a_run_whose_checkpoints_are_all_damaged_is_not_started_from_the_beginning(
+    run_dir: Path, tiny_run: list[str]
+) -> None:
     for folder in find_checkpoints(run_dir):
         truncate(folder / "training_state.json")
     run = finish(command(*tiny_run, "--resume_from_checkpoint", "latest"))
     assert run.returncode == 2
-    assert "no checkpoint is whole, start anew with --overwrite_output_dir" in run.stderr
+    assert "no checkpoint is undamaged, start from the beginning with --overwrite_output_dir" in run.stderr
     assert len(find_checkpoints(run_dir)) == 4
 
 
-def test_saving_while_training_saves_the_same(
+def test_a_checkpoint_of_another_optimizer_is_refused_before_anything_is_written(
+    run_dir: Path, tiny_run: list[str], train_here: Train
+) -> None:
+    before = {path: path.stat().st_mtime_ns for path in run_dir.rglob("*")}
+    with pytest.raises(UserError, match=r"optimizer=muon, but .* was trained with adamw: .*; give the same value, or"):
+        train_here([*tiny_run, "--optimizer", "muon", "--resume_from_checkpoint", "latest"])
+    assert {path: path.stat().st_mtime_ns for path in run_dir.rglob("*")} == before
+
+
+def test_checkpoints_written_in_the_background_equal_synchronous_ones(
     tiny_run: list[str], train_here: Train, tmp_path: Path, run_dir: Path
 ) -> None:
-    others = [str(tmp_path / "async") if word == str(run_dir) else word for word in tiny_run]
-    assert train_here([*others, "--async_save"]) == 0
-    for folder in find_checkpoints(run_dir):
-        twin = tmp_path / "async" / folder.name
-        assert damage(twin) is None
-        for name in ("model.safetensors", "optimizer.safetensors"):
-            ours, theirs = load_file(folder / name), load_file(twin / name)
-            assert all(torch.equal(ours[key], theirs[key]) for key in ours)
+    in_background = tmp_path / "background"
+    assert train_here([*tiny_run, "--output_dir", str(in_background), "--async_save"]) == 0
+    checkpoints = find_checkpoints(run_dir)
+    assert [path.name for path in find_checkpoints(in_background)] == [path.name for path in checkpoints]
+    for checkpoint in checkpoints:
+        assert find_damage(in_background / checkpoint.name) is None
+        for file in ("model.safetensors", "optimizer.safetensors"):
+            assert_same_tensors(checkpoint, in_background / checkpoint.name, file)
 
 
-def test_a_full_disk_is_told_in_time_and_costs_nothing_that_is_safe(
+def test_a_full_disk_is_reported_and_harms_no_existing_checkpoint(
     small_disk: tuple[Path, Callable[[int], None]], tiny_run: list[str], tmp_path: Path
 ) -> None:
     disk, resize = small_disk
@@ -126,10 +144,11 @@ def test_a_full_disk_is_told_in_time_and_costs_nothing_that_is_safe(
     words = [*tiny_run, *larger, "--output_dir"]
     full = finish(command(*words, disk / "run"))
     assert full.returncode == 2, full.stdout + full.stderr
-    assert "NOT SAVED, the run goes on: checkpoint-9: " in full.stdout
-    assert "checkpoint-12 was not saved: " in full.stderr
+    assert "WARNING: checkpoint-9 was not saved: " in full.stdout
+    assert "; training continues" in full.stdout
+    assert "train_accelerate.py: checkpoint-12 was not saved: " in full.stderr
     assert "MB are needed" in full.stderr
-    assert [damage(folder) for folder in find_checkpoints(disk / "run")] == [None, None]
+    assert [find_damage(folder) for folder in find_checkpoints(disk / "run")] == [None, None]
 
     refused = finish(command(*words, disk / "other"))
     assert refused.returncode == 2
@@ -140,7 +159,6 @@ def test_a_full_disk_is_told_in_time_and_costs_nothing_that_is_safe(
     resumed = finish(command(*words, disk / "run", "--resume_from_checkpoint", "latest"))
     assert resumed.returncode == 0, resumed.stderr
     assert "after step 6" in resumed.stdout
-    straight = finish(command(*words, tmp_path / "straight"))
-    assert straight.returncode == 0, straight.stderr
-    ours, theirs = (load_file(folder / "model.safetensors") for folder in (disk / "run", tmp_path / "straight"))
-    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    uninterrupted = finish(command(*words, tmp_path / "uninterrupted"))
+    assert uninterrupted.returncode == 0, uninterrupted.stderr
+    assert_same_tensors(disk / "run", tmp_path / "uninterrupted")

@@ -1,3 +1,5 @@
+"""Laws of the plotted curves: every run in one figure, and smoothing equals its closed form."""
+
 import json
 from pathlib import Path
 
@@ -7,7 +9,7 @@ import pytest
 from minigpt.training.plot import plot_runs, smoothed
 
 
-def run(folder: Path, steps: int) -> Path:
+def write_run(folder: Path, steps: int) -> Path:
     folder.mkdir()
     lines = [
         {"step": step, "train/loss": 5 / step, "train/lr": 1e-3, "train/tokens_per_sec": 1e4}
@@ -19,15 +21,15 @@ def run(folder: Path, steps: int) -> Path:
 
 
 def test_one_and_several_runs_become_a_png_and_a_pdf(tmp_path: Path) -> None:
-    runs = [run(tmp_path / name, steps) for name, steps in [("a", 300), ("b", 3)]]
-    for folders in ([runs[0]], runs):
-        png, pdf = plot_runs(folders)
+    runs = [write_run(tmp_path / name, steps) for name, steps in [("a", 300), ("b", 3)]]
+    for run_dirs in ([runs[0]], runs):
+        png, pdf = plot_runs(run_dirs)
         assert png.parent == runs[0]
         assert png.read_bytes().startswith(b"\x89PNG")
         assert pdf.read_bytes().startswith(b"%PDF")
 
 
-def test_a_folder_without_a_curve_is_refused(tmp_path: Path) -> None:
+def test_a_folder_without_a_training_loss_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"no metrics.jsonl; give the folder of a run"):
         plot_runs([tmp_path])
     (tmp_path / "metrics.jsonl").write_text('{"step": 1, "val/loss": 2.0}\n')
@@ -35,9 +37,10 @@ def test_a_folder_without_a_curve_is_refused(tmp_path: Path) -> None:
         plot_runs([tmp_path])
 
 
-def test_smoothing_keeps_a_constant_and_leaves_a_short_curve_alone() -> None:
-    assert smoothed(np.full(400, 3.0)) == pytest.approx(np.full(400, 3.0))
-    short = np.array([4.0, 2.0, 3.0])
-    assert smoothed(short) == pytest.approx(short)
-    noise = np.random.default_rng(0).normal(size=1000)
-    assert smoothed(noise)[100:].std() < 0.3
+@pytest.mark.parametrize("points", [1, 3, 50, 400])
+def test_smoothing_is_the_exponentially_weighted_mean_of_all_points_so_far(points: int) -> None:
+    values = np.random.default_rng(0).normal(size=points)
+    decay = 1 - 1 / max(1.0, points / 50)
+    for index, value in enumerate(smoothed(values)):
+        weights = decay ** np.arange(index, -1, -1, dtype=np.float64)
+        assert value == pytest.approx(np.average(values[: index + 1], weights=weights), abs=1e-12)

@@ -1,24 +1,27 @@
+"""Laws of the log of a run and of its counters."""
+
 import json
 from pathlib import Path
 
 import pytest
 
 from minigpt.training.run_log import forget_after, requested_trackers
-from minigpt.training.state import TrainingState
+from minigpt.training.state import TrainingState, is_due
 from minigpt.utils.formatting import format_duration
 from minigpt.utils.run_files import read_metrics
 
 
-def test_a_resumed_run_forgets_what_it_will_write_again_and_what_a_kill_cut_off(tmp_path: Path) -> None:
+def test_a_resumed_run_drops_later_lines_and_a_line_that_a_kill_cut_off(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     lines = [json.dumps({"step": step, "train/loss": 1.0}) for step in (1, 2, 2, 3, 4)]
     path.write_text("\n".join(lines) + '\n{"step": 4, "val/lo')
     forget_after(path, 2)
     assert [line["step"] for line in read_metrics(path)] == [1, 2, 2]
     forget_after(tmp_path / "none.jsonl", 2)
+    assert not (tmp_path / "none.jsonl").exists()
 
 
-def test_trackers_are_named_or_refused_with_the_way_to_install_them() -> None:
+def test_a_tracker_that_is_not_installed_is_refused_with_the_way_to_install_it() -> None:
     assert requested_trackers(["tensorboard"]) == ["tensorboard"]
     assert requested_trackers(["none"]) == []
     assert "tensorboard" in requested_trackers(["all"])
@@ -26,14 +29,14 @@ def test_trackers_are_named_or_refused_with_the_way_to_install_them() -> None:
         requested_trackers(["nothing_like_it"])
 
 
-def test_a_file_that_is_no_metrics_file_is_refused(tmp_path: Path) -> None:
+def test_a_file_that_is_not_a_metrics_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a").write_text("hello\n")
     with pytest.raises(ValueError, match="is not JSON"):
         read_metrics(tmp_path / "a")
 
 
 @pytest.mark.parametrize(("seconds", "text"), [(0, "0:00"), (59.6, "1:00"), (3599, "59:59"), (3661, "1:01:01")])
-def test_times_read_like_a_clock(seconds: float, text: str) -> None:
+def test_durations_read_like_a_clock(seconds: float, text: str) -> None:
     assert format_duration(seconds) == text
 
 
@@ -41,9 +44,15 @@ def test_the_state_survives_a_round_trip_and_other_files_are_refused(tmp_path: P
     state = TrainingState(step=3, samples_seen=24, elapsed_s=1.5, data_fingerprint="abc")
     assert state.is_best(2.0)
     assert not state.is_best(2.5)
+    assert not state.is_best(None)
     state.save(tmp_path / "state.json")
     assert TrainingState.load(tmp_path / "state.json") == state
-    for text in ("", "[1]", '{"step": 1}'):
-        (tmp_path / "other.json").write_text(text)
+    for content in (b"", b"[1]", b'{"step": 1}', b"\xff\xfe"):
+        (tmp_path / "other.json").write_bytes(content)
         with pytest.raises(ValueError, match="not a training state"):
             TrainingState.load(tmp_path / "other.json")
+
+
+@pytest.mark.parametrize(("every", "due"), [(0, [7]), (1, [1, 2, 3, 4, 5, 6, 7]), (3, [3, 6, 7]), (9, [7])])
+def test_a_periodic_task_runs_at_multiples_and_at_the_end(every: int, due: list[int]) -> None:
+    assert [step for step in range(1, 8) if is_due(step, every, last_step=7)] == due

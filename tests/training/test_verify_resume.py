@@ -1,4 +1,4 @@
-"""`minigpt verify-resume` finds a run that resumes exactly equal, and says where one that does not first differs."""
+"""Laws of `minigpt verify-resume`: an exact resume is reported as equal, and any difference is named."""
 
 import json
 from collections.abc import Callable
@@ -9,13 +9,13 @@ import yaml
 from safetensors.torch import load_file, save_file
 
 from minigpt.cli import main
-from minigpt.training.verify_resume import differences
+from minigpt.training.verify_resume import differences, run_trainer
 from support.runs import ROOT
 
 
 @pytest.fixture
 def config(tiny_run: list[str], tmp_path: Path) -> str:
-    """tiny_run as a YAML file, with dropout and Muon."""
+    """`tiny_run` as a YAML file, with dropout and Muon."""
     pairs = zip(tiny_run, [*tiny_run[1:], "--"], strict=True)
     options = {
         word[2:]: True if value.startswith("--") else yaml.safe_load(value)
@@ -36,30 +36,34 @@ def config(tiny_run: list[str], tmp_path: Path) -> str:
         ),
     ],
 )
-def test_a_run_that_resumes_exactly_is_found_equal(
+def test_an_exact_resume_is_reported_as_equal(
     config: str, launch: list[str], capfd: pytest.CaptureFixture[str]
 ) -> None:
     main(["verify-resume", config, "--steps", "6", *launch])
-    assert "the same, bit for bit" in capfd.readouterr().out
+    assert "equal, bit for bit: " in capfd.readouterr().out
 
 
-def test_the_first_difference_is_named(
+def test_every_difference_is_named_and_the_earliest_comes_first(
     tiny_run: list[str], tmp_path: Path, train_here: Callable[[list[str]], int]
 ) -> None:
-    straight, other = tmp_path / "run", tmp_path / "other"
-    for folder in (straight, other):
+    first, second = tmp_path / "run", tmp_path / "other"
+    for folder in (first, second):
         assert train_here([*tiny_run, "--output_dir", str(folder)]) == 0
-    assert list(differences(straight, other, 5, 12)) == []
-    weights = load_file(other / "checkpoint-12" / "optimizer.safetensors")
-    name = sorted(weights)[0]
-    weights[name].view(-1)[0] += 0.5
-    save_file(weights, other / "checkpoint-12" / "optimizer.safetensors")
-    [only] = differences(straight, other, 5, 12)
-    assert only.startswith(f"{name} of optimizer.safetensors after step 12: largest difference 0.")
-    lines = [json.loads(line) for line in (other / "metrics.jsonl").open()]
+    assert list(differences(first, second, 5, 12)) == []
+    optimizer_file = second / "checkpoint-12" / "optimizer.safetensors"
+    moments = load_file(optimizer_file)
+    changed, missing = sorted(moments)[:2]
+    moments[changed].view(-1)[0] += 0.5
+    del moments[missing]
+    save_file(moments, optimizer_file)
+    of_value, of_name = differences(first, second, 5, 12)
+    assert of_value.startswith(f"{changed} of optimizer.safetensors after step 12: largest difference 0.")
+    assert of_name == f"{missing} of optimizer.safetensors after step 12 is in one of the runs only"
+    assert len(list(differences(second, first, 5, 12))) == 2
+    lines = [json.loads(line) for line in (second / "metrics.jsonl").open()]
     lines[8]["train/loss"] += 1e-7
-    (other / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    assert next(differences(straight, other, 5, 12)).startswith(f"train/loss of step {lines[8]['step']} is ")
+    (second / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert next(differences(first, second, 5, 12)).startswith(f"train/loss of step {lines[8]['step']} is ")
 
 
 @pytest.mark.parametrize(
@@ -78,3 +82,11 @@ def test_bad_input_is_one_line(
         main(["verify-resume", config, *words])
     assert stop.value.code == 2
     assert message in capsys.readouterr().err
+
+
+def test_a_trainer_that_crashes_is_not_reported_as_bad_input(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "crash.py").write_text("raise ZeroDivisionError('a bug')\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr("minigpt.training.verify_resume.TRAINER", "crash")
+    with pytest.raises(RuntimeError, match="ZeroDivisionError: a bug"):
+        run_trainer(None, [])

@@ -1,4 +1,4 @@
-"""Memory that was freed is there for the next step, without the kernel having to hand it out again."""
+"""Freed memory stays in the process: a later step causes no page faults."""
 
 import platform
 import subprocess
@@ -14,7 +14,7 @@ if sys.argv[1] == "kept":
     keep_freed_memory()
 def faults():
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-for _ in range(20):  # after the first few, malloc finds room between its own small pieces
+for _ in range(20):  # the first few still grow the heap
     torch.ones(16 * 2**20)
 before = faults()
 for _ in range(3):
@@ -23,12 +23,12 @@ print(faults() - before)
 """
 
 
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="malloc is set up where it is glibc's")
-def test_a_later_step_asks_the_kernel_for_no_page() -> None:
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc's malloc can be configured")
+def test_later_steps_get_no_new_pages_from_the_kernel() -> None:
     faults = {}
     for name in ("kept", "returned"):
         words = [sys.executable, "-c", FAULTS_OF_LATER_STEPS, name]
         run = subprocess.run(words, capture_output=True, text=True, check=True)
         faults[name] = int(run.stdout)
-    assert faults["returned"] > 2 * PAGES_OF_A_TENSOR  # else this test would show nothing
+    assert faults["returned"] > 2 * PAGES_OF_A_TENSOR  # by default each of the three tensors is new memory
     assert faults["kept"] < PAGES_OF_A_TENSOR / 10

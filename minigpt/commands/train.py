@@ -1,0 +1,65 @@
+"""Train a model through accelerate's launcher, with the launch profile that fits this machine.
+
+    minigpt train [PRESET | CONFIG.yaml ...] [--option value ...]    every option of the trainer
+    minigpt train quickstart --max_steps 100
+    minigpt train pretrain_gpt2 --profile multi_gpu --num_processes 8
+    minigpt train --list                                             presets and launch profiles
+
+Options of `accelerate launch` are passed on to it.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from minigpt.utils.command_line import CommandParser
+
+
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    parser = CommandParser(
+        "minigpt train",
+        __doc__,
+        usage="%(prog)s [PRESET | CONFIG.yaml ...] [--profile NAME] [--option value ...] [--list]",
+    )
+    parser.add_argument("--list", action="store_true", help="list the presets and launch profiles, and exit")
+    parser.add_argument(
+        "--profile",
+        "--config_file",
+        metavar="NAME",
+        help="launch profile: a name from --list or a file (default: single_gpu, multi_gpu or cpu, by this machine)",
+    )
+    if "-h" in argv or "--help" in argv:
+        _print_help(parser)
+        sys.exit(0)
+    args, args.words = parser.parse_known_args(argv)
+    return args
+
+
+def run(args: argparse.Namespace) -> None:
+    if args.list:
+        _print_list()
+        return
+    from minigpt.training.launch import default_profile, launch, split_words
+
+    launcher_words, trainer_words = split_words(args.words)
+    sys.exit(launch(args.profile or default_profile(trainer_words), launcher_words, trainer_words))
+
+
+def _print_list() -> None:
+    from minigpt.config.presets import first_comment, presets, profiles
+
+    for title, files in (("presets", presets()), ("launch profiles", profiles())):
+        print(f"{title}:")
+        width = max(map(len, files))
+        for name, path in files.items():
+            print(f"  {name:<{width}}  {first_comment(path)}")
+
+
+def _print_help(parser: argparse.ArgumentParser) -> None:
+    from minigpt.config.arguments import Arguments
+    from minigpt.config.parser import OptionParser
+
+    parser.print_help()
+    print("\nOptions of the trainer:")
+    text = OptionParser(Arguments.GROUPS, prog="minigpt train", add_help=False).format_help()
+    print(text[text.index("\nmodel:") :], end="")

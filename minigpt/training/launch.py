@@ -1,0 +1,102 @@
+"""Start train_accelerate.py through accelerate's launcher, and keep its exit code.
+
+`accelerate launch` ends with a traceback of its own when the trainer ends with anything but 0, and turns the exit code
+into 1. Here the trainer's line is the last one, its exit code is kept (2: bad input, 75: stopped, 76: diverged), and
+Ctrl-C or a termination signal reaches the trainer, which then saves a checkpoint.
+"""
+
+import importlib.util
+import logging
+import os
+import signal
+import subprocess
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import Any
+
+import psutil
+import torch
+from accelerate.commands.launch import launch_command, launch_command_parser
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+
+from minigpt.config.arguments import Arguments
+from minigpt.config.presets import find_profile
+from minigpt.utils.errors import UserError
+
+PASSED_ON = ("SIGINT", "SIGTERM", "SIGUSR1")
+
+
+def default_profile(trainer_words: Sequence[str]) -> str:
+    """The launch profile of this machine: its GPUs if there are any, else the CPU."""
+    if "--use_cpu" in trainer_words or not torch.accelerator.is_available():
+        return "cpu"
+    return "multi_gpu" if torch.accelerator.device_count() > 1 else "single_gpu"
+
+
+def split_words(words: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Separate the options of `accelerate launch` from the trainer's. An option that both have is the trainer's."""
+    launcher_options = launch_command_parser()._option_string_actions
+    trainer_options = Arguments.__dataclass_fields__
+    launcher_words: list[str] = []
+    trainer_words: list[str] = []
+    rest = list(words)
+    while rest:
+        word = rest.pop(0)
+        name, equals, _ = word.partition("=")
+        action = launcher_options.get(name)
+        if action is None or not name.startswith("--") or name[2:].replace("-", "_") in trainer_options:
+            trainer_words.append(word)
+            continue
+        launcher_words.append(word)
+        takes_value = action.nargs != 0 and not equals
+        if takes_value and rest:
+            launcher_words.append(rest.pop(0))
+    return launcher_words, trainer_words
+
+
+def launch(profile: str, launcher_words: Sequence[str], trainer_words: Sequence[str]) -> int:
+    """Train, and return the trainer's exit code. Raises UserError for a profile or options that cannot be."""
+    script = importlib.util.find_spec("train_accelerate")
+    assert script is not None
+    assert script.origin is not None
+    config_file = str(find_profile(profile))
+    words = ["--config_file", config_file, *_device_count(config_file, launcher_words), *launcher_words]
+    parser = launch_command_parser()
+    args = parser.parse_args([*words, script.origin, *trainer_words])
+    # the launcher repeats what the trainer has already reported, and announces its defaults
+    for name in ("torch.distributed.elastic", "torch.distributed.run", "accelerate.commands.launch"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    args.signals_to_handle = "SIGHUP,SIGQUIT"  # by torchrun, which ends the trainers; the others are passed on to them
+    os.environ["MINIGPT_PROGRAM"] = "minigpt train"
+    for name in PASSED_ON:
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), _pass_on)
+    try:
+        launch_command(args)
+    except subprocess.CalledProcessError as error:
+        return _exit_code(error.returncode)
+    except ChildFailedError as error:
+        return _exit_code(error.get_first_failure()[1].exitcode)
+    except ValueError as error:  # accelerate's checks of its options
+        raise UserError(str(error)) from error
+    return 0
+
+
+def _device_count(config_file: str, launcher_words: Sequence[str]) -> list[str]:
+    """As many processes as there are GPUs here, where the profile is for one machine and nobody gave a number."""
+    given = any(word.split("=")[0].replace("-", "_") == "__num_processes" for word in launcher_words)
+    if given or not config_file.endswith(("multi_gpu.yaml", "fsdp2.yaml")) or not torch.accelerator.is_available():
+        return []
+    return ["--num_processes", str(torch.accelerator.device_count())]
+
+
+def _pass_on(number: int, frame: Any) -> None:
+    """Hand a signal to the trainers. The terminal sends Ctrl-C to them as well; two at once count as one."""
+    for process in psutil.Process().children(recursive=True):
+        with suppress(psutil.NoSuchProcess):
+            process.send_signal(number)
+
+
+def _exit_code(code: int) -> int:
+    """The shell's exit code: a process that a signal ended has 128 plus its number."""
+    return 128 - code if code < 0 else code

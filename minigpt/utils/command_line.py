@@ -1,0 +1,116 @@
+"""Parse a command line: errors in one line, and the right option for a name that comes from another tool."""
+
+import argparse
+import difflib
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from minigpt.utils.errors import exit_in_one_line
+
+# Options of nanoGPT, transformers, TRL and litgpt under other names, and what they are called here.
+OTHER_NAMES = {
+    "batch_size": "--per_device_train_batch_size",
+    "micro_batch_size": "--per_device_train_batch_size",
+    "train_batch_size": "--per_device_train_batch_size",
+    "eval_batch_size": "--per_device_eval_batch_size",
+    "lr": "--learning_rate",
+    "min_lr": "--min_learning_rate",
+    "max_iters": "--max_steps",
+    "lr_decay_iters": "--max_steps",
+    "steps": "--max_steps",
+    "epochs": "--num_train_epochs",
+    "warmup_iters": "--warmup_steps",
+    "warmup_ratio": "--warmup_steps",
+    "eval_interval": "--eval_steps",
+    "log_interval": "--logging_steps",
+    "save_interval": "--save_steps",
+    "n_layer": "--num_hidden_layers",
+    "n_head": "--num_attention_heads",
+    "n_embd": "--hidden_size",
+    "depth": "--num_hidden_layers",
+    "seq_len": "--block_size",
+    "max_length": "--block_size",
+    "max_seq_length": "--block_size",
+    "context_length": "--block_size",
+    "out_dir": "--output_dir",
+    "out": "--output_dir",
+    "dataset": "--dataset_name or --train_file",
+    "init_from": "--model_name_or_path or --resume_from_checkpoint",
+    "resume": "--resume_from_checkpoint latest",
+    "beta1": "--adam_beta1",
+    "beta2": "--adam_beta2",
+    "grad_clip": "--max_grad_norm",
+    "optim": "--optimizer",
+    "bf16": "--mixed_precision bf16",
+    "fp16": "--mixed_precision fp16",
+    "dtype": "--mixed_precision",
+    "device": "--use_cpu",
+    "compile": "accelerate's --dynamo_backend inductor, in front of the training script",
+    "torch_compile": "accelerate's --dynamo_backend inductor, in front of the training script",
+    "wandb": "--report_to wandb",
+    "wandb_log": "--report_to wandb",
+    "wandb_project": "--run_name",
+    "max_tokens": "--max_new_tokens",
+    "num_samples": "--num_return_sequences",
+    "start": "--prompt",
+    "validation_split": "--validation_split_percentage",
+    "vocab": "--vocab_size",
+}
+
+
+def unknown_option(word: str, known: Iterable[str]) -> str:
+    """A sentence that names an unknown option and the one that was probably meant, among the `known` ones."""
+    if not word.startswith("--"):
+        return f"{word}: expected an option that starts with --"
+    name = word.split("=")[0]
+    plain, known = name[2:].replace("-", "_"), list(known)
+    meant = OTHER_NAMES.get(plain)
+    if meant is None or not any(part in known for part in meant.split() if part.startswith("--")):
+        nearest = difflib.get_close_matches(f"--{plain}", known, n=1)
+        meant = nearest[0] if nearest else None
+    return f"unknown option {name}" + (f"; did you mean {meant}?" if meant else "; see --help")
+
+
+class OneLineParser(argparse.ArgumentParser):
+    """An argument parser that reports an error in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        exit_in_one_line(Path(self.prog).name, message)
+
+
+class CommandParser(OneLineParser):
+    """The parser of one command, described by its module's docstring.
+
+    `--top-k` and `--top_k` are the same option. An unknown option is answered with the one that was probably meant.
+    """
+
+    def __init__(self, program: str, description: str | None, usage: str | None = None) -> None:
+        super().__init__(
+            program,
+            usage=usage,
+            description=description,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+        )
+
+    def parse_known_args(  # type: ignore[override]
+        self, args: Sequence[str] | None = None, namespace: Any = None
+    ) -> tuple[argparse.Namespace, list[str]]:
+        words = [self._with_underscores(word) for word in (sys.argv[1:] if args is None else args)]
+        return super().parse_known_args(words, namespace)
+
+    def parse_args(  # type: ignore[override]
+        self, args: Sequence[str] | None = None, namespace: Any = None
+    ) -> argparse.Namespace:
+        parsed, unknown = self.parse_known_args(args, namespace)
+        if unknown:
+            self.error(unknown_option(unknown[0], self._option_string_actions))
+        return parsed
+
+    def _with_underscores(self, word: str) -> str:
+        name, equals, value = word.partition("=")
+        underscored = "--" + name[2:].replace("-", "_")
+        known = name.startswith("--") and name not in self._option_string_actions
+        return underscored + equals + value if known and underscored in self._option_string_actions else word
