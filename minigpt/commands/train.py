@@ -16,6 +16,7 @@ from minigpt.utils.command_line import CommandParser
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
+    """The command line; `words` are the presets, options of the trainer and options of the launcher."""
     parser = CommandParser(
         "minigpt train",
         __doc__,
@@ -31,7 +32,8 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     if "-h" in argv or "--help" in argv:
         _print_help(parser)
         sys.exit(0)
-    args, args.words = parser.parse_known_args(argv)
+    args, words = parser.parse_known_args(argv)
+    args.words = words
     return args
 
 

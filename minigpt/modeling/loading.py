@@ -57,10 +57,9 @@ def load_model(
         model.to(target)  # type: ignore[arg-type]  # declared without its self
     except torch.OutOfMemoryError as error:
         raise UserError(f"model={name_or_folder} does not fit into the memory of device={target}") from error
-    model.eval()
     if pack:
         pack_linears(model)
-    return model
+    return model.eval()
 
 
 def find_model(name_or_folder: str | Path) -> str:

@@ -23,7 +23,7 @@ def start_accelerator(args: Arguments) -> Accelerator:
     accelerator = Accelerator(
         cpu=args.use_cpu or not torch.accelerator.is_available(),  # explicit, or several CPU processes would not join
         mixed_precision=args.mixed_precision,
-        log_with=requested_trackers(args.report_to) or None,
+        log_with=list(requested_trackers(args.report_to)) or None,
         project_config=ProjectConfiguration(
             project_dir=args.output_dir, logging_dir=str(args.run_dir / "tensorboard")
         ),

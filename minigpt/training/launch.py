@@ -12,7 +12,7 @@ import signal
 import subprocess
 from collections.abc import Sequence
 from contextlib import suppress
-from typing import Any
+from typing import Any, NoReturn
 
 import psutil
 import torch
@@ -62,6 +62,7 @@ def launch(profile: str, launcher_words: Sequence[str], trainer_words: Sequence[
     config_file = str(find_profile(profile))
     words = ["--config_file", config_file, *_device_count(config_file, launcher_words), *launcher_words]
     parser = launch_command_parser()
+    parser.error = _raise_user_error
     args = parser.parse_args([*words, script.origin, *trainer_words])
     # the launcher repeats what the trainer has already reported, and announces its defaults
     for name in ("torch.distributed.elastic", "torch.distributed.run", "accelerate.commands.launch"):
@@ -95,6 +96,10 @@ def _pass_on(number: int, frame: Any) -> None:
     for process in psutil.Process().children(recursive=True):
         with suppress(psutil.NoSuchProcess):
             process.send_signal(number)
+
+
+def _raise_user_error(message: str) -> NoReturn:
+    raise UserError(message)
 
 
 def _exit_code(code: int) -> int:

@@ -95,7 +95,7 @@ def _round_up(number: int, multiple: int) -> int:
 
 def _load(name_or_folder: str | Path, args: Arguments) -> MiniGPTForCausalLM:
     """A MiniGPT in float32 with the dropout and attention kernel of `args`."""
-    dropout = {} if args.dropout is None else dict.fromkeys(DROPOUTS, args.dropout)
+    dropout: dict[str, Any] = {} if args.dropout is None else dict.fromkeys(DROPOUTS, args.dropout)
     try:
         model: MiniGPTForCausalLM = MiniGPTForCausalLM.from_pretrained(
             name_or_folder, dtype=torch.float32, attn_implementation=args.attn_implementation, **dropout

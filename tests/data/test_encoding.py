@@ -176,11 +176,12 @@ def test_a_document_encoded_in_parts_has_the_ids_of_the_whole(tokenizer: PreTrai
 
 
 @pytest.mark.parametrize("spaces", [0.0, 0.01, 0.2, 0.9])
-def test_parts_of_random_texts_have_the_ids_of_the_whole(tokenizer: PreTrainedTokenizerFast, spaces: float) -> None:
+def test_parts_of_random_texts_have_the_ids_of_the_whole(spaces: float) -> None:
     generator = np.random.default_rng(round(100 * spaces))
-    plain = encoder(tokenizer, fast=False)
-    for limit in generator.integers(1, 100, 30).tolist():
-        text = random_text(generator, spaces)
+    texts = [random_text(generator, spaces) for _ in range(30)]
+    plain = encoder(train_bpe(texts, 1000), fast=False)  # its tokens join whatever GPT-2's pattern lets it join
+    for text in texts:
+        limit = int(generator.integers(1, 100))
         ids_of_parts = plain.encode([part for part, _ in parts([(text, True)], whole=False, limit=limit)])
         assert np.array_equal(np.concatenate(ids_of_parts), plain.encode([text])[0])
 

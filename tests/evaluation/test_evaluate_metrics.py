@@ -1,4 +1,4 @@
-"""Laws of the `evaluate` metrics: one process or two, file of items or plain numbers, the same result, offline."""
+"""Laws of the `evaluate` metrics: the same result with one process or two, and as in our commands, offline."""
 
 import math
 import multiprocessing
@@ -34,7 +34,7 @@ def test_normalized_accuracy_is_that_of_the_hellaswag_command(
     lengths: list[list[int]], name: str, tmp_path: Path
 ) -> None:
     items = [Item(n, [1], [[1]] * 4, BYTES[n], LABELS[n]) for n in range(4)]
-    answers = [Answer.of(item, nats) for item, nats in zip(items, LOGLIKELIHOODS, strict=True)]
+    answers = [Answer.from_loglikelihoods(item, nats) for item, nats in zip(items, LOGLIKELIHOODS, strict=True)]
     metric = NormalizedAccuracy(cache_dir=str(tmp_path))
     result = metric.compute(predictions=LOGLIKELIHOODS, lengths=lengths, references=LABELS)
     assert result == {"acc_norm": sum(getattr(answer, name) for answer in answers) / 4}
@@ -46,16 +46,16 @@ def share(process: int, folder: str, results: "multiprocessing.Queue[object]") -
     results.put((process, metric.compute()))
 
 
-def test_two_processes_find_what_one_finds(tmp_path: Path) -> None:
+def test_two_processes_compute_what_one_computes(tmp_path: Path) -> None:
     context = multiprocessing.get_context("spawn")
     results = context.Queue()
     workers = [context.Process(target=share, args=(process, str(tmp_path), results)) for process in range(2)]
     for worker in workers:
         worker.start()
-    found = dict(results.get(timeout=120) for _ in workers)
+    computed = dict(results.get(timeout=120) for _ in workers)
     for worker in workers:
         worker.join(30)
-    alone = NormalizedAccuracy(cache_dir=str(tmp_path / "alone")).compute(
+    single = NormalizedAccuracy(cache_dir=str(tmp_path / "single")).compute(
         predictions=LOGLIKELIHOODS, lengths=BYTES, references=LABELS
     )
-    assert found == {0: alone, 1: None}
+    assert computed == {0: single, 1: None}

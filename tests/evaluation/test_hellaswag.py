@@ -1,4 +1,4 @@
-"""`minigpt hellaswag` against the plainest scorer: each ending alone behind its context, no cache, no padding."""
+"""`minigpt hellaswag` against a plain scorer: each ending by itself after its context, no cache, no padding."""
 
 import json
 import random
@@ -12,6 +12,7 @@ from configuration_minigpt import MiniGPTConfig
 from minigpt.cli import main
 from minigpt.data.tokenizer import load_tokenizer, train_bpe
 from minigpt.evaluation.hellaswag_items import cleaned, encode_item, load_rows
+from minigpt.utils.errors import UserError
 from modeling_minigpt import MiniGPTForCausalLM
 from support.runs import ROOT, command, finish, metrics
 
@@ -21,7 +22,7 @@ WORDS = ["roof", "café", "canoe", "lifts", "the", "a", "bar", "slowly", "and", 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """model/, and items.jsonl, of which some are longer than that and some have accents."""
+    """model/, and items.jsonl: some items are longer than the context of the model, some have accents."""
     folder = tmp_path_factory.mktemp("hellaswag")
     words = random.Random(0)
 
@@ -55,34 +56,34 @@ def answers(folder: Path, path: Path, *words: str) -> list[dict]:
     return list(map(json.loads, path.read_text(encoding="utf-8").splitlines()))
 
 
-def test_every_answer_is_that_of_a_plain_loop_over_the_endings(folder: Path, tmp_path: Path) -> None:
+def test_every_answer_equals_that_of_a_plain_loop_over_the_endings(folder: Path, tmp_path: Path) -> None:
     model = MiniGPTForCausalLM.from_pretrained(folder / "model").eval()
     tokenizer = load_tokenizer(folder / "model")
     rows = load_rows(folder / "items.jsonl", None)
-    cut = 0
+    truncated = 0
     for row, answer in zip(rows, answers(folder, tmp_path / "a.jsonl", "--batch_size", "8"), strict=True):
         context = cleaned(f"{row['activity_label']}: {row['ctx_a']} {row['ctx_b'].capitalize()}")
         scores, texts = [], [cleaned(ending) for ending in row["endings"]]
         for text in texts:
-            before = tokenizer.encode(context.rstrip(), add_special_tokens=False)
-            whole = tokenizer.encode(f"{context.rstrip()} {text}", add_special_tokens=False)
-            ending = len(whole) - len(before)
-            cut += len(whole) > POSITIONS + 1
-            ids = torch.tensor(whole[-(POSITIONS + 1) :])
+            context_ids = tokenizer.encode(context.rstrip(), add_special_tokens=False)
+            full_ids = tokenizer.encode(f"{context.rstrip()} {text}", add_special_tokens=False)
+            ending = len(full_ids) - len(context_ids)
+            truncated += len(full_ids) > POSITIONS + 1
+            ids = torch.tensor(full_ids[-(POSITIONS + 1) :])
             with torch.no_grad():
                 logprobs = model(ids[None, :-1]).logits[0].log_softmax(-1)
-            gold = logprobs.gather(1, ids[1:, None])[-ending:]
-            scores.append((gold.sum().item(), len(text.encode()), ending))
+            target_logprobs = logprobs.gather(1, ids[1:, None])[-ending:]
+            scores.append((target_logprobs.sum().item(), len(text.encode()), ending))
         # left padding and the cache change the order of float32 sums
         assert answer["loglikelihoods"] == pytest.approx([score for score, _, _ in scores], abs=1e-3)
         label = int(row["label"])
         assert answer["acc"] == (max(range(4), key=lambda n: scores[n][0]) == label)
         assert answer["acc_norm"] == (max(range(4), key=lambda n: scores[n][0] / scores[n][1]) == label)
         assert answer["acc_norm_tokens"] == (max(range(4), key=lambda n: scores[n][0] / scores[n][2]) == label)
-    assert cut > 4, "no item was longer than the model's context"
+    assert truncated > 4, "no item was longer than the model's context"
 
 
-def test_batches_and_processes_change_nothing(folder: Path, tmp_path: Path) -> None:
+def test_answers_do_not_depend_on_batches_and_processes(folder: Path, tmp_path: Path) -> None:
     one = answers(folder, tmp_path / "one.jsonl", "--batch_size", "64")
     other = answers(folder, tmp_path / "other.jsonl", "--batch_size", "3")
     profile = str(ROOT / "accelerate_configs" / "cpu_ddp.yaml")
@@ -109,14 +110,17 @@ def test_a_trailing_space_of_the_context_belongs_to_the_ending(folder: Path) -> 
     ("line", "message"),
     [("{}", "line 2: not a HellaSwag item"), ("no json", "line 2: not a HellaSwag item")],
 )
-def test_a_line_that_is_no_item_is_named(folder: Path, tmp_path: Path, line: str, message: str) -> None:
+def test_a_line_that_is_not_an_item_is_named(folder: Path, tmp_path: Path, line: str, message: str) -> None:
     good = (folder / "items.jsonl").read_text(encoding="utf-8").splitlines()[0]
     (tmp_path / "bad.jsonl").write_text(f"{good}\n{line}\n", encoding="utf-8")
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(UserError, match=message):
         load_rows(tmp_path / "bad.jsonl", None)
     assert len(load_rows(tmp_path / "bad.jsonl", 1)) == 1
+    (tmp_path / "latin.jsonl").write_bytes(f"{good}\n".encode() + b'"caf\xe9"\n')
+    with pytest.raises(UserError, match="not UTF-8"):
+        load_rows(tmp_path / "latin.jsonl", None)
     (tmp_path / "empty.jsonl").touch()
-    with pytest.raises(ValueError, match="no HellaSwag items"):
+    with pytest.raises(UserError, match="no HellaSwag items"):
         load_rows(tmp_path / "empty.jsonl", None)
 
 
@@ -125,8 +129,8 @@ def test_training_measures_what_the_command_measures(folder: Path, tmp_path: Pat
     items = ["--hellaswag_file", str(folder / "items.jsonl"), "--hellaswag_limit", "10", "--hellaswag_steps", "0"]
     model = ["--model_name_or_path", str(folder / "model"), "--tokenizer", str(folder / "model")]
     shape = ("--hidden_size", "--num_hidden_layers", "--num_attention_heads", "--tokenizer", "--dropout")
-    places = {place + offset for place, word in enumerate(tiny_run) if word in shape for offset in (0, 1)}
-    words = [word for place, word in enumerate(tiny_run) if place not in places]
+    dropped = {index + offset for index, word in enumerate(tiny_run) if word in shape for offset in (0, 1)}
+    words = [word for index, word in enumerate(tiny_run) if index not in dropped]
     run = finish(command(*words, *model, *items, processes=2))
     assert run.returncode == 0, run.stderr
     assert "HellaSwag: accuracy" in run.stdout

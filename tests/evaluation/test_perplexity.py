@@ -1,4 +1,4 @@
-"""`minigpt eval` against plain loops over a stock GPT-2, whatever the windows, batches and processes."""
+"""`minigpt eval` against plain loops over a stock GPT-2, for all kinds of windows, batches and processes."""
 
 import json
 import math
@@ -7,14 +7,17 @@ from pathlib import Path
 
 import pytest
 import torch
+from accelerate import Accelerator
 from transformers import GPT2LMHeadModel
 
 from configuration_minigpt import MiniGPTConfig
 from minigpt.cli import main
-from minigpt.cli import main as minigpt
+from minigpt.data.shards import open_shards
 from minigpt.data.tokenizer import load_tokenizer, train_characters
+from minigpt.evaluation.loss import summed_loss, target_losses
 from minigpt.evaluation.perplexity import windows
 from minigpt.export.gpt2 import export_gpt2
+from minigpt.modeling.loss import IGNORE_INDEX, in_place_cross_entropy
 from modeling_minigpt import MiniGPTForCausalLM
 from support.runs import ROOT, finish
 
@@ -31,17 +34,8 @@ def folder(text_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     model.save_pretrained(folder / "model")
     tokenizer.save_pretrained(folder / "model")
     export_gpt2(folder / "model", folder / "gpt2")
-    minigpt(
-        [
-            "prepare",
-            "--train_file",
-            str(text_file),
-            "--tokenizer",
-            str(folder / "model"),
-            "--output_dir",
-            str(folder / "shards"),
-        ]
-    )
+    options = ["--tokenizer", str(folder / "model"), "--output_dir", str(folder / "shards")]
+    main(["prepare", "--train_file", str(text_file), *options])
     return folder
 
 
@@ -89,7 +83,7 @@ def test_windows_score_every_token_but_the_first_once(length: int, block_size: i
     assert all(end - start <= block_size for start, end, _ in windows(length, block_size, stride))
 
 
-def test_batches_and_processes_change_nothing(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_results_do_not_depend_on_batches_and_processes(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["--model", folder / "model", "--data", folder / "shards"]
     (one,) = evaluate(capsys, *words).values()
     (other,) = evaluate(capsys, *words, "--batch_size", "3").values()
@@ -107,8 +101,6 @@ def test_the_standard_error_is_that_of_independent_windows(folder: Path, capsys:
         capsys, "--model", folder / "model", "--data", folder / "shards", "--block_size", "1"
     ).values()
     model = MiniGPTForCausalLM.from_pretrained(folder / "model").eval()
-    from minigpt.data.shards import open_shards
-
     validation = open_shards(folder / "shards").validation
     ids = torch.from_numpy(validation.read(0, len(validation)).astype("int64"))
     with torch.no_grad():
@@ -134,11 +126,72 @@ def test_bad_options_are_one_line(
     assert message in capsys.readouterr().err.splitlines()[-1]
 
 
-def test_results_are_kept_as_evaluate_saves_them(
+def test_output_file_has_the_format_of_evaluate(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    kept = tmp_path / "eval.json"
-    shown = evaluate(capsys, "--model", folder / "model", "--data", folder / "shards", "--output", kept)
-    saved = json.loads(kept.read_text(encoding="utf-8"))
-    assert saved["results"] == shown
+    output = tmp_path / "eval.json"
+    printed = evaluate(capsys, "--model", folder / "model", "--data", folder / "shards", "--output", output)
+    saved = json.loads(output.read_text(encoding="utf-8"))
+    assert saved["results"] == printed
     assert "_evaluate_version" in saved
+
+
+def test_a_run_without_a_final_model_is_evaluated_at_its_newest_checkpoint(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "run" / "checkpoint-1").mkdir(parents=True)
+    (tmp_path / "run" / "checkpoint-2").symlink_to(folder / "model")
+    results = evaluate(capsys, "--model", folder / "model", tmp_path / "run", "--data", folder / "shards")
+    assert list(results) == [str(folder / "model"), str(tmp_path / "run")]
+    first, second = results.values()
+    assert first == second
+
+
+def test_the_table_has_a_row_per_model_with_the_numbers_of_the_json(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--model", folder / "model", folder / "gpt2", "--data", folder / "shards"]
+    results = evaluate(capsys, *words)
+    main(["eval", *map(str, words), "--use_cpu"])
+    head, _, *rows = (
+        [cell.strip() for cell in line.strip("|").split("|")] for line in capsys.readouterr().out.splitlines()
+    )
+    for row, (name, result) in zip(rows, results.items(), strict=True):
+        cells = dict(zip(head, row, strict=True))
+        assert cells["model"] == name
+        assert cells["loss"] == f"{result['loss']:.4f}"
+        assert cells["bits/byte"] == f"{result['bits_per_byte']:.4f}"
+
+
+@pytest.mark.parametrize("logits_at_once", [1, 1000, 1 << 22])
+def test_target_losses_are_those_of_torch_whatever_the_chunks(
+    monkeypatch: pytest.MonkeyPatch, logits_at_once: int
+) -> None:
+    monkeypatch.setattr("minigpt.evaluation.loss.LOGITS_AT_ONCE", logits_at_once)
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(3, 7, 50, generator=generator)
+    targets = torch.randint(50, (3, 7), generator=generator)
+    targets[0, 3:], targets[2] = IGNORE_INDEX, IGNORE_INDEX
+    losses = torch.nn.functional.cross_entropy(
+        logits.double().transpose(1, 2), targets, ignore_index=IGNORE_INDEX, reduction="none"
+    )
+    torch.testing.assert_close(target_losses(logits, targets).double(), losses, atol=1e-6, rtol=1e-6)
+    assert target_losses(logits.bfloat16(), targets).dtype is torch.float32
+
+
+def test_the_trainer_and_eval_compute_the_same_loss_of_a_split(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (result,) = evaluate(capsys, "--model", folder / "model", "--data", folder / "shards").values()
+    model = MiniGPTForCausalLM.from_pretrained(folder / "model").train()
+    model.loss_function = in_place_cross_entropy
+    tokens = open_shards(folder / "shards").validation
+    batches = []
+    for start, end, _ in windows(len(tokens), 32, 32):
+        ids = torch.from_numpy(tokens.read(start, end + 1).astype("int64"))
+        batches.append({"input_ids": ids[None, :-1], "shift_labels": ids[None, 1:]})
+    repeated = {"input_ids": torch.zeros(1, 5, dtype=torch.long), "shift_labels": torch.zeros(1, 5, dtype=torch.long)}
+    loss_nats, targets = summed_loss(model, [*batches, repeated], Accelerator(cpu=True), len(batches))
+    assert targets == result["tokens"]
+    assert loss_nats / targets == pytest.approx(result["loss"], rel=1e-6)
+    assert model.training

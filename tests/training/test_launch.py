@@ -1,6 +1,7 @@
 """Laws of `minigpt train`: launcher options are separated from the trainer's, and the trainer's exit code is kept."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -8,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from minigpt.training.launch import split_words
+from minigpt.training.launch import launch, split_words
+from minigpt.utils.errors import UserError
 from minigpt.utils.run_files import find_checkpoints
 from support.runs import ROOT
 
@@ -38,12 +40,16 @@ def test_bad_input_is_one_line_and_exit_code_2(profile: str) -> None:
     ]
 
 
-def test_an_unknown_launch_profile_is_one_line_and_exit_code_2() -> None:
-    words = [*MINIGPT, "quickstart", "--profile", "singel_gpu"]
-    run = subprocess.run(words, capture_output=True, text=True, cwd=ROOT, timeout=120)
-    assert run.returncode == 2
-    assert "did you mean single_gpu?" in run.stderr
-    assert len(run.stderr.splitlines()) == 1
+@pytest.mark.parametrize(
+    ("option", "value", "message"),
+    [
+        ("--profile", "singel_gpu", "did you mean single_gpu?"),
+        ("--num_processes", "two", "argument --num_processes/--num-processes: invalid int value: 'two'"),
+    ],
+)
+def test_bad_options_of_the_launcher_are_one_line(option: str, value: str, message: str) -> None:
+    with pytest.raises(UserError, match=re.escape(message)):
+        launch(*(("cpu", [option, value], []) if option != "--profile" else (value, [], [])))
 
 
 @pytest.mark.parametrize("profile", PROFILES)
