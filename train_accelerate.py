@@ -34,11 +34,11 @@ from minigpt.optim.optimizer import build_optimizer
 from minigpt.training.accelerator import start_accelerator
 from minigpt.training.checkpoint import Checkpoints
 from minigpt.training.model_files import write_final_model
-from minigpt.training.nonfinite import EXIT_DIVERGED, SkippedSteps, is_applicable
+from minigpt.training.nonfinite import SkippedSteps, is_applicable
 from minigpt.training.overview import describe
 from minigpt.training.periodic import HellaSwagEvaluation, SampleTexts, ValidationLoss, build_evaluations
 from minigpt.training.plot import plot_runs
-from minigpt.training.preemption import EXIT_STOPPED, StopRequest
+from minigpt.training.preemption import StopRequest
 from minigpt.training.provenance import record_provenance
 from minigpt.training.rank_consistency import check_rank_consistency
 from minigpt.training.resume import checkpoint_to_resume, load_training_state, restore_optimizer
@@ -46,7 +46,7 @@ from minigpt.training.run_dir import check_output_dir, check_room, clear_output_
 from minigpt.training.run_log import TrainingLog, as_float
 from minigpt.training.setup import build_model
 from minigpt.training.state import TrainingClock, TrainingState, seed_step
-from minigpt.utils.errors import file_errors_are_user_errors, one_line_errors
+from minigpt.utils.errors import EXIT_DIVERGED, EXIT_STOPPED, file_errors_are_user_errors, one_line_errors
 from minigpt.utils.formatting import format_duration
 
 

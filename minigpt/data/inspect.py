@@ -109,7 +109,7 @@ def _describe_split(
     ]
     for index in np.linspace(0, len(starts) - 1, min(samples, len(starts)), dtype=int):
         start, length = int(starts[index]), int(lengths[index])
-        ids = tokens.read(start, start + min(length, SHOWN_CHARACTERS))  # a token is at least a character, or a part
+        ids = tokens.read(start, start + min(length, SHOWN_CHARACTERS))
         text = str(tokenizer.decode(ids.astype(np.int64)))[:SHOWN_CHARACTERS]
         lines.append(f"  document {index:,}, {length:,} tokens: {json.dumps(text, ensure_ascii=False)}")
     return lines

@@ -19,7 +19,7 @@ from minigpt.hub.upload import (
     files_to_upload,
     hub_errors_are_user_errors,
 )
-from minigpt.utils.errors import UserError
+from minigpt.utils.errors import RunFailure, UserError
 from minigpt.utils.progress import print_line
 
 
@@ -70,14 +70,17 @@ class BackgroundPush:
             self._thread.join()
 
     def finish(self) -> None:
-        """Publish the final model. Raises UserError if that fails; the run's folder is complete by then."""
+        """Publish the final model. Raises RunFailure if that fails; the run's folder is complete by then."""
         if self.target is None:
             return
         self.wait()
         target = replace(self.target, commit_message="End of training")
-        files = files_to_upload(target, self.run_dir)
-        with hub_errors_are_user_errors(target.repo_id):
-            print_line(commit_files(HfApi(), target, files))
+        try:
+            files = files_to_upload(target, self.run_dir)
+            with hub_errors_are_user_errors(target.repo_id):
+                print_line(commit_files(HfApi(), target, files))
+        except UserError as error:
+            raise RunFailure(f"the model is in {self.run_dir}, but it was not uploaded: {error}") from error
 
 
 def _push(target: UploadTarget, files: list[UploadFile], step: int, snapshot: Path) -> None:

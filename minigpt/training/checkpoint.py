@@ -26,7 +26,7 @@ from minigpt.training.checkpoint_files import remove_leftovers, write_checksums
 from minigpt.training.model_files import write_model
 from minigpt.training.optimizer_state import Tensors, gather_moments, gather_weights
 from minigpt.training.state import TrainingState, is_due
-from minigpt.utils.errors import UserError
+from minigpt.utils.errors import RunFailure
 from minigpt.utils.files import lack_of_room, publish_folder, remove_folder, write_atomically
 from minigpt.utils.formatting import format_bytes
 from minigpt.utils.progress import print_line
@@ -58,7 +58,7 @@ class Checkpoints:
         """Write `checkpoint-<step>`, then delete the ones that are no longer kept. Every rank must call this.
 
         With `async_save` a thread writes the checkpoint while training continues. If the disk is full, a warning is
-        printed and training continues. Raises UserError if the disk is full and the run ends here (`stopping`, or the
+        printed and training continues. Raises RunFailure if the disk is full and the run ends here (`stopping`, or the
         last step).
         """
         weights, moments = gather_weights(model), gather_moments(model, optimizer)
@@ -74,7 +74,7 @@ class Checkpoints:
                 self._pending = self._writer.submit(write, _copied(weights), _copied(moments))
             elif problem := write(weights, moments):
                 if run_ends:
-                    raise UserError(f"{problem}; free some space and resume with --resume_from_checkpoint latest")
+                    raise RunFailure(f"{problem}; free some space and resume with --resume_from_checkpoint latest")
                 _warn(problem)
         accelerator.wait_for_everyone()
 

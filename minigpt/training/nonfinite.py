@@ -16,11 +16,7 @@ from minigpt.training.state import TrainingState
 from minigpt.utils.errors import UserError
 from minigpt.utils.files import write_atomically
 from minigpt.utils.progress import print_line
-from minigpt.utils.run_files import ARGUMENTS_FILE, REPLAY_FILE
-
-EXIT_DIVERGED = 76  # more steps were skipped than allowed; a checkpoint was saved
-
-SKIPPED_STEPS_DIR = "skipped_steps"
+from minigpt.utils.run_files import ARGUMENTS_FILE, REPLAY_FILE, SKIPPED_STEPS_DIR
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,6 @@ from types import FrameType
 import torch
 import torch.distributed
 
-EXIT_STOPPED = 75  # sysexits' EX_TEMPFAIL: a checkpoint was saved, run the same command again to resume
-
 SIGNALS = ("SIGINT", "SIGTERM", "SIGUSR1")
 
 

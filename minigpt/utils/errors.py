@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import NoReturn
 
-EXIT_FAILURE, EXIT_BAD_INPUT, EXIT_CTRL_C = 1, 2, 130
+EXIT_FAILURE, EXIT_BAD_INPUT, EXIT_STOPPED, EXIT_DIVERGED, EXIT_CTRL_C = 1, 2, 75, 76, 130
 
 
 class UserError(ValueError):

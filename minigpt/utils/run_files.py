@@ -5,16 +5,16 @@ from pathlib import Path
 
 from minigpt.utils.errors import UserError
 
-ARGUMENTS_FILE = "arguments.yaml"  # in the run, in each checkpoint and beside each skipped step
+ARGUMENTS_FILE = "arguments.yaml"  # in the run, in each checkpoint and next to each skipped step
 METRICS_FILE = "metrics.jsonl"
 DATA_FILE, ENVIRONMENT_FILE = "data.json", "environment.json"
 CARD_FILE = "README.md"
 EVALUATIONS_DIR = "evaluations"
 CURVE_FILES = ("loss.png", "loss.pdf")
-# in a checkpoint, beside the model
+# in a checkpoint, next to the model
 OPTIMIZER_FILE, STATE_FILE, CHECKSUMS_FILE = "optimizer.safetensors", "training_state.json", "checkpoint.json"
-# in skipped_steps/step-<step>, beside the model
-REPLAY_FILE = "replay.json"
+# in skipped_steps/step-<step>, next to the model
+SKIPPED_STEPS_DIR, REPLAY_FILE = "skipped_steps", "replay.json"
 
 
 def read_metrics(path: Path) -> list[dict[str, float]]:

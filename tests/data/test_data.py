@@ -64,9 +64,7 @@ def test_order_and_offset_depend_on_seed_and_epoch_alone() -> None:
     assert len({min(epoch) for epoch in epochs(3, 0)}) > 1
 
 
-def samples_of_steps(
-    processes: int, micro_batch: int, accumulation: int, start: int, steps: int
-) -> list[set[int]]:
+def samples_of_steps(processes: int, micro_batch: int, accumulation: int, start: int, steps: int) -> list[set[int]]:
     """The sample ids of every step of the whole run, collected from all processes."""
     samples: list[list[int]] = [[] for _ in range(steps)]
     for rank in range(processes):

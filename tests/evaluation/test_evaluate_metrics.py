@@ -7,8 +7,6 @@ from pathlib import Path
 import pytest
 
 from minigpt.evaluation.evaluate_metrics import BitsPerByte, NormalizedAccuracy
-from minigpt.evaluation.hellaswag import Answer
-from minigpt.evaluation.hellaswag_items import Item
 
 LOGLIKELIHOODS = [
     [-9.0, -4.0, -12.0, -7.0],
@@ -33,6 +31,9 @@ def test_bits_per_byte_of_texts_are_those_of_the_whole(tmp_path: Path) -> None:
 def test_normalized_accuracy_is_that_of_the_hellaswag_command(
     lengths: list[list[int]], name: str, tmp_path: Path
 ) -> None:
+    from minigpt.evaluation.hellaswag import Answer  # here, since the spawned processes do not need torch
+    from minigpt.evaluation.hellaswag_items import Item
+
     items = [Item(n, [1], [[1]] * 4, BYTES[n], LABELS[n]) for n in range(4)]
     answers = [Answer.from_loglikelihoods(item, nats) for item, nats in zip(items, LOGLIKELIHOODS, strict=True)]
     metric = NormalizedAccuracy(cache_dir=str(tmp_path))

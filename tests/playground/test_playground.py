@@ -1,4 +1,4 @@
-"""Laws of `minigpt playground`: what its page says, in a process and a browser of its own where there is one."""
+"""Laws of `minigpt playground`: the parts of its page, and the whole page in a browser if there is one."""
 
 import importlib.util
 import re
@@ -19,10 +19,10 @@ from minigpt.generation.sampling import Sampling, sample_text
 from minigpt.playground.page import Player
 from minigpt.playground.views import bars_html
 from support.runs import ROOT
-from support.tiny import CONTEXT, byte_tokenizer, tiny_model
+from support.tiny import CONTEXT, byte_tokenizer, letter_tokenizer, tiny_model
 
 
-def test_the_text_on_the_page_is_that_of_minigpt_generate_and_grows_on_its_way_there() -> None:
+def test_the_text_on_the_page_grows_to_that_of_minigpt_generate() -> None:
     player = Player(tiny_model(), byte_tokenizer())
     options = {"max_new_tokens": 2 * CONTEXT, "temperature": 0.7, "top_k": 20, "top_p": 0.9}  # the context is refilled
     steps = list(player.generate("me", "ab", Sampling(**options), seed=3))
@@ -33,7 +33,16 @@ def test_the_text_on_the_page_is_that_of_minigpt_generate_and_grows_on_its_way_t
     assert not player.running
 
 
-def test_stop_ends_the_generation_of_that_visitor_alone_and_the_next_one_can_begin() -> None:
+def test_the_page_never_shows_a_part_of_a_stop_text() -> None:
+    player = Player(tiny_model(vocab_size=8), letter_tokenizer("abcdefgh"))
+    *_, (free, _) = player.generate("me", "abc", Sampling(20), seed=1)
+    stop = free[10:13]
+    steps = [text for text, _ in player.generate("me", "abc", Sampling(20, stop=(stop,)), seed=1)]
+    assert steps[-1] == "abc" + free[3:].partition(stop)[0]
+    assert all(steps[-1].startswith(text) for text in steps)
+
+
+def test_stop_ends_the_generation_of_that_visitor_only_and_the_next_one_can_start() -> None:
     player = Player(tiny_model(), byte_tokenizer())
     running = player.generate("me", "ab", Sampling(max_new_tokens=100_000), seed=0)
     next(running)
@@ -51,10 +60,10 @@ def test_a_visitor_who_leaves_ends_their_generation() -> None:
     leaving = player.generate("me", "ab", Sampling(max_new_tokens=100_000), seed=0)
     next(leaving)
     leaving.close()
-    assert player.lock.acquire(timeout=20)  # else the thread would generate for minutes
+    assert player.lock.acquire(timeout=20)  # otherwise the thread would generate for minutes
 
 
-def test_bars_have_a_length_in_proportion_and_show_tokens_that_look_like_markup() -> None:
+def test_bars_are_proportional_to_probabilities_and_tokens_are_escaped() -> None:
     page = bars_html([("<b>&", 0.5), ("a", 0.25)])
     assert "&lt;b&gt;&amp;" in page
     assert re.findall(r"width: ([\d.]+)%", page) == ["100.0", "50.0"]
@@ -72,34 +81,34 @@ def test_the_attention_picture_names_its_tokens_and_hides_the_future() -> None:
     assert shown.sum(axis=1).tolist() == pytest.approx([1] * 6)
 
 
-def test_without_gradio_one_line_says_what_to_install(
+def test_without_gradio_one_line_names_the_package_to_install(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setitem(sys.modules, "gradio", None)
     with pytest.raises(SystemExit) as ended:
         main(["playground", "--model", "runs/none"])
     assert ended.value.code == 2
-    said = capsys.readouterr().err
-    assert said == "minigpt playground: the playground needs Gradio: pip install minigpt[playground]\n"
+    error = capsys.readouterr().err
+    assert error == 'minigpt playground: the playground needs Gradio: pip install "minigpt-lm[playground]"\n'
 
 
-def test_an_address_that_is_taken_is_one_line_before_the_model_is_loaded(
+def test_an_address_in_use_is_one_line_before_the_model_is_loaded(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setitem(sys.modules, "gradio", ModuleType("gradio"))
     with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(SystemExit) as ended:
         main(["playground", "--model", "runs/none", "--port", str(taken.getsockname()[1])])
     assert ended.value.code == 2
-    said = capsys.readouterr().err
-    assert said.startswith("minigpt playground: cannot listen at 127.0.0.1, port ")
-    assert len(said.splitlines()) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("minigpt playground: cannot listen on 127.0.0.1, port ")
+    assert len(error.splitlines()) == 1
 
 
 @pytest.fixture
 def address(tmp_path: Path) -> Iterator[str]:
-    """A playground in a process of its own, with a tiny model."""
+    """The address of a playground with a tiny model, which runs in another process."""
     if importlib.util.find_spec("gradio") is None:
-        pytest.skip("gradio is not installed: pip install minigpt[playground]")
+        pytest.skip("gradio is not installed")
     tiny_model().save_pretrained(tmp_path / "tiny")
     byte_tokenizer(eos_token="<|endoftext|>").save_pretrained(tmp_path / "tiny")
     with socket.socket() as listener:
@@ -109,9 +118,11 @@ def address(tmp_path: Path) -> Iterator[str]:
     with (tmp_path / "log").open("w") as log:
         server = subprocess.Popen(words, cwd=ROOT, stdout=log, stderr=log)
     try:
-        said = until(lambda: re.search(r"playground: (http\S+)", (tmp_path / "log").read_text()) or server.poll())
-        assert isinstance(said, re.Match), (tmp_path / "log").read_text()
-        yield said[1]
+        printed = wait_for(
+            lambda: re.search(r"playground: (http\S+)", (tmp_path / "log").read_text()) or server.poll()
+        )
+        assert isinstance(printed, re.Match), (tmp_path / "log").read_text()
+        yield printed[1]
     finally:
         server.terminate()
         server.wait(30)
@@ -119,12 +130,12 @@ def address(tmp_path: Path) -> Iterator[str]:
 
 @pytest.fixture
 def browser() -> Iterator[Any]:
-    """Chromium without a window, driven by Selenium; both are no dependencies of ours."""
+    """Chromium without a window, driven by Selenium; neither is a dependency of the project."""
     webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
     chromium = shutil.which("chromium") or shutil.which("google-chrome")
     driver = shutil.which("chromedriver")
     if not chromium or not driver:
-        pytest.skip("there is no chromium with its chromedriver")
+        pytest.skip("chromium with chromedriver is not installed")
     options = webdriver.ChromeOptions()
     options.binary_location = chromium
     for word in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--window-size=1280,1400"):
@@ -134,25 +145,23 @@ def browser() -> Iterator[Any]:
     chrome.quit()
 
 
-def until(found: Callable[[], Any], seconds: float = 60) -> Any:
-    """Wait until `found()` is something; what it still says after that time is nothing."""
+def wait_for(condition: Callable[[], Any], seconds: float = 60) -> Any:
+    """Call `condition` until its result is true or the time is over; returns the last result."""
     end = time.monotonic() + seconds
-    while not (result := found()) and time.monotonic() < end:
+    while not (result := condition()) and time.monotonic() < end:
         time.sleep(0.1)
     return result
 
 
 @pytest.mark.slow
-def test_a_visitor_sees_text_bars_attention_and_one_line_for_a_prompt_that_is_too_long(
-    address: str, browser: Any
-) -> None:
+def test_a_visitor_sees_text_bars_attention_and_one_line_for_a_prompt_too_long(address: str, browser: Any) -> None:
     def page(expression: str) -> Any:
         return browser.execute_script(f"const all = s => [...document.querySelectorAll(s)]; return {expression}")
 
     def picture() -> str:
         return page("all('#attention img').map(e => e.src).join()")
 
-    def shares() -> list[str]:
+    def percentages() -> list[str]:
         return page("all('#bars .share').map(e => e.textContent)")
 
     def text() -> str:
@@ -163,24 +172,24 @@ def test_a_visitor_sees_text_bars_attention_and_one_line_for_a_prompt_that_is_to
     written = re.sub("\r\n?", "\n", written)  # as a text box does
 
     browser.get(address)
-    assert until(picture)  # of the empty prompt: the start of a text
+    assert wait_for(picture)  # of the empty prompt: the start of a text
     first = picture()
-    assert len(shares()) == page("all('#bars .bar').length") == 10
+    assert len(percentages()) == page("all('#bars .bar').length") == 10
     prompt = browser.find_element("css selector", "#prompt textarea")
     prompt.send_keys("Once upon")
     typed = re.findall(r">([\d.]+ %)<", player.bars(ids[:9]))
-    assert until(lambda: shares() == typed)  # the views follow what is typed
-    assert until(lambda: picture() != first)
+    assert wait_for(lambda: percentages() == typed)  # the views follow the typed prompt
+    assert wait_for(lambda: picture() != first)
     browser.find_element("id", "generate").click()
-    assert until(lambda: text() == written)
+    assert wait_for(lambda: text() == written)
     after = re.findall(r">([\d.]+ %)<", player.bars(ids))
-    assert until(lambda: shares() == after)  # and then the text
+    assert wait_for(lambda: percentages() == after)  # and then the generated text
     assert page("all('#attention img')[0].naturalWidth") > 200
     assert not page("all('#problem')[0].innerText.trim()")
 
     prompt.send_keys("x" * CONTEXT)
-    said = f"the prompt has {9 + CONTEXT} tokens, but the context holds {CONTEXT}"
-    assert until(lambda: page("all('#problem')[0].innerText").strip().startswith(said))
+    message = f"the prompt has {9 + CONTEXT} tokens, but the context holds {CONTEXT}"
+    assert wait_for(lambda: page("all('#problem')[0].innerText").strip().startswith(message))
     browser.find_element("id", "generate").click()
     time.sleep(1)
     assert len(page("all('#problem')[0].innerText").strip().splitlines()) == 1

@@ -135,7 +135,7 @@ def output_dir_of_something_else(tmp: Path) -> Case:
     (tmp / "thesis").mkdir()
     (tmp / "thesis" / "chapter1.tex").write_text("...")
     return [*TINY, "--train_file", text_of(tmp), "--output_dir", str(tmp / "thesis"), "--overwrite_output_dir"], (
-        r"thesis is in use and holds no run"
+        r"thesis is not empty and holds no run"
     )
 
 
@@ -200,11 +200,11 @@ def test_one_line_and_nothing_changed(
     with pytest.raises(SystemExit) as stop:
         train_accelerate.main()
     errors = capsys.readouterr().err.splitlines()
-    said = [line for line in errors if line.startswith("train_accelerate.py: ")]
+    lines = [line for line in errors if line.startswith("train_accelerate.py: ")]
     assert stop.value.code == 2
-    assert len(said) == 1, errors
-    assert said == errors[-1:]
-    assert re.search(message, said[0]), said[0]
+    assert len(lines) == 1, errors
+    assert lines == errors[-1:]
+    assert re.search(message, lines[0]), lines[0]
     assert files(tmp_path) == before
 
 
@@ -213,13 +213,13 @@ def test_a_run_is_not_overwritten_and_another_model_is_not_resumed(
 ) -> None:
     assert train_here(tiny_run) == 0
     before = files(tmp_path)
-    with pytest.raises(ValueError, match=r"holds a run already; go on with --resume_from_checkpoint latest"):
+    with pytest.raises(ValueError, match=r"already holds a run; resume it with --resume_from_checkpoint latest"):
         train_here(tiny_run)
     with pytest.raises(ValueError, match=r"is another model: its hidden_size is 16, not 32"):
         train_here([*tiny_run, "--resume_from_checkpoint", "latest", "--hidden_size", "32"])
     with pytest.raises(ValueError, match=r"was trained on other data"):
         train_here([*tiny_run, "--resume_from_checkpoint", "latest", "--validation_split_percentage", "20"])
-    with pytest.raises(ValueError, match=r"block_size=8, but .* was trained with 16 and would see other"):
+    with pytest.raises(ValueError, match=r"block_size=8, but .* was trained with 16: the resumed run would see other"):
         train_here([*tiny_run, "--resume_from_checkpoint", "latest", "--block_size", "8"])
     assert files(tmp_path) == before
 

@@ -18,7 +18,7 @@ from minigpt.config.parser import parse_arguments
 from minigpt.data.datamodule import load_data
 from minigpt.data.samplers import BlockOrder
 from minigpt.data.samples import TokenBlocks
-from minigpt.training.preemption import EXIT_STOPPED
+from minigpt.utils.errors import EXIT_STOPPED
 from minigpt.utils.run_files import find_checkpoints
 from modeling_minigpt import MiniGPTForCausalLM
 from support.runs import ROOT, command, finish, metrics
@@ -82,7 +82,7 @@ def test_a_run_killed_at_any_moment_goes_on_as_if_nothing_had_happened(tiny_run:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=lambda number: number.name)
-def test_a_signal_saves_the_step_and_leaves(tiny_run: list[str], tmp_path: Path, number: signal.Signals) -> None:
+def test_a_signal_saves_a_checkpoint_and_exits(tiny_run: list[str], tmp_path: Path, number: signal.Signals) -> None:
     words = with_option(tiny_run, max_steps=100000, save_steps=0, eval_steps=0)
     run_dir = tmp_path / "run"
     with subprocess.Popen(command(*words), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
@@ -90,7 +90,7 @@ def test_a_signal_saves_the_step_and_leaves(tiny_run: list[str], tmp_path: Path,
         process.send_signal(number)
         output, errors = process.communicate(timeout=60)
     assert process.returncode == EXIT_STOPPED
-    assert "go on with --resume_from_checkpoint latest" in output
+    assert "resume with --resume_from_checkpoint latest" in output
     assert "Traceback" not in errors
     (checkpoint,) = find_checkpoints(run_dir)
     state = json.loads((checkpoint / "training_state.json").read_text())

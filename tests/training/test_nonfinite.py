@@ -11,7 +11,8 @@ from safetensors.torch import load_file
 
 from minigpt.cli import main
 from minigpt.training.checkpoint_files import find_damage
-from minigpt.training.nonfinite import EXIT_DIVERGED, is_applicable
+from minigpt.training.nonfinite import is_applicable
+from minigpt.utils.errors import EXIT_DIVERGED
 from minigpt.utils.run_files import REPLAY_FILE, find_checkpoints
 from modeling_minigpt import MiniGPTForCausalLM
 from support.runs import command, finish, metrics
