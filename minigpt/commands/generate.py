@@ -46,7 +46,13 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         help="continuations per prompt and seed (default: %(default)s)",
     )
     add("--seed", type=int, nargs="+", default=[0], metavar="S", help="one or several seeds (default: 0)")
-    add("--stop", action="append", default=[], metavar="TEXT", help="end before this text (repeatable; default: none)")
+    add(
+        "--stop",
+        action="append",
+        default=[],
+        metavar="TEXT",
+        help="end before this text appears in the continuation (repeatable)",
+    )
     add("--interactive", action="store_true", help="read prompt after prompt; Ctrl-C stops an answer, Ctrl-D ends")
     add("--json", action="store_true", help="print one JSON object per line")
     add("--device", metavar="D", help="cpu, cuda, mps ... (default: the accelerator of this machine, else the CPU)")
@@ -62,6 +68,8 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 
 def run(args: argparse.Namespace) -> None:
     """`minigpt generate`. Raises UserError if an option is impossible, or if a prompt or the model cannot be used."""
+    from transformers.utils import logging
+
     from minigpt.data.tokenizer import load_tokenizer
     from minigpt.generation.interactive import run_session
     from minigpt.generation.sampling import Sampling, complete, context_length, prompt_ids
@@ -75,6 +83,7 @@ def run(args: argparse.Namespace) -> None:
     if args.interactive and (sampling.num_return_sequences > 1 or len(args.seed) > 1):
         raise UserError("--interactive gives one answer at a time: use one seed and num_return_sequences=1")
     prompts = [] if args.interactive else read_prompts(args)
+    logging.set_verbosity_error()  # such as a warning for a long prompt, next to our error
     source = find_model(args.model)
     tokenizer = load_tokenizer(source, trust_remote_code=args.trust_remote_code, require_eos=False, require_fast=False)
     model = load_model(

@@ -41,6 +41,8 @@ def run(args: argparse.Namespace) -> None:
     except OSError as error:
         raise UserError(f"cannot listen on {args.host}, port {args.port or 'any'}: {error.strerror}") from error
 
+    from transformers.utils import logging
+
     from minigpt.data.tokenizer import load_tokenizer
     from minigpt.hub.run_summary import read_run_summary
     from minigpt.modeling.loading import find_model, load_model
@@ -50,6 +52,7 @@ def run(args: argparse.Namespace) -> None:
 
     folder = Path(args.model).expanduser()
     prompts = read_run_summary(folder).options.get("sample_prompts") or [] if folder.is_dir() else []
+    logging.set_verbosity_error()  # such as a warning for every long prompt that a visitor types
     source = find_model(args.model)
     player = Player(load_model(source), load_tokenizer(source, require_eos=False, require_fast=False))
     page = build_page(player, folder.resolve().name if folder.is_dir() else args.model, prompts)

@@ -26,8 +26,8 @@ Strategy = Literal["bfd", "bfd_split", "none"]
 class PackedDocuments(Samples):
     """Rows of whole documents; the sample id is the index of the row.
 
-    With the strategy "none", a row holds one document. `source_tokens` are the numbers of training tokens of the sources
-    of a mixture. No row holds documents of two sources; the rows of the first source come first.
+    With the strategy "none", a row holds one document. `source_tokens` are the training tokens of every source of a
+    mixture. No row holds documents of two sources; the rows of the first source come first.
 
     Memory: about 20 bytes per document. Raises UserError if a source has no document with a target, or if truncation
     leaves no target in the loss.
