@@ -41,7 +41,12 @@ from minigpt.training.plot import plot_runs
 from minigpt.training.preemption import StopRequest
 from minigpt.training.provenance import record_provenance
 from minigpt.training.rank_consistency import check_rank_consistency
-from minigpt.training.resume import checkpoint_to_resume, load_training_state, restore_optimizer
+from minigpt.training.resume import (
+    checkpoint_to_resume,
+    load_training_state,
+    restore_optimizer,
+    set_aside_later_checkpoints,
+)
 from minigpt.training.run_dir import check_output_dir, check_room, clear_output_dir
 from minigpt.training.run_log import TrainingLog, as_float
 from minigpt.training.setup import build_model
@@ -99,7 +104,7 @@ def train(args: Arguments) -> int:
                     log.evaluation(state, metrics, improved)
             if run.samples.due(state):
                 log.samples(state, run.samples.run(run.model, accelerator))
-            if run.checkpoints.due(state) or improved or stopping:
+            if run.checkpoints.due(state) or (improved and run.args.saves_best) or stopping:
                 run.checkpoints.save(state, run.model, run.optimizer, accelerator, stopping)
                 if state.step < max_steps and not stopping:
                     run.pushes.start(state.step)
@@ -174,6 +179,8 @@ def set_up(args: Arguments) -> Run:
 
     if accelerator.is_main_process:
         clear_output_dir(args)
+        if resume_from is not None:
+            notes += set_aside_later_checkpoints(args, state.step)
         record_provenance(args, shards, data_module.packing_summary(), accelerator)
     accelerator.wait_for_everyone()
     model, optimizer = accelerator.prepare(model, optimizer)

@@ -41,7 +41,7 @@ def tiny_run(text_file: Path, cache_dir: Path, tmp_path: Path) -> list[str]:
         f"--train_file {text_file} --tokenizer char --cache_dir {cache_dir} --output_dir {tmp_path / 'run'} "
         "--hidden_size 16 --num_hidden_layers 2 --num_attention_heads 2 --block_size 16 --dropout 0.1 "
         "--per_device_train_batch_size 4 --per_device_eval_batch_size 32 --max_steps 12 --warmup_steps 2 "
-        "--learning_rate 1e-2 --logging_steps 1 --eval_steps 6 --save_steps 5 --save_total_limit 10 "
+        "--learning_rate 1e-2 --logging_steps 1 --eval_steps 6 --save_steps 5 --save_total_limit 10 --save_best "
         "--sample_max_new_tokens 5 --report_to none --use_cpu"
     ).split()
 

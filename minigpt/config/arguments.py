@@ -285,6 +285,10 @@ class RunArguments(Checked):
     save_steps: int = option("Steps between checkpoints; 0: only at the end", 1000)
     async_save: bool = option("Write checkpoints in the background while training continues", False)
     save_total_limit: int | None = option("Keep this many checkpoints, and the one with the lowest validation loss", 2)
+    save_best: bool = option(
+        "Also save a checkpoint when the validation loss is the lowest so far; load_best_model_at_end does it too",
+        False,
+    )
     load_best_model_at_end: bool = option("Make the checkpoint with the lowest validation loss the final model", False)
     sample_steps: int = option("Steps between sample texts; 0: only at the end", 0)
     sample_prompts: list[str] = option('Prompts of the sample texts; "" is the start of a text', [""])
@@ -322,6 +326,11 @@ class Arguments(ModelArguments, DataArguments, BatchArguments, OptimizerArgument
     @property
     def run_dir(self) -> Path:
         return Path(self.output_dir)
+
+    @property
+    def saves_best(self) -> bool:
+        """Whether each improved validation loss is worth a checkpoint."""
+        return self.save_best or self.load_best_model_at_end
 
     def as_yaml(self) -> str:
         """Every option that differs from its default, in a form that `read_config` reads back."""

@@ -5,6 +5,7 @@ unknown keys, and what is typed last wins.
 """
 
 import argparse
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,11 @@ from minigpt.config.arguments import TEXT_SOURCES, Arguments
 from minigpt.config.presets import find_preset
 from minigpt.utils.command_line import unknown_option
 from minigpt.utils.errors import UserError, exit_in_one_line
+
+PATHS = {
+    "output_dir", "resume_from_checkpoint", "model_name_or_path", "tokenizer", "data", "train_file", "validation_file",
+    "dataset_name", "cache_dir", "hellaswag_file",
+}  # fmt: skip
 
 
 class OptionParser(HfArgumentParser):
@@ -67,10 +73,41 @@ class _HelpFormatter(argparse.HelpFormatter):
         return f"{text} (default: %(default)s)" if shown and "default" not in text else text
 
 
+class _StrictLoader(yaml.SafeLoader):
+    """YAML without its traps: duplicate keys, numbers in base 8 and 60, and aliases are errors."""
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.constructor.ConstructorError(
+                None, None, "aliases are not supported", self.peek_event().start_mark
+            )
+        return super().compose_node(parent, index)
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        names = [key.value for key, _ in node.value]
+        for key, _ in node.value:
+            if names.count(key.value) > 1:
+                raise yaml.constructor.ConstructorError(None, None, f"{key.value} is given twice", key.start_mark)
+        return super().construct_mapping(node, deep)
+
+    def construct_yaml_int(self, node: yaml.ScalarNode) -> int:
+        if re.fullmatch(r"[-+]?0[0-9_]+|.*:.*", node.value):
+            raise yaml.constructor.ConstructorError(
+                None, None, f"{node.value} is not a decimal number; drop the leading zeros and colons", node.start_mark
+            )
+        return super().construct_yaml_int(node)
+
+
+_StrictLoader.add_constructor("tag:yaml.org,2002:int", _StrictLoader.construct_yaml_int)
+
+
 def read_config(path: str | Path) -> dict[str, Any]:
     """The options of a YAML file. Keys set to null are dropped, so they keep their default."""
     try:
-        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        values = yaml.load(Path(path).read_text(encoding="utf-8"), _StrictLoader)
+    except yaml.MarkedYAMLError as error:
+        line = f" line {error.problem_mark.line + 1}" if error.problem_mark else ""
+        raise UserError(f"{path}{line}: {error.problem}") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: not YAML: {' '.join(str(error).split())}") from error
     except OSError as error:
@@ -84,11 +121,17 @@ def read_config(path: str | Path) -> dict[str, Any]:
 
 
 def to_argv(values: dict[str, Any]) -> list[str]:
-    """Options as command-line words."""
+    """Options as command-line words. Raises UserError for an item of a list that would be taken for an option."""
     argv: list[str] = []
     for key, value in values.items():
-        words = value if isinstance(value, list) else [value]
-        argv += [f"--{key}", *("no" if word is False else str(word) for word in words)]  # YAML reads no as false
+        words = ["no" if word is False else str(word) for word in (value if isinstance(value, list) else [value])]
+        if not isinstance(value, list):
+            argv.append(f"--{key}={words[0]}")  # YAML reads no as false
+            continue
+        for word in words:
+            if word.startswith("-"):
+                raise UserError(f"{key}: the item {word!r} of a list must not start with -")
+        argv += [f"--{key}", *words]
     return argv
 
 
@@ -116,4 +159,12 @@ def parse_arguments(
         usage="%(prog)s [PRESET | CONFIG.yaml ...] [--option value ...]",
         description="Train a GPT. Without any argument: the preset quickstart.",
     )
-    return Arguments(**parser.parse_strictly([*to_argv(values), *words]))
+    options = parser.parse_strictly([*to_argv(values), *words])
+    return Arguments(**{name: _without_tilde(value) if name in PATHS else value for name, value in options.items()})
+
+
+def _without_tilde(value: Any) -> Any:
+    """A path, or a list of them, with `~` replaced by the home folder, which the shell does not do in YAML."""
+    if isinstance(value, list):
+        return [_without_tilde(path) for path in value]
+    return str(Path(value).expanduser()) if isinstance(value, str) and value.startswith("~") else value

@@ -30,7 +30,7 @@ from minigpt.utils.errors import RunFailure
 from minigpt.utils.files import lack_of_room, publish_folder, remove_folder, write_atomically
 from minigpt.utils.formatting import format_bytes
 from minigpt.utils.progress import print_line
-from minigpt.utils.run_files import ARGUMENTS_FILE, OPTIMIZER_FILE, STATE_FILE, find_checkpoints
+from minigpt.utils.run_files import ARGUMENTS_FILE, OPTIMIZER_FILE, STATE_FILE, checkpoint_step, find_checkpoints
 
 SMALL_FILES_BYTES = 4_000_000  # an upper bound for tokenizer, modeling code and configs
 
@@ -110,12 +110,12 @@ class Checkpoints:
         return None
 
     def _delete_old(self, state: TrainingState) -> None:
-        """Keep the newest `save_total_limit` checkpoints and the best one."""
+        """Keep the newest `save_total_limit` checkpoints, the one just written, and the best one."""
         if self.args.save_total_limit is None:
             return
-        best = f"checkpoint-{state.best_step}"
+        kept = {state.step, state.best_step}
         for folder in find_checkpoints(self.args.run_dir)[: -self.args.save_total_limit]:
-            if folder.name != best:
+            if checkpoint_step(folder) not in kept:
                 remove_folder(folder)
 
 

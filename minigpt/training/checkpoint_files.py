@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from itertools import count
 from pathlib import Path
 
 from minigpt.utils.files import file_sha256, fsync
@@ -49,6 +50,18 @@ def newest_undamaged(run_dir: Path) -> tuple[Path | None, list[str]]:
             return checkpoint, notes
         notes.append(f"{checkpoint} is damaged and skipped: {problem}")
     return None, notes
+
+
+def set_aside(checkpoint: Path, reason: str) -> Path:
+    """Rename a checkpoint to `checkpoint-<step>.<reason>`, where neither resuming nor deleting finds it."""
+    target = checkpoint.with_name(f"{checkpoint.name}.{reason}")
+    for number in count(2):
+        if not target.exists():
+            break
+        target = checkpoint.with_name(f"{checkpoint.name}.{reason}-{number}")
+    checkpoint.rename(target)
+    fsync(checkpoint.parent)
+    return target
 
 
 def remove_leftovers(run_dir: Path) -> None:

@@ -10,11 +10,11 @@ from torch import nn
 
 from minigpt.config.arguments import Arguments
 from minigpt.config.parser import read_config
-from minigpt.training.checkpoint_files import find_damage, newest_undamaged
+from minigpt.training.checkpoint_files import find_damage, newest_undamaged, set_aside
 from minigpt.training.optimizer_state import restore_moments
 from minigpt.training.state import TrainingState
 from minigpt.utils.errors import UserError
-from minigpt.utils.run_files import ARGUMENTS_FILE, OPTIMIZER_FILE, STATE_FILE, find_checkpoints
+from minigpt.utils.run_files import ARGUMENTS_FILE, OPTIMIZER_FILE, STATE_FILE, checkpoint_step, find_checkpoints
 
 # options that a resumed run must share with its checkpoint, and why
 FIXED_OPTIONS = dict.fromkeys(
@@ -46,6 +46,20 @@ def checkpoint_to_resume(args: Arguments) -> tuple[Path | None, list[str]]:
     if problem := find_damage(folder):
         raise UserError(f"resume_from_checkpoint={folder} is damaged: {problem}; 'latest' skips damaged ones")
     return folder, []
+
+
+def set_aside_later_checkpoints(args: Arguments, resumed_step: int) -> list[str]:
+    """Set aside the checkpoints of the run that come after `resumed_step`, and return a note on each.
+
+    Resuming from 'latest', they are damaged; resuming from a folder, the user has abandoned them. Left in place, they
+    would count as the newest: the checkpoints of the resumed run would be deleted instead, and the next 'latest' would
+    not continue it.
+    """
+    reason = "damaged" if args.resume_from_checkpoint == "latest" else "abandoned"
+    later = [folder for folder in find_checkpoints(args.run_dir) if checkpoint_step(folder) > resumed_step]
+    return [
+        f"{folder.name} is now {set_aside(folder, reason).name}; delete it if you do not need it" for folder in later
+    ]
 
 
 def load_training_state(folder: Path | None, args: Arguments, data_fingerprint: str) -> TrainingState:

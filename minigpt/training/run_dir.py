@@ -14,12 +14,12 @@ def check_output_dir(args: Arguments) -> None:
     folder = args.run_dir
     if folder.exists() and not folder.is_dir():
         raise UserError(f"output_dir={folder} is a file; give a folder")
-    if not folder.exists() or not any(folder.iterdir()) or args.resume_from_checkpoint:
+    if not folder.exists() or not any(folder.iterdir()):
         return
     is_run = (folder / ARGUMENTS_FILE).is_file() or (folder / METRICS_FILE).is_file() or find_checkpoints(folder)
     if not is_run:
         raise UserError(f"output_dir={folder} is not empty and holds no run of MiniGPT; give another folder")
-    if not args.overwrite_output_dir:
+    if not args.overwrite_output_dir and not args.resume_from_checkpoint:
         raise UserError(
             f"output_dir={folder} already holds a run; resume it with --resume_from_checkpoint latest, "
             "delete it with --overwrite_output_dir, or give another folder"

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 from minigpt.training.checkpoint_files import find_damage, newest_undamaged
 from minigpt.utils.errors import UserError
-from minigpt.utils.run_files import find_checkpoints
+from minigpt.utils.run_files import checkpoint_step, find_checkpoints
 from support.runs import command, finish
 
 Train = Callable[[list[str]], int]
@@ -162,3 +162,58 @@ def test_a_full_disk_is_reported_and_harms_no_existing_checkpoint(
     uninterrupted = finish(command(*words, tmp_path / "uninterrupted"))
     assert uninterrupted.returncode == 0, uninterrupted.stderr
     assert_same_tensors(disk / "run", tmp_path / "uninterrupted")
+
+
+def names_of_checkpoints(run_dir: Path) -> list[str]:
+    return sorted(path.name for path in run_dir.glob("checkpoint-*"))
+
+
+def test_checkpoints_that_a_resume_abandons_neither_displace_the_new_ones_nor_come_back(
+    tiny_run: list[str], train_here: Train, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With a limit, a run resumed from an early checkpoint keeps what it writes, and 'latest' continues that."""
+    run_dir = tmp_path / "run"
+    words = [*tiny_run, "--save_steps", "2", "--eval_steps", "0"]
+    assert train_here([*words, "--max_steps", "10"]) == 0
+    resume = [*words, "--resume_from_checkpoint", str(run_dir / "checkpoint-2"), "--save_total_limit", "2"]
+    assert train_here([*resume, "--max_steps", "6"]) == 0
+    assert names_of_checkpoints(run_dir) == [
+        "checkpoint-10.abandoned", "checkpoint-4", "checkpoint-4.abandoned",
+        "checkpoint-6", "checkpoint-6.abandoned", "checkpoint-8.abandoned",
+    ]  # fmt: skip
+    capsys.readouterr()
+    assert train_here([*words, "--max_steps", "8", "--resume_from_checkpoint", "latest"]) == 0
+    assert "checkpoint-6 after step 6" in capsys.readouterr().out
+
+
+def test_a_damaged_checkpoint_is_set_aside_and_does_not_count_for_the_limit(
+    run_dir: Path, tiny_run: list[str], train_here: Train
+) -> None:
+    flip_a_bit(run_dir / "checkpoint-12" / "model.safetensors")
+    words = [*tiny_run, "--resume_from_checkpoint", "latest", "--save_total_limit", "1", "--max_steps", "14"]
+    assert train_here(words) == 0
+    assert "checkpoint-12.damaged" in names_of_checkpoints(run_dir)
+    newest, notes = newest_undamaged(run_dir)
+    assert (newest, notes) == (run_dir / "checkpoint-14", [])
+
+
+def test_an_improved_validation_loss_is_saved_only_if_asked(
+    tiny_run: list[str], train_here: Train, tmp_path: Path
+) -> None:
+    words = [word for word in tiny_run if word != "--save_best"]
+    words += ["--save_steps", "0", "--eval_steps", "3"]
+    for option, saved in (([], {12}), (["--save_best"], {3, 6, 9, 12}), (["--load_best_model_at_end"], {3, 6, 9, 12})):
+        run_dir = tmp_path / "-".join(["best", *option])
+        assert train_here([*words, "--output_dir", str(run_dir), *option]) == 0
+        assert {checkpoint_step(folder) for folder in find_checkpoints(run_dir)} == saved
+
+
+def test_latest_in_a_folder_that_holds_no_run_changes_nothing(
+    tiny_run: list[str], train_here: Train, tmp_path: Path
+) -> None:
+    thesis = tmp_path / "run" / "thesis.tex"
+    thesis.parent.mkdir()
+    thesis.write_text("years of work", encoding="utf-8")
+    with pytest.raises(UserError, match="is not empty and holds no run of MiniGPT"):
+        train_here([*tiny_run, "--resume_from_checkpoint", "latest"])
+    assert [path.name for path in thesis.parent.iterdir()] == ["thesis.tex"]
