@@ -47,7 +47,7 @@ from minigpt.training.resume import (
     restore_optimizer,
     set_aside_later_checkpoints,
 )
-from minigpt.training.run_dir import check_output_dir, check_room, clear_output_dir
+from minigpt.training.run_dir import OutputDir, check_room
 from minigpt.training.run_log import TrainingLog, as_float
 from minigpt.training.setup import build_model
 from minigpt.training.state import TrainingClock, TrainingState, seed_step
@@ -74,13 +74,20 @@ class Run:
     skipped_steps: SkippedSteps
     checkpoints: Checkpoints
     pushes: BackgroundPush
+    output_dir: OutputDir
 
 
 def train(args: Arguments) -> int:
     """Start or resume the training that `args` describe. Returns the exit code: 0, 75 (stopped) or 76 (diverged)."""
-    with file_errors_are_user_errors():
-        run = set_up(args)
-    state, log, accelerator, max_steps = run.state, run.log, run.accelerator, run.schedule.max_steps
+    with OutputDir(args) as output_dir:
+        with file_errors_are_user_errors():
+            run = set_up(args, output_dir)
+        return run_steps(run)
+
+
+def run_steps(run: Run) -> int:
+    """Make the steps of a run, and what is due between them. Returns the exit code."""
+    args, state, log, accelerator, max_steps = run.args, run.state, run.log, run.accelerator, run.schedule.max_steps
     stop = StopRequest()
     clock = TrainingClock(state)
     run.model.train()
@@ -88,6 +95,7 @@ def train(args: Arguments) -> int:
     while state.step < max_steps:
         learning_rate = learning_rate_at(state.step, run.schedule)
         loss, grad_norm = take_step(run, learning_rate)
+        run.output_dir.discard_earlier_run()
         log.step_done()
         diverged = run.skipped_steps.too_many(state)
         stopping = stop.received_by_any_rank() or diverged
@@ -104,7 +112,7 @@ def train(args: Arguments) -> int:
                     log.evaluation(state, metrics, improved)
             if run.samples.due(state):
                 log.samples(state, run.samples.run(run.model, accelerator))
-            if run.checkpoints.due(state) or (improved and run.args.saves_best) or stopping:
+            if run.checkpoints.due(state) or (improved and args.saves_best) or stopping:
                 run.checkpoints.save(state, run.model, run.optimizer, accelerator, stopping)
                 if state.step < max_steps and not stopping:
                     run.pushes.start(state.step)
@@ -155,10 +163,12 @@ def take_step(run: Run, learning_rate: float) -> tuple[torch.Tensor, float]:
     return loss, grad_norm
 
 
-def set_up(args: Arguments) -> Run:
+def set_up(args: Arguments, output_dir: OutputDir) -> Run:
     """Prepare everything before the first step. Nothing on disk changes until all of it is checked."""
     accelerator = start_accelerator(args)
-    check_output_dir(args)
+    output_dir.check()
+    if accelerator.is_main_process:
+        output_dir.lock()
     resume_from, notes = checkpoint_to_resume(args)
     with accelerator.main_process_first():
         shards, tokenizer = load_data(args)
@@ -178,7 +188,7 @@ def set_up(args: Arguments) -> Run:
     accelerator.wait_for_everyone()
 
     if accelerator.is_main_process:
-        clear_output_dir(args)
+        output_dir.start()
         if resume_from is not None:
             notes += set_aside_later_checkpoints(args, state.step)
         record_provenance(args, shards, data_module.packing_summary(), accelerator)
@@ -208,6 +218,7 @@ def set_up(args: Arguments) -> Run:
         skipped_steps=SkippedSteps(args, tokenizer),
         checkpoints=Checkpoints(args, tokenizer, max_steps),
         pushes=pushes,
+        output_dir=output_dir,
     )
 
 

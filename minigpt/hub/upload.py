@@ -21,15 +21,9 @@ from minigpt.hub.run_summary import read_run_summary
 from minigpt.hub.secret_scan import refuse_secrets
 from minigpt.utils.errors import UserError
 from minigpt.utils.formatting import format_bytes
-from minigpt.utils.run_files import CARD_FILE, DATA_FILE, ENVIRONMENT_FILE, METRICS_FILE, find_checkpoints
+from minigpt.utils.run_files import CARD_FILE, DATA_FILE, ENVIRONMENT_FILE, METRICS_FILE, MODEL_FILES, find_checkpoints
 
 # These lists name what is published, not what is kept back: a new kind of file is never published by accident.
-MODEL_FILES = (
-    "config.json", "generation_config.json", "model*.safetensors", "model.safetensors.index.json",
-    "configuration_*.py", "modeling_*.py", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
-    "added_tokens.json", "vocab.json", "merges.txt", "chat_template.jinja",
-)  # fmt: skip
-
 RECORD_FILES = (METRICS_FILE, DATA_FILE, ENVIRONMENT_FILE, "*.png", "*.pdf")
 
 EVENT_FILES = "tensorboard/**/*.tfevents.*"

@@ -1,37 +1,172 @@
-"""The output folder of a run: checks before anything is written."""
+"""The output folder of a run: checked before anything is written, locked, and never emptied of what is not a run's."""
 
+import fnmatch
+import json
+import os
 import shutil
+import socket
+from collections.abc import Iterator
+from contextlib import ExitStack, suppress
+from datetime import datetime
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from filelock import FileLock, SoftFileLock, Timeout
 
 from minigpt.config.arguments import Arguments
 from minigpt.training.checkpoint import SMALL_FILES_BYTES
 from minigpt.utils.errors import UserError
-from minigpt.utils.files import lack_of_room, write_atomically
-from minigpt.utils.run_files import ARGUMENTS_FILE, METRICS_FILE, find_checkpoints
+from minigpt.utils.files import lack_of_room, new_parents, write_atomically
+from minigpt.utils.run_files import (
+    ARGUMENTS_FILE,
+    HOLDER_FILE,
+    LOCK_FILE,
+    METRICS_FILE,
+    REPLACED_DIR,
+    RUN_ENTRIES,
+    find_checkpoints,
+)
+
+INPUTS = (
+    "model_name_or_path", "tokenizer", "data", "train_file", "validation_file", "dataset_name", "hellaswag_file",
+    "resume_from_checkpoint",
+)  # fmt: skip
 
 
-def check_output_dir(args: Arguments) -> None:
-    """Raises UserError if output_dir holds anything that this run would mix with."""
-    folder = args.run_dir
-    if folder.exists() and not folder.is_dir():
-        raise UserError(f"output_dir={folder} is a file; give a folder")
-    if not folder.exists() or not any(folder.iterdir()):
-        return
-    is_run = (folder / ARGUMENTS_FILE).is_file() or (folder / METRICS_FILE).is_file() or find_checkpoints(folder)
-    if not is_run:
-        raise UserError(f"output_dir={folder} is not empty and holds no run of MiniGPT; give another folder")
-    if not args.overwrite_output_dir and not args.resume_from_checkpoint:
-        raise UserError(
-            f"output_dir={folder} already holds a run; resume it with --resume_from_checkpoint latest, "
-            "delete it with --overwrite_output_dir, or give another folder"
-        )
+class OutputDir:
+    """The folder of a run while the run has it.
 
+    It is locked, so that a second trainer cannot write into it. With `overwrite_output_dir` the files of an earlier
+    run are moved into `.replaced`. After the first step they are deleted; if that is never reached, they are moved
+    back. Files that are not a run's stay where they are.
+    """
 
-def clear_output_dir(args: Arguments) -> None:
-    """Create output_dir, emptied if `overwrite_output_dir` is set, and write the options of this run into it."""
-    if args.overwrite_output_dir:
-        shutil.rmtree(args.run_dir, ignore_errors=True)
-    args.run_dir.mkdir(parents=True, exist_ok=True)
-    write_atomically(args.run_dir / ARGUMENTS_FILE, args.as_yaml())
+    def __init__(self, args: Arguments) -> None:
+        self.args, self.folder = args, args.run_dir
+        self._stack = ExitStack()
+        self._replacing = False
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if self._replacing:
+            self._move_back()
+        self._stack.__exit__(kind, error, traceback)
+
+    def check(self) -> None:
+        """Raises UserError if the folder holds anything that this run would mix with. Every rank may call this."""
+        folder = self.folder
+        if folder.exists() and not folder.is_dir():
+            raise UserError(f"output_dir={folder} is a file; give a folder")
+        if not folder.exists() or not _entries(folder):
+            return
+        if (folder / REPLACED_DIR).is_dir() and not self.args.overwrite_output_dir:
+            raise UserError(
+                f"output_dir={folder}: {REPLACED_DIR} holds the run that an interrupted start was replacing; give "
+                "--overwrite_output_dir again, or move its files back"
+            )
+        is_run = (folder / ARGUMENTS_FILE).is_file() or (folder / METRICS_FILE).is_file() or find_checkpoints(folder)
+        if not is_run and not (folder / REPLACED_DIR).is_dir():
+            raise UserError(f"output_dir={folder} is not empty and holds no run of MiniGPT; give another folder")
+        if not self.args.overwrite_output_dir and not self.args.resume_from_checkpoint:
+            raise UserError(
+                f"output_dir={folder} already holds a run; resume it with --resume_from_checkpoint latest, "
+                "delete it with --overwrite_output_dir, or give another folder"
+            )
+        if self.args.overwrite_output_dir:
+            self._check_inputs()
+
+    def lock(self) -> None:
+        """Lock the folder until the run ends. The main process calls this.
+
+        The system releases the lock of a process that was killed. Raises UserError that names who holds it.
+        """
+        self._stack.enter_context(new_parents(self.folder))
+        if not self.folder.exists():
+            self._stack.push(self._remove_if_unused)
+            self.folder.mkdir()
+        lock: FileLock | SoftFileLock = FileLock(self.folder / LOCK_FILE)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout as error:
+            raise UserError(
+                f"output_dir={self.folder} is in use by another training{self._holder()}; wait until it ends, or give "
+                "another folder"
+            ) from error
+        except NotImplementedError:  # a file system without locks: the file itself is the lock
+            lock = SoftFileLock(self.folder / LOCK_FILE, timeout=0)
+            lock.acquire()
+        self._stack.callback(lock.release)
+        holder = {"host": socket.gethostname(), "pid": os.getpid(), "since": datetime.now().isoformat(" ", "seconds")}
+        write_atomically(self.folder / HOLDER_FILE, json.dumps(holder))
+        self._stack.callback((self.folder / HOLDER_FILE).unlink, missing_ok=True)
+        self.check()  # another run may have come and gone since the first check
+
+    def start(self) -> None:
+        """Move an earlier run aside if `overwrite_output_dir` is set, and write the options of this one."""
+        if self.args.overwrite_output_dir:
+            self._move_aside()
+        self.folder.mkdir(parents=True, exist_ok=True)
+        write_atomically(self.folder / ARGUMENTS_FILE, self.args.as_yaml())
+
+    def discard_earlier_run(self) -> None:
+        """Delete the run that this one replaces. To be called once a step has been made."""
+        if self._replacing:
+            self._replacing = False
+            shutil.rmtree(self.folder / REPLACED_DIR)
+
+    def _check_inputs(self) -> None:
+        """Raises UserError if an input of this run is one of the files that would be replaced."""
+        replaced = [path.resolve() for path in self._run_entries()]
+        for name in INPUTS:
+            values = getattr(self.args, name)
+            for value in [values] if isinstance(values, str) else values or []:
+                path = Path(value).expanduser().resolve()
+                if path == self.folder.resolve() or any(path.is_relative_to(entry) for entry in replaced):
+                    raise UserError(
+                        f"{name}={value} is part of the run in output_dir={self.folder}, which overwrite_output_dir "
+                        "would delete; give another output_dir"
+                    )
+
+    def _run_entries(self) -> Iterator[Path]:
+        for path in _entries(self.folder):
+            if any(fnmatch.fnmatch(path.name, pattern) for pattern in RUN_ENTRIES):
+                yield path
+
+    def _move_aside(self) -> None:
+        replaced = self.folder / REPLACED_DIR
+        replaced.mkdir(parents=True, exist_ok=True)
+        self._replacing = True
+        for path in self._run_entries():
+            if (replaced / path.name).exists():  # `path` is of a start that was interrupted before its first step
+                _delete(path)
+            else:
+                path.rename(replaced / path.name)
+
+    def _move_back(self) -> None:
+        for path in self._run_entries():
+            _delete(path)
+        for path in (self.folder / REPLACED_DIR).iterdir():
+            path.rename(self.folder / path.name)
+        (self.folder / REPLACED_DIR).rmdir()
+
+    def _holder(self) -> str:
+        try:
+            holder = json.loads((self.folder / HOLDER_FILE).read_text(encoding="utf-8"))
+            return f" (process {holder['pid']} on {holder['host']}, since {holder['since']})"
+        except (OSError, ValueError, KeyError, TypeError):  # it is just starting or ending
+            return ""
+
+    def _remove_if_unused(self, kind: type[BaseException] | None, *rest: object) -> None:
+        """Remove a folder that this run has made if it failed before it wrote anything."""
+        if kind is not None and not _entries(self.folder):
+            with suppress(OSError):
+                (self.folder / LOCK_FILE).unlink(missing_ok=True)
+                self.folder.rmdir()
 
 
 def check_room(args: Arguments, parameters: int) -> None:
@@ -40,3 +175,15 @@ def check_room(args: Arguments, parameters: int) -> None:
     weights_bytes = 4 * parameters  # float32; a checkpoint holds them and at most two moments, the final model again
     if problem := lack_of_room(folder, 4 * weights_bytes + 2 * SMALL_FILES_BYTES):
         raise UserError(f"{problem} for one checkpoint and the final model; make room, or give another output_dir")
+
+
+def _entries(folder: Path) -> list[Path]:
+    """What is in the folder besides the files of the lock."""
+    return [path for path in folder.iterdir() if not path.name.startswith((LOCK_FILE, HOLDER_FILE))]
+
+
+def _delete(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink()

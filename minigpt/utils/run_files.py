@@ -15,6 +15,19 @@ CURVE_FILES = ("loss.png", "loss.pdf")
 OPTIMIZER_FILE, STATE_FILE, CHECKSUMS_FILE = "optimizer.safetensors", "training_state.json", "checkpoint.json"
 # in skipped_steps/step-<step>, next to the model
 SKIPPED_STEPS_DIR, REPLAY_FILE = "skipped_steps", "replay.json"
+# while a run has the folder
+LOCK_FILE, HOLDER_FILE, REPLACED_DIR = ".lock", ".running.json", ".replaced"
+
+MODEL_FILES = (
+    "config.json", "generation_config.json", "model*.safetensors", "model.safetensors.index.json",
+    "configuration_*.py", "modeling_*.py", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
+    "added_tokens.json", "vocab.json", "merges.txt", "chat_template.jinja",
+)  # fmt: skip
+# everything that a run writes into its folder, except the card, which its owner may have edited
+RUN_ENTRIES = (
+    *MODEL_FILES, ARGUMENTS_FILE, METRICS_FILE, DATA_FILE, ENVIRONMENT_FILE, *CURVE_FILES, EVALUATIONS_DIR,
+    SKIPPED_STEPS_DIR, "checkpoint-[0-9]*", "tensorboard", "wandb", ".writing-*", ".deleting-*", ".pushing-*",
+)  # fmt: skip
 
 
 def read_metrics(path: Path) -> list[dict[str, float]]:

@@ -95,7 +95,11 @@ def test_impossible_values_are_named_with_the_rule(words: list[str], message: st
 
 
 def test_a_config_that_is_no_mapping_of_options_is_refused(tmp_path: Path) -> None:
-    for text, message in [("- a", "expected a mapping"), ("a: {b: 1}", "a is a mapping"), ("a: [", "line 1: expected the node content")]:
+    for text, message in [
+        ("- a", "expected a mapping"),
+        ("a: {b: 1}", "a is a mapping"),
+        ("a: [", "line 1: expected"),
+    ]:
         path = tmp_path / "bad.yaml"
         path.write_text(text)
         with pytest.raises(ValueError, match=message):

@@ -1,0 +1,126 @@
+"""Laws of the output folder: one trainer at a time, and an earlier run is only deleted once the new one works."""
+
+import json
+import signal
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from minigpt.utils.errors import UserError
+from minigpt.utils.run_files import HOLDER_FILE, LOCK_FILE, REPLACED_DIR
+from support.runs import command, finish
+
+Train = Callable[[list[str]], int]
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.name not in (LOCK_FILE, HOLDER_FILE)
+    }
+
+
+def endless(tiny_run: list[str]) -> subprocess.Popen[str]:
+    """A training without end that has made its first step."""
+    words = command(*tiny_run, "--max_steps", "1000000", "--save_steps", "0", "--eval_steps", "0")
+    process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    for line in process.stdout:
+        if line.startswith("step "):
+            return process
+    raise AssertionError(process.communicate()[1])
+
+
+def test_a_second_training_is_refused_and_told_who_has_the_folder(tiny_run: list[str], tmp_path: Path) -> None:
+    first = endless(tiny_run)
+    try:
+        holder = json.loads((tmp_path / "run" / HOLDER_FILE).read_text(encoding="utf-8"))
+        for option in ("--overwrite_output_dir", "--resume_from_checkpoint=latest"):
+            second = finish(command(*tiny_run, option))
+            assert second.returncode == 2
+            line = f"is in use by another training (process {first.pid} on {holder['host']}, since {holder['since']})"
+            assert line in second.stderr.splitlines()[-1]
+    finally:
+        first.send_signal(signal.SIGKILL)
+        first.communicate()
+    third = finish(command(*tiny_run, "--overwrite_output_dir"))  # a killed process holds nothing
+    assert third.returncode == 0, third.stderr
+
+
+def test_a_start_that_fails_brings_the_earlier_run_back(
+    tiny_run: list[str], train_here: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert train_here(tiny_run) == 0
+    before = content(tmp_path / "run")
+
+    def fail(*args: object) -> None:
+        raise RuntimeError("no kernel for this device")
+
+    monkeypatch.setattr("train_accelerate.take_step", fail)
+    with pytest.raises(RuntimeError, match="no kernel"):
+        train_here([*tiny_run, "--overwrite_output_dir", "--seed", "7"])
+    assert content(tmp_path / "run") == before
+
+
+def test_a_start_killed_before_its_first_step_loses_nothing(
+    tiny_run: list[str], train_here: Train, tmp_path: Path
+) -> None:
+    run_dir = tmp_path / "run"
+    assert train_here(tiny_run) == 0
+    before = content(run_dir)
+    (run_dir / REPLACED_DIR).mkdir()  # as a kill leaves it
+    for path in [path for path in run_dir.iterdir() if path.name not in (REPLACED_DIR, LOCK_FILE)]:
+        path.rename(run_dir / REPLACED_DIR / path.name)
+    (run_dir / "arguments.yaml").write_text("seed: 7\n", encoding="utf-8")
+    with pytest.raises(UserError, match="holds the run that an interrupted start was replacing"):
+        train_here([*tiny_run, "--resume_from_checkpoint", "latest"])
+    assert content(run_dir / REPLACED_DIR) == before
+    assert train_here([*tiny_run, "--overwrite_output_dir"]) == 0
+    assert not (run_dir / REPLACED_DIR).exists()
+    assert content(run_dir).keys() == before.keys()
+
+
+def test_overwriting_deletes_what_a_run_wrote_and_nothing_else(
+    tiny_run: list[str], train_here: Train, tmp_path: Path
+) -> None:
+    run_dir = tmp_path / "run"
+    assert train_here(tiny_run) == 0
+    (run_dir / "notes.txt").write_text("mine", encoding="utf-8")
+    (run_dir / "data").mkdir()
+    (run_dir / "data" / "text.txt").write_text("mine, too", encoding="utf-8")
+    (run_dir / "README.md").write_text("an edited card", encoding="utf-8")
+    words = [*tiny_run, "--max_steps", "4", "--overwrite_output_dir"]
+    assert train_here(words) == 0
+    assert (run_dir / "notes.txt").read_text(encoding="utf-8") == "mine"
+    assert (run_dir / "data" / "text.txt").read_text(encoding="utf-8") == "mine, too"
+    assert (run_dir / "README.md").read_text(encoding="utf-8") == "an edited card"
+    assert sorted(path.name for path in run_dir.glob("checkpoint-*")) == ["checkpoint-4"]
+
+
+def test_an_input_of_the_new_run_is_not_overwritten(tiny_run: list[str], train_here: Train, tmp_path: Path) -> None:
+    assert train_here(tiny_run) == 0
+    before = content(tmp_path / "run")
+    shape = {"--hidden_size", "--num_hidden_layers", "--num_attention_heads"}
+    words = [word for place, word in enumerate(tiny_run) if not {word, tiny_run[place - 1]} & shape]
+    for model in (tmp_path / "run", tmp_path / "run" / "checkpoint-5"):
+        with pytest.raises(UserError, match=f"model_name_or_path={model} is part of the run in output_dir"):
+            train_here([*words, "--overwrite_output_dir", "--model_name_or_path", str(model)])
+    assert content(tmp_path / "run") == before
+
+
+def test_a_linked_output_folder_stays_a_link(tiny_run: list[str], train_here: Train, tmp_path: Path) -> None:
+    (tmp_path / "large_disk").mkdir()
+    (tmp_path / "run").symlink_to(tmp_path / "large_disk")
+    for option in ([], ["--overwrite_output_dir"]):
+        assert train_here([*tiny_run, *option]) == 0
+        assert (tmp_path / "run").is_symlink()
+        assert (tmp_path / "large_disk" / "model.safetensors").is_file()
+
+
+def test_bad_input_leaves_no_folder_behind(tiny_run: list[str], train_here: Train, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="hidden_size=15"):
+        train_here([*tiny_run, "--hidden_size", "15", "--output_dir", str(tmp_path / "a" / "b" / "run")])
+    assert not (tmp_path / "a").exists()
