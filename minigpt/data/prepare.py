@@ -36,10 +36,11 @@ from minigpt.data.shard_writer import (
     publish,
     write_manifest,
 )
-from minigpt.data.shards import FORMAT_VERSION, MANIFEST, smallest_dtype
+from minigpt.data.shards import FORMAT_VERSION, MANIFEST, open_shards, smallest_dtype
 from minigpt.data.tokenizer import load_tokenizer, tokenizer_hash, train_bpe, train_characters, vocabulary_size
 from minigpt.utils.errors import UserError
 from minigpt.utils.files import fsync, new_parents, publish_folder
+from minigpt.utils.lock import locked
 from minigpt.utils.progress import Progress
 
 if TYPE_CHECKING:
@@ -57,13 +58,15 @@ def prepare(args: DataArguments, output_dir: str | Path) -> Path:
     Raises UserError on bad input, which leaves nothing on the disk, and if `output_dir` is not empty, unless
     `args.overwrite_cache` is set. Raises ResumableError if the same command can resume after the cause is removed.
     """
-    output_dir = Path(output_dir)
+    output_dir = Path(output_dir).expanduser().resolve()  # a link stays a link to the folder that is replaced
     if args.data:
         raise UserError(
             f"data={' '.join(args.data)} is prepared already; give --train_file, --dataset_name or --corpus"
         )
     if output_dir.exists() and not output_dir.is_dir():
         raise UserError(f"output_dir={output_dir} is a file; give a folder")
+    if output_dir.is_dir() and any(output_dir.iterdir()) and args.overwrite_cache:
+        _check_replaceable(args, output_dir)
     in_use = output_dir.is_dir() and any(output_dir.iterdir()) and not args.overwrite_cache
     not_empty = f"output_dir={output_dir} is not empty; give another folder, or --overwrite_cache"
     if in_use and not (output_dir / JOURNAL).exists():
@@ -75,8 +78,37 @@ def prepare(args: DataArguments, output_dir: str | Path) -> Path:
     if in_use:
         forget_journal(output_dir)
         return output_dir
-    with new_parents(output_dir), _locked(output_dir):
+    before = _manifest_version(output_dir)
+    with new_parents(output_dir), _locked(output_dir, wait=False):
+        if _manifest_version(output_dir) != before:
+            raise UserError(f"output_dir={output_dir} has just been prepared by another process; give another folder")
         return _prepare(args, corpus, key, output_dir)
+
+
+def _check_replaceable(args: DataArguments, output_dir: Path) -> None:
+    """Raises UserError if `output_dir` is not a folder that `prepare` wrote, or holds an input of this preparation."""
+    if not (output_dir / MANIFEST).is_file() or not open_shards(output_dir).manifest:
+        raise UserError(
+            f"output_dir={output_dir} holds no prepared token shards and is not replaced; give another folder"
+        )
+    for name in ("train_file", "validation_file", "dataset_name", "tokenizer"):
+        values = getattr(args, name)
+        for value in [values] if isinstance(values, str) else values or []:
+            path = Path(value).expanduser()
+            if path.exists() and path.resolve().is_relative_to(output_dir):
+                raise UserError(
+                    f"{name}={value} is in output_dir={output_dir}, which overwrite_cache would delete; "
+                    "give another output_dir"
+                )
+
+
+def _manifest_version(folder: Path) -> tuple[int, int] | None:
+    """What changes when another process replaces the shards; None if there are none."""
+    try:
+        status = (folder / MANIFEST).stat()
+    except OSError:
+        return None
+    return status.st_ino, status.st_mtime_ns
 
 
 def prepared_folder(args: DataArguments) -> Path:
@@ -91,7 +123,7 @@ def prepared_folder(args: DataArguments) -> Path:
     folder = cache / key
     if (folder / MANIFEST).is_file() and not args.overwrite_cache:
         return folder
-    with new_parents(folder), _locked(folder):
+    with new_parents(folder), _locked(folder, wait=True):
         if (folder / MANIFEST).is_file() and not args.overwrite_cache:
             return folder
         return _prepare(args, corpus, key, folder)
@@ -266,12 +298,10 @@ def _cores() -> int:
 
 
 @contextmanager
-def _locked(folder: Path) -> Iterator[None]:
+def _locked(folder: Path, wait: bool) -> Iterator[None]:
     """Let one process at a time prepare `folder`."""
-    from filelock import FileLock
-
     path = folder.parent / f".{folder.name}.lock"
-    with FileLock(path):
+    with locked(path, str(folder), wait):
         try:
             yield
         finally:

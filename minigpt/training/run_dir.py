@@ -1,26 +1,20 @@
 """The output folder of a run: checked before anything is written, locked, and never emptied of what is not a run's."""
 
 import fnmatch
-import json
-import os
 import shutil
-import socket
 from collections.abc import Iterator
 from contextlib import ExitStack, suppress
-from datetime import datetime
 from pathlib import Path
 from types import TracebackType
 from typing import Self
-
-from filelock import FileLock, SoftFileLock, Timeout
 
 from minigpt.config.arguments import Arguments
 from minigpt.training.checkpoint import SMALL_FILES_BYTES
 from minigpt.utils.errors import UserError
 from minigpt.utils.files import lack_of_room, new_parents, write_atomically
+from minigpt.utils.lock import locked
 from minigpt.utils.run_files import (
     ARGUMENTS_FILE,
-    HOLDER_FILE,
     LOCK_FILE,
     METRICS_FILE,
     REPLACED_DIR,
@@ -89,21 +83,7 @@ class OutputDir:
         if not self.folder.exists():
             self._stack.push(self._remove_if_unused)
             self.folder.mkdir()
-        lock: FileLock | SoftFileLock = FileLock(self.folder / LOCK_FILE)
-        try:
-            lock.acquire(timeout=0)
-        except Timeout as error:
-            raise UserError(
-                f"output_dir={self.folder} is in use by another training{self._holder()}; wait until it ends, or give "
-                "another folder"
-            ) from error
-        except NotImplementedError:  # a file system without locks: the file itself is the lock
-            lock = SoftFileLock(self.folder / LOCK_FILE, timeout=0)
-            lock.acquire()
-        self._stack.callback(lock.release)
-        holder = {"host": socket.gethostname(), "pid": os.getpid(), "since": datetime.now().isoformat(" ", "seconds")}
-        write_atomically(self.folder / HOLDER_FILE, json.dumps(holder))
-        self._stack.callback((self.folder / HOLDER_FILE).unlink, missing_ok=True)
+        self._stack.enter_context(locked(self.folder / LOCK_FILE, f"output_dir={self.folder}"))
         self.check()  # another run may have come and gone since the first check
 
     def start(self) -> None:
@@ -154,13 +134,6 @@ class OutputDir:
             path.rename(self.folder / path.name)
         (self.folder / REPLACED_DIR).rmdir()
 
-    def _holder(self) -> str:
-        try:
-            holder = json.loads((self.folder / HOLDER_FILE).read_text(encoding="utf-8"))
-            return f" (process {holder['pid']} on {holder['host']}, since {holder['since']})"
-        except (OSError, ValueError, KeyError, TypeError):  # it is just starting or ending
-            return ""
-
     def _remove_if_unused(self, kind: type[BaseException] | None, *rest: object) -> None:
         """Remove a folder that this run has made if it failed before it wrote anything."""
         if kind is not None and not _entries(self.folder):
@@ -179,7 +152,7 @@ def check_room(args: Arguments, parameters: int) -> None:
 
 def _entries(folder: Path) -> list[Path]:
     """What is in the folder besides the files of the lock."""
-    return [path for path in folder.iterdir() if not path.name.startswith((LOCK_FILE, HOLDER_FILE))]
+    return [path for path in folder.iterdir() if not path.name.startswith(LOCK_FILE)]
 
 
 def _delete(path: Path) -> None:

@@ -16,7 +16,7 @@ OPTIMIZER_FILE, STATE_FILE, CHECKSUMS_FILE = "optimizer.safetensors", "training_
 # in skipped_steps/step-<step>, next to the model
 SKIPPED_STEPS_DIR, REPLAY_FILE = "skipped_steps", "replay.json"
 # while a run has the folder
-LOCK_FILE, HOLDER_FILE, REPLACED_DIR = ".lock", ".running.json", ".replaced"
+LOCK_FILE, REPLACED_DIR = ".lock", ".replaced"
 
 MODEL_FILES = (
     "config.json", "generation_config.json", "model*.safetensors", "model.safetensors.index.json",

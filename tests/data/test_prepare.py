@@ -13,6 +13,8 @@ from minigpt.data import prepare as prepare_module
 from minigpt.data.prepare import prepare, prepared_folder
 from minigpt.data.shards import open_shards
 from minigpt.data.tokenizer import load_tokenizer, tokenizer_hash, train_bpe
+from minigpt.utils.errors import UserError
+from minigpt.utils.lock import locked
 
 DOCUMENTS = [f"Document {index}: it is — number {index}.\n\nEnd<|endoftext|>\n" for index in range(30)]
 
@@ -162,3 +164,50 @@ def test_the_command_prints_a_summary_and_overwrites_only_on_request(jsonl: str,
     assert "is not empty; give another folder, or --overwrite_cache" in again.stderr
     assert minigpt(*words, "--overwrite_cache").returncode == 0
     assert (tmp_path / "out" / "manifest.json").read_bytes() == before
+
+
+def test_overwriting_replaces_shards_only_and_never_an_input(tmp_path: Path) -> None:
+    own, thesis, nanogpt = tmp_path / "own", tmp_path / "thesis", tmp_path / "nanogpt"
+    text = tmp_path / "text.txt"
+    text.write_text("It was a dark and stormy night. " * 40, encoding="utf-8")
+    prepare(DataArguments(train_file=[str(text)], tokenizer="char"), own)
+    (own / "input.txt").write_text("a b c " * 100, encoding="utf-8")
+    thesis.mkdir()
+    (thesis / "chapter1.tex").write_text("years of work", encoding="utf-8")
+    nanogpt.mkdir()
+    np.arange(100, dtype=np.uint16).tofile(nanogpt / "train.bin")
+    cases = [
+        (own, own / "input.txt", "train_file=.* is in output_dir"),
+        (own, own, "train_file=.* is in output_dir"),
+        (thesis, text, "holds no prepared shards"),
+        (nanogpt, text, "holds no prepared shards"),
+    ]
+    for output_dir, source, message in cases:
+        before = {path: path.read_bytes() for path in output_dir.rglob("*") if path.is_file()}
+        args = DataArguments(train_file=[str(source)], tokenizer="char", overwrite_cache=True)
+        with pytest.raises(UserError, match=message):
+            prepare(args, output_dir)
+        assert {path: path.read_bytes() for path in output_dir.rglob("*") if path.is_file()} == before
+
+
+def test_a_linked_output_folder_stays_a_link_when_it_is_overwritten(tmp_path: Path) -> None:
+    text, large_disk, link = tmp_path / "text.txt", tmp_path / "large_disk", tmp_path / "shards"
+    text.write_text("It was a dark and stormy night. " * 40, encoding="utf-8")
+    large_disk.mkdir()
+    link.symlink_to(large_disk)
+    for overwrite in (False, True):
+        prepare(DataArguments(train_file=[str(text)], tokenizer="char", overwrite_cache=overwrite), link)
+        assert link.is_symlink()
+        assert (large_disk / "manifest.json").is_file()
+
+
+def test_two_preparations_into_one_folder_do_not_replace_each_other(tmp_path: Path) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text("It was a dark and stormy night. " * 40, encoding="utf-8")
+    args = DataArguments(train_file=[str(text)], tokenizer="char")
+    with locked(tmp_path / ".shards.lock", "shards"), pytest.raises(UserError, match="is in use by process"):
+        prepare(args, tmp_path / "shards")
+    assert not (tmp_path / "shards").exists()
+    prepare(args, tmp_path / "shards")
+    with pytest.raises(UserError, match="is not empty"):
+        prepare(args, tmp_path / "shards")

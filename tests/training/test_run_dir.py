@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from minigpt.utils.errors import UserError
-from minigpt.utils.run_files import HOLDER_FILE, LOCK_FILE, REPLACED_DIR
+from minigpt.utils.run_files import LOCK_FILE, REPLACED_DIR
 from support.runs import command, finish
 
 Train = Callable[[list[str]], int]
@@ -19,7 +19,7 @@ def content(folder: Path) -> dict[str, bytes]:
     return {
         path.relative_to(folder).as_posix(): path.read_bytes()
         for path in sorted(folder.rglob("*"))
-        if path.is_file() and path.name not in (LOCK_FILE, HOLDER_FILE)
+        if path.is_file() and not path.name.startswith(LOCK_FILE)
     }
 
 
@@ -37,11 +37,11 @@ def endless(tiny_run: list[str]) -> subprocess.Popen[str]:
 def test_a_second_training_is_refused_and_told_who_has_the_folder(tiny_run: list[str], tmp_path: Path) -> None:
     first = endless(tiny_run)
     try:
-        holder = json.loads((tmp_path / "run" / HOLDER_FILE).read_text(encoding="utf-8"))
+        holder = json.loads((tmp_path / "run" / f"{LOCK_FILE}.json").read_text(encoding="utf-8"))
         for option in ("--overwrite_output_dir", "--resume_from_checkpoint=latest"):
             second = finish(command(*tiny_run, option))
             assert second.returncode == 2
-            line = f"is in use by another training (process {first.pid} on {holder['host']}, since {holder['since']})"
+            line = f"is in use by process {first.pid} on {holder['host']} (since {holder['since']})"
             assert line in second.stderr.splitlines()[-1]
     finally:
         first.send_signal(signal.SIGKILL)
