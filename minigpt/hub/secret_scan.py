@@ -1,8 +1,10 @@
 """Find secrets in files and command lines before anything is published."""
 
+import codecs
 import os
 import re
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 from minigpt.utils.errors import UserError
 
@@ -17,16 +19,19 @@ SECRET_PATTERNS = {
     "a GitHub token": _NAME_START + r"(?:gh[pousr]_[A-Za-z0-9]{36}|github_pat_[A-Za-z0-9_]{22,})",
     "an API key": _NAME_START
     + r"(?:sk-(?:proj-|ant-)?[A-Za-z0-9_-]{32,}|AIza[0-9A-Za-z_-]{35}|xox[abprs]-[0-9A-Za-z-]{10,})",
+    "a URL with a password": r"[A-Za-z][A-Za-z0-9+.-]*://[^\s/:@\"'<>]+:[^\s/@\"'<>]{3,}@[A-Za-z0-9]",
     "a private key": r"-----BEGIN [A-Z ]*PRIVATE KEY",  # in JSON, the letter n of a line break can precede it
 }
 
 _COMPILED_PATTERNS = {kind: re.compile(pattern.encode()) for kind, pattern in SECRET_PATTERNS.items()}
 
-_SECRET_VARIABLE = re.compile(r"(?:TOKEN|SECRET|PASSWORD|API_KEY|ACCESS_KEY(?:_ID)?)$")
+_SECRET_VARIABLE = re.compile(r"(?:TOKEN|SECRET|CREDENTIALS?|PASS(?:WORD|WD|PHRASE)?|_KEY(?:_ID)?)(?:_|$)")
 
 _ALWAYS_SECRET_VARIABLES = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "WANDB_API_KEY")
 
 _TOKEN_OPTION = re.compile(r"--(?:hub[_-])?(?:token|api[_-]key)(?:=|$)")
+
+MAX_HEADER_BYTES = 100_000_000  # the limit of the safetensors format
 
 _MIN_VALUE_LENGTH = 8  # a shorter value ("1", "none") occurs in any text
 
@@ -50,7 +55,12 @@ def secret_values() -> dict[bytes, str]:
 
 
 def find_secrets(content: bytes, values: dict[bytes, str]) -> Iterator[tuple[int, str]]:
-    """(line number, kind) of the first occurrence of each of `values`, and of each pattern of a secret."""
+    """(line number, kind) of the first occurrence of each of `values`, and of each pattern of a secret.
+
+    A text in UTF-16 is searched, too, if it starts with a byte-order mark.
+    """
+    if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        content = content.decode("utf-16", errors="replace").encode()
     for value, kind in values.items():
         position = content.find(value)
         if position >= 0:
@@ -59,6 +69,13 @@ def find_secrets(content: bytes, values: dict[bytes, str]) -> Iterator[tuple[int
         match = pattern.search(content)
         if match:
             yield _line_number(content, match.start()), kind
+
+
+def safetensors_header(path: Path) -> bytes:
+    """The JSON at the start of a safetensors file, which holds names, shapes and free metadata."""
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        return file.read(min(length, MAX_HEADER_BYTES))
 
 
 def refuse_secrets(contents: dict[str, bytes]) -> None:

@@ -1,7 +1,7 @@
 """Choose the files of a run that are published, and commit them to the Hub."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,13 +18,22 @@ from huggingface_hub.utils import validate_repo_id
 
 from minigpt.hub.model_card import is_edited_card, model_card
 from minigpt.hub.run_summary import read_run_summary
-from minigpt.hub.secret_scan import refuse_secrets
+from minigpt.hub.secret_scan import refuse_secrets, safetensors_header
 from minigpt.utils.errors import UserError
 from minigpt.utils.formatting import format_bytes
-from minigpt.utils.run_files import CARD_FILE, DATA_FILE, ENVIRONMENT_FILE, METRICS_FILE, MODEL_FILES, find_checkpoints
+from minigpt.utils.run_files import (
+    CARD_FILE,
+    CURVE_FILES,
+    DATA_FILE,
+    ENVIRONMENT_FILE,
+    LOCK_FILE,
+    METRICS_FILE,
+    MODEL_FILES,
+    find_checkpoints,
+)
 
 # These lists name what is published, not what is kept back: a new kind of file is never published by accident.
-RECORD_FILES = (METRICS_FILE, DATA_FILE, ENVIRONMENT_FILE, "*.png", "*.pdf")
+RECORD_FILES = (METRICS_FILE, DATA_FILE, ENVIRONMENT_FILE, *CURVE_FILES)
 
 EVENT_FILES = "tensorboard/**/*.tfevents.*"
 
@@ -77,17 +86,12 @@ def files_to_upload(target: UploadTarget, run_dir: Path, model_dir: Path | None 
         checkpoints = ", ".join(map(str, find_checkpoints(run_dir)))
         way_out = f"try one of its checkpoints: {checkpoints}" if checkpoints else "give the folder of a run"
         raise UserError(f"{run_dir} holds no model (config.json and model.safetensors); {way_out}")
-    paths = {path.relative_to(model_dir): path for pattern in MODEL_FILES for path in model_dir.glob(pattern)}
-    paths |= {path.relative_to(run_dir): path for pattern in RECORD_FILES for path in run_dir.glob(pattern)}
+    paths = _matching_files(model_dir, MODEL_FILES) | _matching_files(run_dir, RECORD_FILES)
     files = [
-        UploadFile(name.as_posix(), path if path.suffix == ".safetensors" else path.read_bytes())
-        for name, path in sorted(paths.items())
-        if path.is_file()
+        UploadFile(name, path if path.suffix == ".safetensors" else path.read_bytes()) for name, path in paths.items()
     ]
-    files += [
-        UploadFile(public_name(path.relative_to(run_dir).as_posix()), path.read_bytes())
-        for path in sorted(run_dir.glob(EVENT_FILES))
-    ]
+    event_files = _matching_files(run_dir, (EVENT_FILES,))
+    files += [UploadFile(public_name(name), path.read_bytes()) for name, path in event_files.items()]
     card_path = run_dir / CARD_FILE
     if is_edited_card(card_path):
         files.append(UploadFile(CARD_FILE, card_path.read_bytes()))
@@ -98,14 +102,31 @@ def files_to_upload(target: UploadTarget, run_dir: Path, model_dir: Path | None 
     return files
 
 
+def _matching_files(folder: Path, patterns: Iterable[str]) -> dict[str, Path]:
+    """The matching files in `folder`, by relative name. Raises UserError for a link that leaves the folder."""
+    files = {}
+    for path in sorted(path for pattern in patterns for path in folder.glob(pattern)):
+        name = path.relative_to(folder)
+        if any(part.startswith(".") for part in name.parts):
+            continue
+        if not path.resolve().is_relative_to(folder.resolve()):
+            raise UserError(f"{path} is a link to {path.resolve()}, outside {folder}; put a copy of the file there")
+        if path.is_file():
+            files[name.as_posix()] = path
+    return files
+
+
 def public_name(name: str) -> str:
     """The name of an event file without the host name that TensorBoard puts into it. Other names stay the same."""
     return EVENT_FILE_HOST.sub(r"\1.\2", name)
 
 
 def refuse_secrets_in_files(files: list[UploadFile]) -> None:
-    """Raises UserError with the name and line of every secret. Weights are not scanned."""
-    refuse_secrets({file.name: file.content for file in files if isinstance(file.content, bytes)})
+    """Raises UserError with the name and line of every secret. Of weights, the header is scanned."""
+    contents = {}
+    for file in files:
+        contents[file.name] = file.content if isinstance(file.content, bytes) else safetensors_header(file.content)
+    refuse_secrets(contents)
 
 
 def files_not_uploaded(run_dir: Path, files: list[UploadFile]) -> list[str]:
@@ -114,7 +135,7 @@ def files_not_uploaded(run_dir: Path, files: list[UploadFile]) -> list[str]:
     return [
         f"{path.name}/" if path.is_dir() else path.name
         for path in sorted(run_dir.iterdir())
-        if path.name not in published
+        if path.name not in published and not path.name.startswith(LOCK_FILE)
     ]
 
 

@@ -359,3 +359,20 @@ def copy_of(run: Path, folder: Path, weights: bytes = b"") -> Path:
         path = copy / "model.safetensors"
         save_file(load_file(path), path, {"format": "pt", "is": str(weights)})
     return copy
+
+
+def test_a_link_out_of_the_run_is_refused_and_files_off_the_list_stay(trained: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(trained, run)
+    (tmp_path / "private.txt").write_text("private", encoding="utf-8")
+    (run / "photo.png").symlink_to(tmp_path / "private.txt")
+    (run / ".env").write_text("PASSWORD=correct horse", encoding="utf-8")
+    output = upload(run, "ann/links", "--dry_run", hub=None, home=tmp_path)
+    assert "photo.png" in output.split("not uploaded:")[1]
+    assert ".env" in output.split("not uploaded:")[1]
+    for name in ("loss.png", "tokenizer.json", "tensorboard/events.out.tfevents.1.host.2.3"):
+        (run / name).unlink(missing_ok=True)
+        (run / name).symlink_to(tmp_path / "private.txt")
+        output = upload(run, "ann/links", "--dry_run", hub=None, home=tmp_path, code=2)
+        assert f"{name} is a link to {tmp_path / 'private.txt'}, outside" in output
+        (run / name).unlink()
