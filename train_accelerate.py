@@ -79,16 +79,16 @@ class Run:
 
 def train(args: Arguments) -> int:
     """Start or resume the training that `args` describe. Returns the exit code: 0, 75 (stopped) or 76 (diverged)."""
-    with OutputDir(args) as output_dir:
+    with StopRequest() as stop, OutputDir(args) as output_dir:
         with file_errors_are_user_errors():
             run = set_up(args, output_dir)
-        return run_steps(run)
+        return run_steps(run, stop)
 
 
-def run_steps(run: Run) -> int:
+def run_steps(run: Run, stop: StopRequest) -> int:
     """Make the steps of a run, and what is due between them. Returns the exit code."""
     args, state, log, accelerator, max_steps = run.args, run.state, run.log, run.accelerator, run.schedule.max_steps
-    stop = StopRequest()
+    stop.listen()
     clock = TrainingClock(state)
     run.model.train()
 
@@ -130,6 +130,7 @@ def run_steps(run: Run) -> int:
     duration = format_duration(state.elapsed_s)
     log.print(f"done: {max_steps} steps in {duration} of training; the model is in {args.run_dir}")
     log.close()
+    stop.release()  # the model is complete: the upload may be interrupted
     run.pushes.finish()
     return 0
 

@@ -1,5 +1,6 @@
 """Progress of long work: a bar in a terminal, plain lines elsewhere."""
 
+import os
 import sys
 import time
 from types import TracebackType
@@ -79,9 +80,15 @@ class Progress:
 
 
 def print_line(text: str) -> None:
-    """Print to stdout at once, above any bar that is on the screen."""
-    if sys.stderr.isatty():
-        tqdm.write(text)
-        sys.stdout.flush()
-    else:
-        print(text, flush=True)
+    """Print to stdout at once, above any bar that is on the screen.
+
+    If nobody reads stdout any more (`minigpt train | head`), the lines are dropped and the work continues.
+    """
+    try:
+        if sys.stderr.isatty():
+            tqdm.write(text)
+            sys.stdout.flush()
+        else:
+            print(text, flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -124,3 +124,15 @@ def test_bad_input_leaves_no_folder_behind(tiny_run: list[str], train_here: Trai
     with pytest.raises(UserError, match="hidden_size=15"):
         train_here([*tiny_run, "--hidden_size", "15", "--output_dir", str(tmp_path / "a" / "b" / "run")])
     assert not (tmp_path / "a").exists()
+
+
+def test_a_training_whose_output_nobody_reads_continues_to_its_end(tiny_run: list[str], tmp_path: Path) -> None:
+    process = subprocess.Popen(command(*tiny_run), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stderr is not None
+    process.stdout.readline()
+    process.stdout.close()  # as `| head -1` does
+    assert process.wait(60) == 0, process.stderr.read()
+    process.stderr.close()
+    assert (tmp_path / "run" / "checkpoint-12").is_dir()
+    assert (tmp_path / "run" / "model.safetensors").is_file()
