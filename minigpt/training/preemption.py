@@ -15,9 +15,9 @@ SIGNALS = ("SIGINT", "SIGTERM", "SIGUSR1")
 class StopRequest:
     """Catches Ctrl-C, SIGTERM and SIGUSR1 while the steps are made, and remembers them for `received_by_any_rank`.
 
-    Before the steps (until `listen`), SIGUSR1 is remembered, since a batch system may send it early. Ctrl-C and SIGTERM
-    end the process at once there, as they do after the steps (from `release` on). During the steps, a second Ctrl-C,
-    after `PATIENCE_S`, ends the process at once.
+    Before the steps (until `listen`), only SIGUSR1 is remembered, since a batch system may send it early. Before them
+    and after them (from `release` on), Ctrl-C and SIGTERM end the process at once. During the steps, a second Ctrl-C
+    does, after `PATIENCE_S`.
     """
 
     PATIENCE_S = 2.0  # torchrun forwards a Ctrl-C to its workers, which the terminal has sent it to as well
