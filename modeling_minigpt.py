@@ -214,7 +214,7 @@ class MiniGPTModel(MiniGPTPreTrainedModel):
         if use_cache and past_key_values is None:
             past_key_values = DynamicCache(config=self.config)
 
-        # the position_ids of the caller, not our default: without any, sdpa needs no mask and uses its causal kernel
+        # the caller's position_ids, not the default ones: without any, sdpa needs no mask and uses its causal kernel
         mask = create_causal_mask(
             self.config, inputs_embeds, attention_mask, past_key_values=past_key_values, position_ids=position_ids
         )
@@ -230,7 +230,7 @@ class MiniGPTModel(MiniGPTPreTrainedModel):
         """The positions [1, T] after the cached tokens. Raises ValueError if they do not fit in the table."""
         past_tokens = past_key_values.get_seq_length() if past_key_values is not None else 0
         new_tokens, limit = inputs_embeds.shape[1], self.config.max_position_embeddings
-        # a static cache has its length on the device, and reading it would wait; `generate` has its own check
+        # a static cache has its length on the device, and reading it makes the host wait; `generate` has its own check
         if isinstance(past_tokens, int) and not torch.compiler.is_compiling() and past_tokens + new_tokens > limit:
             raise ValueError(f"{past_tokens} cached + {new_tokens} new tokens exceed max_position_embeddings={limit}")
         return (torch.arange(new_tokens, device=inputs_embeds.device) + past_tokens).unsqueeze(0)
@@ -321,7 +321,7 @@ class MiniGPTForCausalLM(MiniGPTPreTrainedModel, GenerationMixin):
         """Inputs of one decoding step. Raises ValueError if a position does not fit in the table."""
         model_inputs = super().prepare_inputs_for_generation(input_ids, *args, **kwargs)
         limit, positions = self.config.max_position_embeddings, model_inputs.get("position_ids")
-        # padding on the left takes no position, so a longer sequence may fit; only then read from the device
+        # padding on the left takes no position, so a longer sequence may fit; reading positions makes the host wait
         if input_ids.shape[1] > limit and positions is not None and int(positions.max()) >= limit:
             raise out_of_range("position", positions, "max_position_embeddings", limit)
         return model_inputs

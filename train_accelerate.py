@@ -3,7 +3,7 @@
     accelerate launch --config_file accelerate_configs/X.yaml train_accelerate.py configs/Y.yaml [--option value]
 
 Read from the top: `train` is the loop over the steps, `take_step` makes one update, and `set_up` prepares everything
-before the first one. Each thing they call is in the package `minigpt/`. Without arguments this trains the preset
+before the first one. Everything they call is in the package `minigpt/`. Without arguments this trains the preset
 `quickstart`.
 """
 
@@ -57,7 +57,7 @@ from minigpt.utils.formatting import format_duration
 
 @dataclass
 class Run:
-    """What the steps of a run work with."""
+    """Everything that the steps of a run use."""
 
     args: Arguments
     accelerator: Accelerator
@@ -229,7 +229,8 @@ def micro_batches(batches: Iterator[Batch], count: int) -> Iterator[tuple[Batch,
 
 
 def main() -> None:
-    transformers.utils.logging.disable_progress_bar()  # of writing weights, among the lines of the log
+    """Train with the options of the command line, and exit with the code that `train` returns."""
+    transformers.utils.logging.disable_progress_bar()  # bars for writing weights would break up the log
     program = os.environ.get("MINIGPT_PROGRAM", "train_accelerate.py")
     with one_line_errors(program):
         refuse_secrets_on_command_line(sys.argv[1:])

@@ -1,4 +1,4 @@
-"""What several test modules need: a little text, a tiny run, and processes that behave like a user's."""
+"""Fixtures of several test modules: a little text, a tiny run, a small disk and a tiny model."""
 
 import os
 import random
@@ -13,7 +13,7 @@ import pytest
 
 from support.runs import ROOT
 
-os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test needs the network; a slip fails at once instead of waiting
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test needs the network; an accidental request fails at once
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tests run side by side: more threads would only wait for each other
 
@@ -70,20 +70,19 @@ def train_here() -> Iterator[Callable[[list[str]], int]]:
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[tuple[Path, Callable[[int], None]]]:
-    """A file system of 16 MB, and how to give it another size."""
+    """A file system of 16 MB, and a function that gives it another size in MB."""
     if sys.platform != "linux":
         pytest.skip("a small file system is made with Linux's tmpfs")
     folder = tmp_path / "disk"
     folder.mkdir()
     made = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=16m", "tmpfs", folder], capture_output=True, text=True)
     if made.returncode != 0:
-        pytest.skip(f"no file system may be mounted here: {made.stderr.strip()}")
-    yield (
-        folder,
-        lambda megabytes: subprocess.run(
-            ["mount", "-o", f"remount,size={megabytes}m", folder], check=True
-        ) and None,
-    )  # fmt: skip
+        pytest.skip(f"a file system cannot be mounted: {made.stderr.strip()}")
+
+    def resize(megabytes: int) -> None:
+        subprocess.run(["mount", "-o", f"remount,size={megabytes}m", folder], check=True)
+
+    yield folder, resize
     subprocess.run(["umount", folder], check=True)
 
 

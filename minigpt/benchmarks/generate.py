@@ -96,7 +96,7 @@ def decode_seconds(model: PreTrainedModel, mode: str, batch_size: int, new_token
 
 
 def weight_bytes(gpt2: PreTrainedModel) -> int:
-    """Bytes of weights that a decoding step reads: all except the position table, of which it reads one row."""
+    """Bytes of weights that a decoding step reads: all except the position table; it reads one row of that."""
     positions = gpt2.get_parameter("transformer.wpe.weight")
     return sum(parameter.nbytes for parameter in gpt2.parameters()) - positions.nbytes
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from minigpt.config.presets import find_preset
+from minigpt.training.trainer_command import trainer_command
 from minigpt.utils.formatting import markdown_table
 from minigpt.utils.run_files import METRICS_FILE, read_metrics
 
@@ -52,8 +53,8 @@ def copy_nanogpt(nanogpt: Path, text: Path, folder: Path) -> Path:
 def train_nanogpt(checkout: Path, steps: int) -> tuple[float, float]:
     """Train with nanoGPT's train.py. Returns the seconds of `steps` steps and the validation loss of its last model.
 
-    nanoGPT prints the time of each step. Those of the first one and of the one after `steps` include an evaluation;
-    the mean of the others counts for all.
+    nanoGPT prints the time of each step. The first step and the one after `steps` include an evaluation, so the mean
+    time of the other steps is taken for every step.
     """
     options = f"{NANOGPT_OPTIONS} --max_iters={steps} --lr_decay_iters={steps} --eval_interval={steps}".split()
     output = _run([sys.executable, "train.py", *options], checkout)
@@ -71,7 +72,7 @@ def nanogpt_loss(checkout: Path) -> float:
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    sys.modules["nanogpt_model"] = module  # dataclasses look their own module up there
+    sys.modules["nanogpt_model"] = module  # dataclasses look up their module in it
     spec.loader.exec_module(module)
     saved = torch.load(checkout / "out-shakespeare-char" / "ckpt.pt", weights_only=True, map_location="cpu")
     model = module.GPT(module.GPTConfig(**saved["model_args"])).eval()
@@ -85,14 +86,11 @@ def nanogpt_loss(checkout: Path) -> float:
 
 def train_minigpt(preset: str, text: Path, seed: int, folder: Path) -> tuple[float, float]:
     """Train with train_accelerate.py and `preset`. Returns the seconds of training and the last validation loss."""
-    spec = importlib.util.find_spec("train_accelerate")
-    assert spec is not None
-    assert spec.origin is not None
     run_dir = folder / "run"
     options = f"--cache_dir {folder / 'cache'} --output_dir {run_dir} --seed {seed} --block_size {BLOCK_SIZE} "
     options += "--overwrite_output_dir --eval_steps 0 --save_steps 0 --report_to none --use_cpu"
-    preset_file = find_preset(preset).absolute()
-    _run([sys.executable, spec.origin, str(preset_file), "--train_file", str(text), *options.split()], Path.cwd())
+    preset_file = str(find_preset(preset).absolute())
+    _run(trainer_command([preset_file, "--train_file", str(text), *options.split()]), Path.cwd())
     lines = read_metrics(run_dir / METRICS_FILE)
     last = next(line for line in reversed(lines) if "val/loss" in line)
     return last["elapsed_s"], last["val/loss"]

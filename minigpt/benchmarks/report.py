@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from minigpt.utils.errors import UserError
+from minigpt.utils.errors import UserError, first_line
 
 
 def add_report_option(parser: argparse.ArgumentParser) -> None:
@@ -43,11 +43,11 @@ def choose_device(name: str | None) -> str:
     try:
         torch.empty(1, device=name)
     except (RuntimeError, AssertionError) as error:
-        raise UserError(f"device={name} cannot be used: {str(error).splitlines()[0]}") from error
+        raise UserError(f"device={name} cannot be used: {first_line(error)}") from error
     return name
 
 
-def describe_environment(device: str) -> dict[str, Any]:
+def _describe_environment(device: str) -> dict[str, Any]:
     """The hardware and library versions that the figures depend on."""
     import torch
     import transformers
@@ -74,17 +74,21 @@ def _device_name(device: str) -> str:
     return names[0] if names else platform.processor() or platform.machine()
 
 
-def environment_sentence(environment: Mapping[str, Any]) -> str:
-    """The result of `describe_environment` as a sentence."""
-    return (
-        f"{environment['device']}, {environment['threads']} threads, {environment['cpu_capability']}; "
-        f"torch {environment['torch']}, transformers {environment['transformers']}, Python {environment['python']}."
+def write_report(
+    figures: Mapping[str, Any], table: str, *, device: str, output: str | None, conditions: str = ""
+) -> None:
+    """Print the hardware and versions, the `conditions` of the benchmark and its table.
+
+    With `output`, also write this to output.md, and `figures` with the hardware and versions to output.json.
+    """
+    machine = _describe_environment(device)
+    sentences = (
+        f"{machine['device']}, {machine['threads']} threads, {machine['cpu_capability']}; torch {machine['torch']}, "
+        f"transformers {machine['transformers']}, Python {machine['python']}. {conditions}"
     )
-
-
-def write_report(report: Mapping[str, Any], text: str, output: str | None) -> None:
-    """Print `text`; with `output`, also write it to output.md and `report` to output.json."""
-    print("\n" + text)
+    text = f"{sentences.rstrip()}\n\n{table}"
+    print(f"\n{text}")
     if output:
+        report = {"machine": machine, **figures}
         Path(f"{output}.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
         Path(f"{output}.md").write_text(text + "\n", encoding="utf-8")

@@ -92,8 +92,9 @@ def build_encoders(tokenizer: "PreTrainedTokenizerFast", workers: int) -> dict[s
 
 
 def measure(encoders: Mapping[str, Encode], texts: Sequence[str], turns: int) -> tuple[list[Row], int]:
-    """Let the encoders encode `texts` in turns. Returns the table, in which the first one is MiniGPT's, and the number
-    of tokens. Raises RuntimeError if two encoders give different ids.
+    """Let the encoders, MiniGPT's first, encode `texts` in turns. Returns the rows of the table and the token count.
+
+    Raises RuntimeError if two encoders give different ids.
     """
     wall_s: dict[str, list[float]] = {name: [] for name in encoders}
     core_s: dict[str, list[float]] = {name: [] for name in encoders}

@@ -1,6 +1,5 @@
 """Compare the training speed of MiniGPT with nanoGPT and transformers' Trainer."""
 
-import importlib.util
 import json
 import os
 import re
@@ -16,12 +15,11 @@ from pathlib import Path
 
 import psutil
 
-from minigpt.config.presets import find_profile
+from minigpt.training.trainer_command import trainer_command
 from minigpt.utils.formatting import format_flops, markdown_table
 from minigpt.utils.run_files import METRICS_FILE, read_metrics
 
-# minigpt: train_accelerate.py; minigpt-ddp: the same on two processes; bare: MiniGPT's model in a minimal loop;
-# nanogpt: the user's checkout, nanogpt-bf16: the same with autocast; transformers: GPT-2 under Trainer
+# described in the help of `minigpt bench train`
 TRAINERS = ("minigpt", "minigpt-ddp", "bare", "nanogpt", "nanogpt-bf16", "transformers")
 
 SINGLE_PROCESS_TRAINERS = tuple(trainer for trainer in TRAINERS if trainer != "minigpt-ddp")
@@ -150,16 +148,13 @@ def _minigpt_command(shape: Shape, options: Options, processes: int, folder: Pat
         ids = np.random.default_rng(0).integers(shape.vocab_size, size=64 * shape.block_size * 16)
         ids.astype(np.uint16).tofile(data / "train.bin")
         train_characters(["a"]).save_pretrained(data)
-    spec = importlib.util.find_spec("train_accelerate")
-    assert spec is not None
-    assert spec.origin is not None
-    launch = [sys.executable]
+    profile: str | None = None
+    launcher_options: list[str] = []
     if options.compile or processes > 1:
         on_gpu = options.device == "cuda"
         profile = ("multi_gpu" if on_gpu else "cpu_ddp") if processes > 1 else ("single_gpu" if on_gpu else "cpu")
-        launch += ["-m", "accelerate.commands.accelerate_cli", "launch", "--num_processes", str(processes)]
-        launch += ["--config_file", str(find_profile(profile))]
-        launch += ["--dynamo_backend", "inductor"] if options.compile else []
+        launcher_options = ["--num_processes", str(processes)]
+        launcher_options += ["--dynamo_backend", "inductor"] if options.compile else []
     words = f"--hidden_size {shape.hidden} --num_hidden_layers {shape.layers} --vocab_size {shape.vocab_size} "
     words += f"--num_attention_heads {shape.heads} --block_size {shape.block_size} --dropout 0 "
     words += f"--per_device_train_batch_size {shape.batch_size // processes} --max_steps 1000000 "
@@ -167,7 +162,7 @@ def _minigpt_command(shape: Shape, options: Options, processes: int, folder: Pat
     words += "--report_to none --save_steps 0 --eval_steps 0 "
     words += f"--mixed_precision {options.mixed_precision} --gradient_checkpointing {options.gradient_checkpointing}"
     words += " --use_cpu" if options.device == "cpu" else ""
-    return [*launch, spec.origin, *words.split()]
+    return trainer_command(words.split(), profile, launcher_options)
 
 
 def _environment(options: Options, processes: int = 1) -> dict[str, str]:
@@ -224,16 +219,10 @@ def summarize(turns: Mapping[str, Sequence[Turn]], shape: Shape, peak_flops: flo
 
 def flops_per_token(shape: Shape) -> float:
     """FLOPs of training on one token."""
-    import torch
-
     from minigpt.benchmarks.train_worker import build_config
-    from minigpt.modeling.flops import train_flops_per_token
-    from modeling_minigpt import MiniGPTForCausalLM
+    from minigpt.planning import step_time
 
-    config = build_config(shape)
-    with torch.device("meta"):
-        parameters = MiniGPTForCausalLM(config).num_parameters()
-    return train_flops_per_token(parameters, config, shape.block_size)
+    return step_time.flops_per_token(build_config(shape), shape.block_size)
 
 
 def describe(shape: Shape, options: Options, peak_flops: float) -> str:

@@ -164,7 +164,7 @@ def _trainer_step_seconds(task: Task) -> list[float]:
 
 
 def main() -> None:
-    """Train as the first command-line argument says, and print a `Turn` as JSON."""
+    """Run the task in the first command-line argument, and print a `Turn` as JSON."""
     task = Task.from_json(sys.argv[1])
     if task.threads is not None:
         torch.set_num_threads(task.threads)

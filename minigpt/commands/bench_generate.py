@@ -7,18 +7,18 @@ import argparse
 from collections.abc import Sequence
 from dataclasses import asdict
 
-from minigpt.utils.command_line import CommandParser
+from minigpt.utils.command_line import DTYPES, CommandParser
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
     """The options of `minigpt bench generate`."""
     from minigpt.benchmarks.report import add_device_options, add_report_option, check_options
 
-    dtypes, modes = ["float32", "bfloat16", "float16"], ["eager", "compiled"]
+    modes = ["eager", "compiled"]
     parser = CommandParser("minigpt bench generate", __doc__)
     add = parser.add_argument
     add("--batch_sizes", type=int, nargs="+", default=[1, 8], metavar="N", help="default: 1 8")
-    add("--dtypes", nargs="+", default=dtypes[:2], choices=dtypes, help="default: float32 bfloat16")
+    add("--dtypes", nargs="+", default=DTYPES[:2], choices=DTYPES, help="default: float32 bfloat16")
     add("--modes", nargs="+", default=modes, choices=modes, help="default: both")
     add("--no_packing", action="store_true", help="on a CPU, keep the matrices as from_pretrained loads them")
     add("--new_tokens", type=int, default=48, metavar="N", help="tokens per turn (default: %(default)s)")
@@ -37,7 +37,7 @@ def run(args: argparse.Namespace) -> None:
     from transformers.utils import logging
 
     from minigpt.benchmarks.generate import equal_models, markdown, measure, memory_bandwidth
-    from minigpt.benchmarks.report import choose_device, describe_environment, environment_sentence, write_report
+    from minigpt.benchmarks.report import choose_device, write_report
     from minigpt.modeling.packed_linear import pack_linears
 
     logging.set_verbosity_error()
@@ -56,7 +56,6 @@ def run(args: argparse.Namespace) -> None:
                 # other load on the machine can only lower a measurement, so the best one counts
                 bandwidth = max(bandwidth, memory_bandwidth(device))
                 print(markdown([rows[-1]], bandwidth).splitlines()[-1], flush=True)
-    environment = describe_environment(device)
-    report = {"machine": environment, "bandwidth_gb_per_s": bandwidth, "rows": [asdict(row) for row in rows]}
-    text = f"{environment_sentence(environment)} Memory delivers {bandwidth:.1f} GB/s.\n\n{markdown(rows, bandwidth)}"
-    write_report(report, text, args.output)
+    figures = {"bandwidth_gb_per_s": bandwidth, "rows": [asdict(row) for row in rows]}
+    conditions = f"Memory delivers {bandwidth:.1f} GB/s."
+    write_report(figures, markdown(rows, bandwidth), device=device, output=args.output, conditions=conditions)

@@ -34,7 +34,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 def run(args: argparse.Namespace) -> None:
     """Print the table."""
     from minigpt.benchmarks.load import SPARSE_SHARDS, Row, markdown, measure_loading, write_shards
-    from minigpt.benchmarks.report import describe_environment, environment_sentence, write_report
+    from minigpt.benchmarks.report import write_report
 
     rows = []
     data_sets = [(args.tokens, shards, False) for shards in args.shards] + [(args.sparse_tokens, SPARSE_SHARDS, True)]
@@ -48,10 +48,6 @@ def run(args: argparse.Namespace) -> None:
                 tokens_per_s = batches_per_s * args.batch_size * args.block_size
                 rows.append(Row(total_tokens, shards, sparse, workers, first_batch_s, batches_per_s, tokens_per_s))
                 print(markdown(rows[-1:]).splitlines()[-1], flush=True)
-    environment = describe_environment("cpu")
-    text = (
-        f"{environment_sentence(environment)} Batches of {args.batch_size} x {args.block_size:,} tokens.\n\n"
-        f"{markdown(rows)}"
-    )
-    report = {"machine": environment, "options": vars(args), "rows": [asdict(row) for row in rows]}
-    write_report(report, text, args.output)
+    figures = {"options": vars(args), "rows": [asdict(row) for row in rows]}
+    conditions = f"Batches of {args.batch_size} x {args.block_size:,} tokens."
+    write_report(figures, markdown(rows), device="cpu", output=args.output, conditions=conditions)

@@ -53,7 +53,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 def run(args: argparse.Namespace) -> None:
     """Train in turns and print the table."""
     from minigpt.benchmarks.loss import Row, copy_nanogpt, markdown, train_minigpt, train_nanogpt
-    from minigpt.benchmarks.report import describe_environment, environment_sentence, write_report
+    from minigpt.benchmarks.report import write_report
 
     text = Path(args.train_file).absolute()
     rows: list[Row] = []
@@ -64,10 +64,5 @@ def run(args: argparse.Namespace) -> None:
             minigpt_s, minigpt_loss = train_minigpt(args.preset, text, seed, Path(folder))
             rows.append(Row(seed, nanogpt_s, nanogpt_loss, minigpt_s, minigpt_loss))
             print(markdown(rows[-1:], args.target_loss).splitlines()[-1], flush=True)
-    environment = describe_environment("cpu")
-    report = {
-        "machine": environment,
-        "target_loss": args.target_loss,
-        "rows": [asdict(row) | {"ratio": row.ratio} for row in rows],
-    }
-    write_report(report, f"{environment_sentence(environment)}\n\n{markdown(rows, args.target_loss)}", args.output)
+    figures = {"target_loss": args.target_loss, "rows": [asdict(row) | {"ratio": row.ratio} for row in rows]}
+    write_report(figures, markdown(rows, args.target_loss), device="cpu", output=args.output)

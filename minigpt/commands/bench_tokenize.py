@@ -29,7 +29,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 
 def run(args: argparse.Namespace) -> None:
     """Print the table. Raises UserError if the text or tokenizer cannot be found."""
-    from minigpt.benchmarks.report import describe_environment, environment_sentence, write_report
+    from minigpt.benchmarks.report import write_report
     from minigpt.benchmarks.tokenize import build_encoders, markdown, measure, take_texts
     from minigpt.config.arguments import DataArguments
     from minigpt.data.corpora import open_corpus
@@ -43,10 +43,6 @@ def run(args: argparse.Namespace) -> None:
     texts = take_texts(corpus, args.megabytes * 1e6)
     rows, tokens = measure(build_encoders(tokenizer, args.workers), texts, args.turns)
     size = sum(len(text.encode()) for text in texts)
-    environment = describe_environment("cpu")
-    text = (
-        f"{environment_sentence(environment)} {size / 1e6:.1f} MB, {len(texts):,} documents, {tokens:,} tokens, "
-        f"{args.workers} workers.\n\n{markdown(rows)}"
-    )
-    report = {"machine": environment, "options": vars(args), "tokens": tokens, "rows": [asdict(row) for row in rows]}
-    write_report(report, text, args.output)
+    figures = {"options": vars(args), "tokens": tokens, "rows": [asdict(row) for row in rows]}
+    conditions = f"{size / 1e6:.1f} MB, {len(texts):,} documents, {tokens:,} tokens, {args.workers} workers."
+    write_report(figures, markdown(rows), device="cpu", output=args.output, conditions=conditions)

@@ -1,7 +1,7 @@
 """Compare the training speed of MiniGPT with nanoGPT and transformers' Trainer.
 
-The trainers take turns, each turn in a process of its own. Ratios are taken turn by turn, so that whatever else the
-machine does affects all trainers alike.
+The trainers take turns, each turn in a process of its own. Ratios are taken turn by turn, so that other load on the
+machine affects all trainers alike.
 
 trainers:
   minigpt        train_accelerate.py
@@ -63,7 +63,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 
 def run(args: argparse.Namespace) -> None:
     """Print the table. Raises UserError if the device cannot be used."""
-    from minigpt.benchmarks.report import choose_device, describe_environment, environment_sentence, write_report
+    from minigpt.benchmarks.report import choose_device, write_report
     from minigpt.benchmarks.train import (
         SHAPES,
         Options,
@@ -97,14 +97,12 @@ def run(args: argparse.Namespace) -> None:
                 step_ms = statistics.median(turn.seconds) * 1e3
                 print(f"turn {number} of {args.turns}, {trainer}: {step_ms:.1f} ms per step", flush=True)
     rows = summarize(turns, shape, peak_flops)
-    environment = describe_environment(options.device)
-    report = {
-        "machine": environment,
+    figures = {
         "shape": asdict(shape),
         "options": asdict(options),
         "matrix_product_flops": peak_flops,
         "rows": [asdict(row) for row in rows],
         "turns": {trainer: [asdict(turn) for turn in its_turns] for trainer, its_turns in turns.items()},
     }
-    text = f"{environment_sentence(environment)} {describe(shape, options, peak_flops)}\n\n{markdown(rows)}"
-    write_report(report, text, args.output)
+    conditions = describe(shape, options, peak_flops)
+    write_report(figures, markdown(rows), device=options.device, output=args.output, conditions=conditions)

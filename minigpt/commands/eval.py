@@ -5,8 +5,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from minigpt.utils.command_line import CommandParser
-from minigpt.utils.errors import UserError
+from minigpt.utils.command_line import CommandParser, add_model_options, check_positive
 from minigpt.utils.formatting import markdown_table
 
 
@@ -14,7 +13,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     """The options of `minigpt eval`."""
     parser = CommandParser("minigpt eval", __doc__)
     add = parser.add_argument
-    add("--model", nargs="+", required=True, help="run folder, checkpoint, model folder or Hub name, one or several")
+    add_model_options(parser, several_models=True)
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--data", metavar="DIR", help="folder of prepared token shards")
     source.add_argument(
@@ -24,28 +23,19 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     add("--block_size", type=int, metavar="N", help="tokens per window (default: the longest context of the model)")
     add("--stride", type=int, metavar="N", help="tokens between the starts of windows (default: block_size)")
     add("--batch_size", type=int, default=8, metavar="N", help="windows per batch and process (default: %(default)s)")
-    add(
-        "--dtype",
-        choices=["float32", "bfloat16", "float16"],
-        default="float32",
-        help="of the weights (default: %(default)s)",
-    )
     add("--use_cpu", action="store_true", help="use the CPU even if there is an accelerator")
     add("--json", action="store_true", help="print JSON instead of a table")
     add("--output", metavar="FILE", help="also write the results to this file, as JSON in the format of evaluate.save")
-    add("--trust_remote_code", action="store_true", help="run the code of a foreign model; not needed for MiniGPT")
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    check_positive(args, "block_size", "stride", "batch_size")
+    return args
 
 
 def run(args: argparse.Namespace) -> None:
     """`minigpt eval`; under `accelerate launch -m minigpt eval ...` all processes share the windows.
 
-    Raises UserError if an option is impossible, or if a model, its tokenizer and the text do not fit together.
+    Raises UserError if a model cannot be loaded, or if it, its tokenizer and the text do not fit together.
     """
-    for name in ("block_size", "stride", "batch_size"):
-        value = getattr(args, name)
-        if value is not None and value < 1:
-            raise UserError(f"{name}={value} must be at least 1")
     import torch
     from accelerate import Accelerator
 
@@ -88,7 +78,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def results_table(results: dict[str, dict[str, float]]) -> str:
-    """One row per model."""
+    """The results as a Markdown table, one row per model."""
     head = ("model", "loss", "± (se)", "perplexity", "word ppl", "bits/byte", "tokens")
     rows = [
         (

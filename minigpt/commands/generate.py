@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from minigpt.utils.command_line import CommandParser
+from minigpt.utils.command_line import DTYPES, CommandParser, add_model_options
 from minigpt.utils.errors import UserError
 
 if TYPE_CHECKING:
@@ -20,7 +20,8 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     """The options of `minigpt generate`."""
     parser = CommandParser("minigpt generate", __doc__)
     add = parser.add_argument
-    add("--model", required=True, help="run folder, checkpoint, model folder or Hub name")
+    add_model_options(parser, dtypes=("auto", *DTYPES))
+    add("--device", metavar="D", help="cpu, cuda, mps ... (default: the accelerator of this machine, else the CPU)")
     add("--prompt", action="append", metavar="TEXT", help='text to continue (repeatable); "" begins a new text')
     add("--prompt_file", metavar="FILE", help="file with one prompt; its last newline is not part of the prompt")
     add("--max_new_tokens", type=int, default=200, metavar="N", help="tokens to generate (default: %(default)s)")
@@ -55,14 +56,6 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     )
     add("--interactive", action="store_true", help="read prompt after prompt; Ctrl-C stops an answer, Ctrl-D ends")
     add("--json", action="store_true", help="print one JSON object per line")
-    add("--device", metavar="D", help="cpu, cuda, mps ... (default: the accelerator of this machine, else the CPU)")
-    add(
-        "--dtype",
-        choices=["auto", "float32", "bfloat16", "float16"],
-        default="auto",
-        help="of the weights; auto: as saved (default: %(default)s)",
-    )
-    add("--trust_remote_code", action="store_true", help="run the code of a foreign model; not needed for MiniGPT")
     return parser.parse_args(argv)
 
 
@@ -83,7 +76,7 @@ def run(args: argparse.Namespace) -> None:
     if args.interactive and (sampling.num_return_sequences > 1 or len(args.seed) > 1):
         raise UserError("--interactive gives one answer at a time: use one seed and num_return_sequences=1")
     prompts = [] if args.interactive else read_prompts(args)
-    logging.set_verbosity_error()  # such as a warning for a long prompt, next to our error
+    logging.set_verbosity_error()  # otherwise transformers warns about a long prompt, which is an error anyway
     source = find_model(args.model)
     tokenizer = load_tokenizer(source, trust_remote_code=args.trust_remote_code, require_eos=False, require_fast=False)
     model = load_model(

@@ -2,18 +2,18 @@
 
 import argparse
 import json
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from minigpt.utils.command_line import CommandParser
-from minigpt.utils.errors import UserError
+from minigpt.utils.command_line import CommandParser, add_model_options, check_positive
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
     """The options of `minigpt hellaswag`."""
     parser = CommandParser("minigpt hellaswag", __doc__)
     add = parser.add_argument
-    add("--model", required=True, help="run folder, checkpoint, model folder or Hub name")
+    add_model_options(parser)
     add("--data_file", metavar="FILE", help="JSONL file of items (default: the validation split of Rowan/hellaswag)")
     add("--limit", type=int, metavar="N", help="use only the first N items (default: all)")
     add(
@@ -30,38 +30,26 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         help="also write the accuracies to this file, in the format of evaluate.save; the model card shows those in "
         "RUN/evaluations/hellaswag.json",
     )
-    add(
-        "--dtype",
-        choices=["float32", "bfloat16", "float16"],
-        default="float32",
-        help="of the weights (default: %(default)s)",
-    )
     add("--use_cpu", action="store_true", help="use the CPU even if there is an accelerator")
-    add("--trust_remote_code", action="store_true", help="run the code of a foreign model; not needed for MiniGPT")
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    check_positive(args, "limit", "batch_size")
+    return args
 
 
 def run(args: argparse.Namespace) -> None:
     """`minigpt hellaswag`; under `accelerate launch -m minigpt hellaswag ...` all processes share the items.
 
-    Raises UserError if an option is impossible, or if the items or the model cannot be loaded.
+    Raises UserError if the items or the model cannot be loaded.
     """
-    from minigpt.evaluation.hellaswag import evaluate, summarize
-    from minigpt.evaluation.hellaswag_items import load_rows
-
-    for name in ("limit", "batch_size"):
-        value = getattr(args, name)
-        if value is not None and value < 1:
-            raise UserError(f"{name}={value} must be at least 1")
-    rows = load_rows(args.data_file, args.limit)
-    import time
-
     import torch
     from accelerate import Accelerator
 
     from minigpt.data.tokenizer import load_tokenizer
+    from minigpt.evaluation.hellaswag import evaluate, summarize
+    from minigpt.evaluation.hellaswag_items import load_rows
     from minigpt.modeling.loading import find_model, load_model
 
+    rows = load_rows(args.data_file, args.limit)
     accelerator = Accelerator(cpu=args.use_cpu or not torch.accelerator.is_available())
     source = find_model(args.model)
     tokenizer = load_tokenizer(source, trust_remote_code=args.trust_remote_code)

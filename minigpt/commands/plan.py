@@ -30,8 +30,14 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     add("--devices", type=int, default=1, metavar="N", help="number of devices, one process each (default: 1)")
     add("--fsdp", action="store_true", help="shard over the devices, as the launch profile fsdp2 does (default: DDP)")
     add("--memory", type=float, metavar="GIB", help="memory of one device: propose the largest micro-batch that fits")
-    add("--device", metavar="D", help="cpu, cuda, or a GPU that is not available, such as H100 (default: what is)")
-    add("--efficiency", type=float, default=0.4, metavar="X", help="share of that GPU's peak (default: %(default)s)")
+    add("--device", metavar="D", help="cpu, cuda, or an absent GPU such as H100 (default: the device of this machine)")
+    add(
+        "--efficiency",
+        type=float,
+        default=0.4,
+        metavar="X",
+        help="share of its peak that an absent GPU reaches (default: %(default)s)",
+    )
     add("--no_probe", action="store_true", help="do not measure the time of a step")
     add("--json", action="store_true", help="print the figures as JSON")
     args, words = parser.parse_known_args(argv)
@@ -65,7 +71,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _parse_run(words: Sequence[str]) -> "Arguments":
-    """The options of the run. A preset whose text is left to the command line can be planned without any text."""
+    """The options of the run. A preset without a source of text can be planned without one."""
     from minigpt.config.arguments import TEXT_SOURCES
     from minigpt.config.parser import parse_arguments, read_config
     from minigpt.config.presets import find_preset

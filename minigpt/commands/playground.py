@@ -17,11 +17,14 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     add(
         "--host",
         default="127.0.0.1",
-        help="address to listen on; 0.0.0.0 admits other machines (default: %(default)s)",
+        help="address to listen on; 0.0.0.0 is open to other machines (default: %(default)s)",
     )
     add("--port", type=int, metavar="N", help="port to listen on (default: the first free one from 7860)")
     add("--share", action="store_true", help="also open a public address at gradio.live, for a week")
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    if args.port is not None and not 1 <= args.port <= 65535:
+        raise UserError(f"port={args.port} must be from 1 to 65535")
+    return args
 
 
 def run(args: argparse.Namespace) -> None:
@@ -33,9 +36,7 @@ def run(args: argparse.Namespace) -> None:
         import gradio
     except ImportError as error:
         raise UserError('the playground needs Gradio: pip install "minigpt-lm[playground]"') from error
-    if args.port is not None and not 1 <= args.port <= 65535:
-        raise UserError(f"port={args.port} must be from 1 to 65535")
-    try:  # Gradio would try one port after the other
+    try:  # if the address is in use, Gradio would try other ports
         family = socket.AF_INET6 if ":" in args.host else socket.AF_INET
         socket.create_server((args.host, args.port or 0), family=family).close()
     except OSError as error:
@@ -52,7 +53,7 @@ def run(args: argparse.Namespace) -> None:
 
     folder = Path(args.model).expanduser()
     prompts = read_run_summary(folder).options.get("sample_prompts") or [] if folder.is_dir() else []
-    logging.set_verbosity_error()  # such as a warning for every long prompt that a visitor types
+    logging.set_verbosity_error()  # otherwise transformers warns about every long prompt
     source = find_model(args.model)
     player = Player(load_model(source), load_tokenizer(source, require_eos=False, require_fast=False))
     page = build_page(player, folder.resolve().name if folder.is_dir() else args.model, prompts)

@@ -8,10 +8,11 @@ USAGE = (
     "                       [--tokenizer TOKENIZER] [--option value ...]"
 )
 
-TRAINING_OPTIONS = ("data", "data_weights", "cache_dir")  # data options without a use here
+TRAINING_OPTIONS = ("data", "data_weights", "cache_dir")  # data options that only training uses
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
+    """The options of `minigpt prepare`; those of the data are in `data`."""
     from minigpt.config.arguments import DataArguments
     from minigpt.config.parser import OptionParser
 
@@ -25,6 +26,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 
 
 def run(args: argparse.Namespace) -> None:
+    """Write the shards. Raises UserError if the text or tokenizer cannot be read, or the disk is too small."""
     from minigpt.data.prepare import prepare
 
     prepare(args.data, args.output_dir)

@@ -1,10 +1,10 @@
-"""Replay a step that was skipped because its gradient was not finite, and print where that starts."""
+"""Replay a step that was skipped because its gradient was not finite, and print what is not finite first."""
 
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from minigpt.utils.command_line import CommandParser
+from minigpt.utils.command_line import DTYPES, CommandParser
 from minigpt.utils.errors import UserError
 
 
@@ -14,11 +14,11 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("file", type=Path, metavar="FILE", help="skipped_steps/step-<step>/replay.json of a run")
     parser.add_argument(
         "--dtype",
-        choices=["float32", "bfloat16", "float16"],
+        choices=DTYPES,
         default="float32",
         help="dtype of autocast; float32 turns it off (default: %(default)s)",
     )
-    parser.add_argument("--device", help="default: a GPU if there is one, else the CPU")
+    parser.add_argument("--device", help="default: the accelerator of this machine, else the CPU")
     return parser.parse_args(argv)
 
 
@@ -31,6 +31,7 @@ def run(args: argparse.Namespace) -> None:
 
     from minigpt.config.parser import parse_arguments
     from minigpt.data.datamodule import load_data, open_data_module
+    from minigpt.modeling.loading import load_model
     from minigpt.training.nonfinite import StepRecord
     from minigpt.training.replay import ReplayedStep
     from minigpt.utils.run_files import ARGUMENTS_FILE
@@ -41,21 +42,12 @@ def run(args: argparse.Namespace) -> None:
     shards, tokenizer = load_data(options)
     if shards.fingerprint != record.data_fingerprint:
         raise UserError(f"{args.file}: the data of the run have changed since; restore them to replay the step")
-    name = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise UserError(f"device={name} cannot be used: {str(error).splitlines()[0]}") from error
-    try:
-        model = MiniGPTForCausalLM.from_pretrained(
-            folder, dtype=torch.float32, attn_implementation=options.attn_implementation
-        )
-    except OSError as error:
-        raise UserError(f"{folder}: its model cannot be loaded: {str(error).splitlines()[0]}") from error
+    model = load_model(
+        folder, dtype=torch.float32, device=args.device, attn_implementation=options.attn_implementation
+    )
+    assert isinstance(model, MiniGPTForCausalLM)
     samples = open_data_module(options, shards, tokenizer.eos_token_id).train
-    model.to(device).train()  # type: ignore[arg-type]  # transformers' wrapper of `to` loses its types
-    step = ReplayedStep(model, samples, options, record, getattr(torch, args.dtype))
+    step = ReplayedStep(model.train(), samples, options, record, getattr(torch, args.dtype))
     with step.watched():
         loss, grad_norm = step.run()
     print(f"step {record.step + 1}: loss {loss:.6f} nats per token, gradient norm {grad_norm:.6f}")

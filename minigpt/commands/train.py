@@ -38,6 +38,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 
 
 def run(args: argparse.Namespace) -> None:
+    """Train and exit with the exit code of the trainer, or with `--list` print the presets and launch profiles."""
     if args.list:
         _print_list()
         return

@@ -1,10 +1,10 @@
 """Verify that a run resumes exactly.
 
-    minigpt verify-resume CONFIG [--steps 20] [--stop_after 10] [--config_file PROFILE.yaml] [any training option]
+    minigpt verify-resume CONFIG [--steps 20] [--stop_after 10] [--config_file PROFILE] [--option value ...]
 
 Trains `steps` steps without interruption, then resumes from the checkpoint after step `stop_after` in a new process,
-and compares every loss, gradient norm, weight and optimizer moment, bit for bit. Exit code 0: equal; 1: not equal, and
-the first difference is printed.
+and compares every loss, gradient norm, weight and optimizer moment, bit for bit. The options are those of
+`minigpt train`. Exit code 0: equal; 1: not equal, and the first difference is printed.
 """
 
 import argparse
@@ -24,7 +24,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("config", metavar="CONFIG", help="what to train: a YAML file or the name of a preset")
     parser.add_argument("--steps", type=int, default=20, metavar="N", help="length of the runs (default: %(default)s)")
     parser.add_argument("--stop_after", type=int, metavar="K", help="step to resume from (default: half of the steps)")
-    parser.add_argument("--config_file", metavar="FILE", help="launch profile (default: one process)")
+    parser.add_argument("--config_file", metavar="PROFILE", help="launch profile: name or file (default: one process)")
     args, options = parser.parse_known_args(argv)
     args.options = options
     if args.stop_after is None:

@@ -32,7 +32,10 @@ def option(help: str, default: Any = None) -> Any:
 
 
 class Checked:
-    """A dataclass whose `problems` methods list what is wrong; all problems are raised together as one UserError."""
+    """Base of the option groups. `problems` of a group yields a message for each impossible value or combination.
+
+    A message names the value, the rule and the way out. All messages are raised together as one UserError.
+    """
 
     def __post_init__(self) -> None:
         owners = [cls for cls in reversed(type(self).__mro__) if "problems" in vars(cls)]
@@ -46,7 +49,7 @@ class Checked:
 
 
 def _below(arguments: Any, minimum: float, *names: str) -> Iterator[str]:
-    """A sentence for every named value that is set and less than `minimum`."""
+    """A message for every named value that is given and less than `minimum`."""
     for name in names:
         value = getattr(arguments, name)
         if value is not None and not minimum <= value < math.inf:
@@ -143,10 +146,9 @@ class DataArguments(Checked):
     overwrite_cache: bool = option("Prepare again even if the cache has the shards", False)
 
     def problems(self) -> Iterator[str]:
-        """A sentence for each value that cannot be: the value, the rule, the way out."""
         given = [name for name in TEXT_SOURCES if getattr(self, name)]
         if len(given) > 1:
-            yield f"{' and '.join(given)} are both given: choose one source of text"
+            yield f"{' and '.join(given)} are given: choose one source of text"
         if not given:
             yield f"no text to train on: give one of {', '.join('--' + name for name in TEXT_SOURCES)}"
         weights = self.data_weights or []
@@ -155,17 +157,17 @@ class DataArguments(Checked):
         if not all(0 < weight < math.inf for weight in weights):
             yield f"data_weights={weights} must all be above 0"
         if self.completion_only_loss is not None and not self.train_file:
-            yield "completion_only_loss goes with train_file: it decides how text is prepared"
+            yield "completion_only_loss requires train_file: it decides how text is prepared"
         if self.validation_file and not self.train_file:
-            yield "validation_file goes with train_file"
+            yield "validation_file requires train_file"
         if not 0 < self.validation_split_percentage < 100:
             yield f"validation_split_percentage={self.validation_split_percentage} must be between 0 and 100"
         yield from _below(self, 257, "tokenizer_vocab_size")  # 256 bytes and the end-of-text token
         yield from _below(self, 1, "preprocessing_num_workers", "tokenizer_training_megabytes", "shard_tokens")
         if self.streaming and not self.dataset_name and self.corpus not in ("openwebtext", "fineweb-edu"):
-            yield "streaming goes with dataset_name, or with corpus openwebtext or fineweb-edu"
+            yield "streaming requires dataset_name, or corpus openwebtext or fineweb-edu"
         if self.dataset_revision and not self.dataset_name and self.corpus not in ("openwebtext", "fineweb-edu"):
-            yield "dataset_revision goes with dataset_name, or with corpus openwebtext or fineweb-edu"
+            yield "dataset_revision requires dataset_name, or corpus openwebtext or fineweb-edu"
 
 
 @dataclass(frozen=True)
@@ -207,7 +209,7 @@ class BatchArguments(Checked):
         if self.stride is not None and self.stride > self.block_size:
             yield f"stride={self.stride} is greater than block_size={self.block_size} and would skip tokens"
         if self.stride is not None and self.packing_strategy != "wrapped":
-            yield f"stride={self.stride} goes with packing_strategy=wrapped, not {self.packing_strategy}"
+            yield f"stride={self.stride} requires packing_strategy=wrapped, not {self.packing_strategy}"
 
 
 @dataclass(frozen=True)
@@ -241,12 +243,11 @@ class OptimizerArguments(Checked):
     )
 
     def problems(self) -> Iterator[str]:
-        """A sentence for each value that cannot be: the value, the rule, the way out."""
         yield from _below(self, 0, "learning_rate", "muon_learning_rate", "min_learning_rate", "warmup_steps")
         yield from _below(self, 0, "weight_decay", "adam_epsilon", "max_grad_norm", "max_skipped_steps")
         yield from _below(self, 1, "num_decay_steps")
         if self.num_decay_steps is not None and self.lr_scheduler_type != "warmup_stable_decay":
-            yield f"num_decay_steps={self.num_decay_steps} goes with lr_scheduler_type=warmup_stable_decay"
+            yield f"num_decay_steps={self.num_decay_steps} requires lr_scheduler_type=warmup_stable_decay"
         if self.learning_rate == 0:
             yield "learning_rate=0.0 must be above 0"
         if self.min_learning_rate > self.learning_rate:
@@ -302,13 +303,12 @@ class RunArguments(Checked):
     hub_private_repo: bool = option("Make a new repository private", False)
 
     def problems(self) -> Iterator[str]:
-        """A sentence for each value that cannot be: the value, the rule, the way out."""
         yield from _below(self, 1, "logging_steps", "save_total_limit", "sample_max_new_tokens", "hellaswag_limit")
         yield from _below(self, 0, "eval_steps", "hellaswag_steps", "save_steps", "sample_steps")
         if self.hellaswag_steps is None and (self.hellaswag_file is not None or self.hellaswag_limit is not None):
-            yield "hellaswag_file and hellaswag_limit go with hellaswag_steps"
+            yield "hellaswag_file and hellaswag_limit require hellaswag_steps"
         if not self.push_to_hub and (self.hub_model_id is not None or self.hub_private_repo):
-            yield "hub_model_id and hub_private_repo go with push_to_hub"
+            yield "hub_model_id and hub_private_repo require push_to_hub"
         known = {"tensorboard", "wandb", "trackio", "all", "none"}
         for tracker in self.report_to:
             if tracker not in known:

@@ -15,8 +15,8 @@ from transformers.hf_argparser import HfArgumentParser
 
 from minigpt.config.arguments import TEXT_SOURCES, Arguments
 from minigpt.config.presets import find_preset
-from minigpt.utils.command_line import unknown_option
-from minigpt.utils.errors import UserError, exit_in_one_line
+from minigpt.utils.command_line import OneLineParser, unknown_option
+from minigpt.utils.errors import UserError
 
 PATHS = {
     "output_dir", "resume_from_checkpoint", "model_name_or_path", "tokenizer", "data", "train_file", "validation_file",
@@ -24,7 +24,7 @@ PATHS = {
 }  # fmt: skip
 
 
-class OptionParser(HfArgumentParser):
+class OptionParser(OneLineParser, HfArgumentParser):
     """HfArgumentParser that reports an error in one line and names the option that was probably meant."""
 
     def __init__(self, dataclass_types: Any, **options: Any) -> None:
@@ -35,9 +35,6 @@ class OptionParser(HfArgumentParser):
                 action.help = f"turn --{names[0].removeprefix('--no_')} off"
             elif isinstance(action.default, bool):
                 action.metavar = "BOOL"
-
-    def error(self, message: str) -> None:  # type: ignore[override]
-        exit_in_one_line(Path(self.prog).name, message)
 
     def parse_strictly(self, argv: Sequence[str]) -> dict[str, Any]:
         """Option values by name. An unknown option exits with 2 and names its nearest neighbor."""

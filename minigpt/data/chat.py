@@ -114,7 +114,7 @@ class LossMasking:
             )
         variables: dict[str, Any] = {**self.special_tokens, "add_generation_prompt": add_generation_prompt}
         try:
-            # the annotation of the library says str; it returns a list of texts and one of generation indices
+            # annotated as str, but it returns a list of texts and a list of generation indices
             rendered: Any = render_jinja_template([messages], chat_template=self.chat_template, **variables)
         except Exception as error:  # a template may raise anything
             raise UserError(f"{where}: the chat template fails: {' '.join(str(error).split())[:300]}") from error

@@ -2,7 +2,7 @@
 
 The validation split is `validation_file`, or the validation split of the data set. Without either, the last
 `validation_split_percentage` of the documents are held out, at least one. If there is only one document, the last part
-of its characters is held out, exactly as in nanoGPT. Of a stream the first documents are held out, because its end is
+of its characters is held out, exactly as in nanoGPT. In a stream, the first documents are held out, because its end is
 only reached by downloading all of it.
 """
 
@@ -91,7 +91,7 @@ class SplitDocuments(Documents):
 
     @cached_property
     def _bounds(self) -> tuple[int, int]:
-        """The numbers of the first document, and of the one after the last."""
+        """The position of the first document, and of the one after the last."""
         count = self.source.count()
         if count == 0:
             raise UserError(f"no documents in {_name(self.origin)}")
@@ -123,7 +123,7 @@ class SplitDocuments(Documents):
 
 
 def open_corpus(args: DataArguments) -> Corpus:
-    """The text that `args` names.
+    """The corpus that `args` describe.
 
     Raises UserError, in this function or while documents are read, if the text is missing or damaged.
     """
@@ -154,7 +154,7 @@ def _split(
     from_end: bool = True,
     examples: bool = False,
 ) -> Corpus:
-    """A corpus of which `validation_split_percentage` is held out."""
+    """A corpus with `validation_split_percentage` of the source held out for validation."""
     share = args.validation_split_percentage / 100
     return Corpus(
         key=f"{key}:{share}",
@@ -167,7 +167,7 @@ def _split(
 
 
 def _list_files(names: list[str]) -> list[Path]:
-    """Files as they are given; for a folder, the readable files in it, sorted."""
+    """The given files; a folder gives the readable files in it, sorted."""
     paths: list[Path] = []
     for name in names:
         path = Path(name).expanduser()

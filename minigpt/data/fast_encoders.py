@@ -47,9 +47,9 @@ UNSUPPORTED_BPE_OPTIONS = (
 
 
 class FastEncoder(ABC):
-    """Plain data that is small enough to send to a worker process, which makes its own `encoder()` from it."""
+    """Plain data, small enough to be sent to a worker process, which calls `encoder()` itself."""
 
-    library: ClassVar[str]  # which does the work
+    library: ClassVar[str]  # that does the encoding
     by_character: ClassVar[bool]  # whether every character is one token
 
     @abstractmethod
@@ -84,7 +84,7 @@ class FastBPE(FastEncoder):
 class FastCharacters(FastEncoder):
     """A vocabulary of characters: the id of every code point, -1 if it has none.
 
-    The last entry is -1 and serves all code points beyond the table.
+    The last entry is -1; every code point above the table uses it.
     """
 
     ids: np.ndarray
@@ -104,8 +104,8 @@ class FastCharacters(FastEncoder):
 def fast_encoder(tokenizer_json: str, large: bool = True) -> FastEncoder | None:
     """An encoder with the same ids as the tokenizer in `tokenizer_json` (a tokenizer.json), or None if there is none.
 
-    The checks of a byte-level BPE take about a second. They are worth it only for a `large` text, else the result for
-    such a tokenizer is None.
+    The checks of a byte-level BPE take about a second, which pays off only for much text. With `large=False` they are
+    not made, and the result for such a tokenizer is None.
     """
     state = json.loads(tokenizer_json)
     return _fast_characters(state) or (_fast_bpe(state) if large else None)

@@ -32,7 +32,7 @@ ROWS_IN_MEMORY = 256  # rows of a data set that are converted to Python objects 
 
 ROWS_PER_CONVERSION = 1000  # rows of a Parquet file that are in memory while it is converted
 
-LARGE_PARQUET_BYTES = 100_000_000  # the user learns about the copy of larger files, which takes time and space
+LARGE_PARQUET_BYTES = 100_000_000  # the copy of a larger file is announced: it takes time and space
 
 Document = str | Example
 
@@ -40,7 +40,7 @@ Pieces = Iterator[tuple[Document, bool]]  # pieces of documents, each with wheth
 
 
 class Source(Protocol):
-    """Documents that can be counted, and read from any one on."""
+    """Documents that can be counted, and read from any position."""
 
     def count(self) -> int:
         """The number of documents. This may read the whole source."""
@@ -146,7 +146,7 @@ class JsonLines:
 class DatasetRows:
     """The rows of a memory-mapped `datasets.Dataset`: one document per row, its text in one column.
 
-    `open_dataset` is called when the rows are first needed. `name` stands in front of error messages.
+    `open_dataset` is called when the rows are first needed. Error messages start with `name`.
     """
 
     open_dataset: Callable[[], "Dataset"]
@@ -194,7 +194,7 @@ class Chain:
 
 
 def parquet_rows(path: Path, column: str, sha256: str) -> DatasetRows:
-    """The rows of a Parquet file, of which `datasets` makes a memory-mapped copy of the column in its cache.
+    """The rows of a Parquet file. `datasets` copies the column into its cache and maps that copy into memory.
 
     `sha256` is the hash of the file. It is part of the name of the copy, because `datasets` itself only compares the
     path and the modification time.
@@ -267,7 +267,7 @@ def _errors_name_the_file(path: Path, file_format: str) -> Iterator[None]:
     try:
         yield
     except (OSError, ValueError, pyarrow.ArrowException, datasets.exceptions.DatasetsError) as error:
-        cause = error.__cause__ or error  # `datasets` wraps the error that says what is wrong
+        cause = error.__cause__ or error  # `datasets` wraps the original error in its own
         if isinstance(cause, OSError) and cause.errno is not None:
             raise cause from None
         raise UserError(f"{path}: not a readable {file_format} file: {one_line(cause)}") from error
@@ -275,7 +275,7 @@ def _errors_name_the_file(path: Path, file_format: str) -> Iterator[None]:
 
 @contextmanager
 def _quiet_datasets() -> Iterator[None]:
-    """Without the progress bars of `datasets`, and without its log lines about an error that it raises as well."""
+    """No progress bars of `datasets`, and no log lines about an error that it also raises."""
     import datasets
 
     had_progress_bars = datasets.is_progress_bar_enabled()
@@ -309,7 +309,7 @@ def require_column(column: str, columns: Iterable[str], name: str) -> None:
 
 
 def require_text(value: Any, where: str, column: str) -> str:
-    """`value`, which `column` has at `where`. Raises UserError if it is not a string."""
+    """`value`, which is that of `column` at `where`. Raises UserError if it is not a string."""
     if not isinstance(value, str):
         raise UserError(f"{where}: {column!r} is {type(value).__name__}, not text")
     return value

@@ -12,7 +12,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from minigpt.utils.errors import UserError
+from minigpt.utils.errors import UserError, first_line
 
 HUB_NAME = "Rowan/hellaswag"
 
@@ -41,9 +41,8 @@ def load_rows(data_file: str | Path | None, limit: int | None) -> list[dict[str,
         try:
             return list(islice(load_dataset(HUB_NAME, split="validation"), limit))
         except OSError as error:  # the network errors of huggingface_hub are OSErrors
-            reason = str(error).strip().splitlines()[0]
             raise UserError(
-                f"HellaSwag cannot be loaded from the Hub; give its items as a JSONL file ({reason})"
+                f"HellaSwag cannot be loaded from the Hub; give its items as a JSONL file ({first_line(error)})"
             ) from error
     path = Path(data_file)
     if not path.is_file():

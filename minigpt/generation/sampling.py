@@ -6,7 +6,7 @@ Shapes: N sequences of one prompt, T tokens so far.
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, cast
 
 import torch
@@ -27,7 +27,7 @@ class Sampling:
 
     temperature: divides the logits; 0 always takes the most likely token. top_k: only the k most likely tokens.
     top_p: only the fewest tokens with probabilities that add up to p. None keeps all tokens. stop: texts that end a
-    sequence and are not part of it; they are searched in the new text only, so none begins in the prompt.
+    sequence and are not part of it; a stop text that begins in the prompt does not count.
     """
 
     max_new_tokens: int
@@ -163,50 +163,59 @@ def complete(
     end_ids = end_of_text_ids(model, tokenizer)
     limit = context_length(model)
     stop_criterion = _stop_criterion(tokenizer, sampling.stop)
-    rows: list[list[int]] = [[] for _ in range(sampling.num_return_sequences)]  # new tokens
-    reasons = ["length"] * len(rows)
-    refills = [0] * len(rows)
-    unfinished = list(range(len(rows)))
+    sequences = [_Sequence() for _ in range(sampling.num_return_sequences)]
     with seeded(seed, model.device), evaluating(model), torch.no_grad():
-        while unfinished:
-            new_tokens = len(rows[unfinished[0]])  # the same for all unfinished rows
+        while unfinished := [sequence for sequence in sequences if sequence.finish_reason is None]:
+            new_tokens = len(unfinished[0].new_ids)  # the same for all unfinished sequences
             total = len(prompt) + new_tokens
             window = total if limit is None or total < limit else limit // 2
-            if window < total:
-                for row in unfinished:
-                    refills[row] += 1
             if stop_criterion is not None:
                 stop_criterion.prompt_length = max(0, window - new_tokens)
             remaining = sampling.max_new_tokens - new_tokens
             generated = _generate(
                 model,
                 tokenizer,
-                [(prompt + rows[row])[-window:] for row in unfinished],
+                [(prompt + sequence.new_ids)[-window:] for sequence in unfinished],
                 remaining if limit is None else min(remaining, limit - window),
                 sampling,
                 end_ids,
                 stop_criterion,
                 streamer,
             )
-            still_unfinished = []
-            for row, new_ids in zip(unfinished, generated, strict=True):
-                rows[row] += new_ids
-                stop_length = _length_until_stop(tokenizer, prompt, rows[row], sampling.stop)
-                rows[row] = rows[row][:stop_length]  # `generate` pads a row that stops before the others
-                if rows[row][-1] in end_ids:
-                    reasons[row] = "end"
+            for sequence, new_ids in zip(unfinished, generated, strict=True):
+                if window < total:
+                    sequence.refills += 1
+                sequence.new_ids += new_ids
+                stop_length = _length_until_stop(tokenizer, prompt, sequence.new_ids, sampling.stop)
+                # `generate` pads a row that stops before the others
+                sequence.new_ids = sequence.new_ids[:stop_length]
+                if sequence.new_ids[-1] in end_ids:
+                    sequence.finish_reason = "end"
                 elif stop_length is not None:
-                    reasons[row] = "stop"
-                elif len(rows[row]) < sampling.max_new_tokens:
-                    still_unfinished.append(row)
-            unfinished = still_unfinished
-    completions = []
-    for new_ids, reason, times in zip(rows, reasons, refills, strict=True):
-        continuation = _new_text(tokenizer, prompt, new_ids, skip_special_tokens=True)
-        if reason == "stop":
-            continuation = continuation[: first_stop(continuation, sampling.stop)]
-        completions.append(Completion(continuation, new_ids, reason, times))
-    return completions
+                    sequence.finish_reason = "stop"
+                elif len(sequence.new_ids) >= sampling.max_new_tokens:
+                    sequence.finish_reason = "length"
+    return [_completion(tokenizer, prompt, sequence, sampling.stop) for sequence in sequences]
+
+
+@dataclass
+class _Sequence:
+    """A continuation while it is generated; see `Completion`."""
+
+    new_ids: list[int] = field(default_factory=list)
+    finish_reason: str | None = None
+    refills: int = 0
+
+
+def _completion(
+    tokenizer: PreTrainedTokenizerBase, prompt: list[int], sequence: _Sequence, stop: tuple[str, ...]
+) -> Completion:
+    """The result for a finished sequence."""
+    assert sequence.finish_reason is not None
+    continuation = _new_text(tokenizer, prompt, sequence.new_ids, skip_special_tokens=True)
+    if sequence.finish_reason == "stop":
+        continuation = continuation[: first_stop(continuation, stop)]
+    return Completion(continuation, sequence.new_ids, sequence.finish_reason, sequence.refills)
 
 
 def _generate(
@@ -221,7 +230,7 @@ def _generate(
 ) -> list[list[int]]:
     """New ids after each window (all windows have the same length), up to and including an end-of-text token."""
     inputs = torch.tensor(windows, device=model.device)  # [N, T]
-    # ids beyond the tokenizer's only round the vocabulary up: no text has such a token
+    # ids that the tokenizer does not have, which only round the vocabulary size up
     unused_ids = list(range(len(tokenizer), getattr(model.config, "vocab_size", 0)))
     padding = tokenizer.pad_token_id
     if padding is None:
@@ -279,7 +288,7 @@ def _stop_criterion(tokenizer: PreTrainedTokenizerBase, stop: tuple[str, ...]) -
 
 
 def first_stop(text: str, stop: Iterable[str]) -> int | None:
-    """Where the first stop text begins in `text`; None if there is none."""
+    """The position of the first stop text in `text`; None if there is none."""
     positions = [position for position in map(text.find, stop) if position >= 0]
     return min(positions, default=None)
 

@@ -36,7 +36,7 @@ MAX_LISTED_SHARDS = 8  # above that, only the hash over all shards is listed
 
 
 def model_card(summary: RunSummary, repo_id: str, license: str = "mit", revision: str | None = None) -> str:
-    """The card of a model that is loaded as `repo_id`: YAML front matter for the Hub, then Markdown for people.
+    """The card of a model that is loaded as `repo_id`: YAML front matter for the Hub, then Markdown.
 
     Values that come from users (names, paths, options) are shown as they are: they cannot break the front matter, the
     code or the tables. Raises UserError if config.json is not that of a MiniGPT.
@@ -138,7 +138,7 @@ def _with_ellipsis(names: list[str]) -> str:
 
 
 def _data_sources(summary: RunSummary) -> str:
-    """A list of the text files with their hashes, and of whatever else the manifest has about the source."""
+    """A list of the text files with their hashes, and the other facts that the manifest has about the source."""
     source = dict(summary.data.get("source", {}))
     files = [*source.pop("train_file", []), *source.pop("validation_file", [])]
     lines = [f"- {_code(file['path'])}: {file['bytes']:,} bytes, sha256 `{file['sha256']}`" for file in files]
@@ -211,7 +211,7 @@ def _python_string(text: str) -> str:
 
 
 def _code(value: object) -> str:
-    """A value as Markdown code on one line, whatever characters it has (CommonMark, section "Code spans")."""
+    """Any value as Markdown code on one line (CommonMark, section "Code spans")."""
     text = " ".join(str(value).split()) or '""'  # a code span cannot be empty
     longest_run = max((len(run) for run in re.findall("`+", text)), default=0)
     fence, padding = "`" * (longest_run + 1), " " if text.startswith("`") or text.endswith("`") else ""

@@ -6,10 +6,10 @@ from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import yaml
 from safetensors import safe_open
 
 from minigpt.config.arguments import Arguments
+from minigpt.config.parser import read_config
 from minigpt.utils.errors import UserError
 from minigpt.utils.run_files import (
     ARGUMENTS_FILE,
@@ -69,9 +69,10 @@ class RunSummary:
         metrics: dict[str, float] = {"step": step}
         for line in lines:
             if line["step"] == step:
-                metrics |= {n: line[n] for n in METRIC_LABELS if math.isfinite(line.get(n, math.nan))}
+                metrics |= {name: line[name] for name in METRIC_LABELS if math.isfinite(line.get(name, math.nan))}
         for result in self.later_evaluations:
-            metrics |= {n: result[n] for n in METRIC_LABELS if n.startswith("hellaswag/") and n in result}
+            hellaswag = (name for name in METRIC_LABELS if name.startswith("hellaswag/"))
+            metrics |= {name: result[name] for name in hellaswag if name in result}
         return metrics
 
     @property
@@ -102,7 +103,7 @@ class RunSummary:
 
     @property
     def example_prompt(self) -> str:
-        """A prompt that the tokenizer can encode. A character tokenizer raises on characters it has never seen."""
+        """A prompt that the tokenizer can encode. A tokenizer of characters refuses those it was not trained on."""
         path = self.model_dir / "tokenizer.json"
         if not path.is_file():
             return "The"
@@ -132,21 +133,13 @@ def read_run_summary(run_dir: Path, model_dir: Path | None = None) -> RunSummary
     return RunSummary(
         model_dir=model_dir,
         config=_read_json(model_dir / "config.json"),
-        options=defaults | _read_yaml(arguments_path) if arguments_path else {},
+        options=defaults | read_config(arguments_path) if arguments_path else {},
         data=_read_json(run_dir / DATA_FILE),
         environment=_read_json(run_dir / ENVIRONMENT_FILE),
         metrics=read_metrics(metrics_path) if metrics_path.is_file() else [],
         later_evaluations=[_read_json(path) for path in sorted((run_dir / EVALUATIONS_DIR).glob("*.json"))],
         has_loss_plot=(run_dir / CURVE_FILES[0]).is_file(),
     )
-
-
-def _read_yaml(path: Path) -> dict[str, Any]:
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not valid YAML: {error}") from error
-    return _mapping(values, path)
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -156,10 +149,6 @@ def _read_json(path: Path) -> dict[str, Any]:
         values = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:  # json.JSONDecodeError or UnicodeDecodeError
         raise UserError(f"{path} is not valid JSON: {error}") from error
-    return _mapping(values, path)
-
-
-def _mapping(values: Any, path: Path) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise UserError(f"{path} holds no names with values; is it the file of a run?")
     return values

@@ -144,7 +144,7 @@ def check_repo_id(repo_id: str) -> None:
     try:
         validate_repo_id(repo_id)
     except HFValidationError as error:
-        raise UserError(f"{repo_id} cannot be the name of a repository: {error}") from error
+        raise UserError(f"{repo_id} is not a valid name of a repository: {error}") from error
     if "/" not in repo_id:
         raise UserError(f"{repo_id} has no owner; give USER/{repo_id} or ORGANIZATION/{repo_id}")
 
@@ -227,7 +227,7 @@ def _add_tag(api: HfApi, repo_id: str, tag: str, commit: str) -> None:
 
 @contextmanager
 def hub_errors_are_user_errors(repo_id: str) -> Iterator[None]:
-    """Turn what the Hub's client raises into a UserError that says what to do."""
+    """Turn what the Hub's client raises into a UserError with the way out."""
     try:
         yield
     except HFValidationError as error:

@@ -1,9 +1,9 @@
 """Activation checkpointing: keep fewer activations for the backward pass and recompute the rest.
 
-full: each layer keeps only its input, and its whole forward pass is computed a second time.
+full: each layer keeps only its input, and its whole forward pass is computed twice.
 selective: each layer keeps the outputs of its matrix products and of attention, and only cheap operations (norms,
 casts, the activation function, residual sums) are recomputed.
-Source: Korthikanti et al. 2022 (https://arxiv.org/abs/2205.05198), who compare both ways of recomputation.
+Source: Korthikanti et al. 2022 (https://arxiv.org/abs/2205.05198), who compare the two.
 """
 
 from functools import partial
@@ -36,7 +36,7 @@ def enable_activation_checkpointing(model: PreTrainedModel, mode: Literal["no", 
     options: dict[str, Any] = {"use_reentrant": False}
     if mode == "selective":
         # A kernel with dropout must be recomputed: if its output were kept, it would draw no random numbers in the
-        # recomputation, and the dropout after it would draw other ones than in the forward pass.
+        # recomputation, and the dropout after it would draw different ones than in the forward pass.
         kept_operations = MATRIX_PRODUCTS if model.config.attn_pdrop else MATRIX_PRODUCTS + ATTENTION_KERNELS
         options["context_fn"] = partial(create_selective_checkpoint_contexts, kept_operations)
     # transformers renamed the method; where both names exist, the old one warns

@@ -15,7 +15,7 @@ from transformers.utils import logging
 
 from configuration_minigpt import GPT2_SWITCHES
 from minigpt.modeling.packed_linear import pack_linears
-from minigpt.utils.errors import UserError
+from minigpt.utils.errors import UserError, first_line
 from minigpt.utils.run_files import find_checkpoints
 from modeling_minigpt import MiniGPTForCausalLM  # this import also registers MiniGPT with the Auto classes
 
@@ -30,6 +30,7 @@ def load_model(
     device: str | torch.device | None = None,
     trust_remote_code: bool = False,
     pack: bool = False,
+    **options: Any,
 ) -> PreTrainedModel:
     """A causal language model from a folder or Hub name, in evaluation mode.
 
@@ -37,7 +38,8 @@ def load_model(
     `trust_remote_code`. A run folder without a final model gives its newest checkpoint (see `find_model`).
     dtype: that of the weights; "auto" is the dtype in which they were saved. device: None is the accelerator of this
     machine, or the CPU if there is none. pack: pack the linear layers for faster inference on a CPU; such a model
-    can be neither trained nor saved.
+    can be neither trained nor saved. options: other arguments of `from_pretrained`, such as `attn_implementation` or
+    fields of the configuration.
 
     Raises UserError if the model cannot be found or loaded, or if the device cannot be used.
     """
@@ -45,9 +47,9 @@ def load_model(
     target = _usable_device(device)
     try:
         with _quiet_transformers():
-            model, loading = _load(source, dtype, trust_remote_code)
+            model, loading = _load(source, trust_remote_code, dtype=dtype, **options)
     except LOADING_ERRORS as error:
-        raise UserError(f"model={name_or_folder} cannot be loaded: {_first_line(error)}") from error
+        raise UserError(f"model={name_or_folder} cannot be loaded: {first_line(error)}") from error
     if loading["missing_keys"]:
         missing = sorted(loading["missing_keys"])
         raise UserError(
@@ -84,20 +86,17 @@ def find_model(name_or_folder: str | Path) -> str:
     return str(checkpoints[-1])
 
 
-def _load(
-    source: str, dtype: str | torch.dtype, trust_remote_code: bool
-) -> tuple[PreTrainedModel, dict[str, set[str]]]:
+def _load(source: str, trust_remote_code: bool, **options: Any) -> tuple[PreTrainedModel, dict[str, set[str]]]:
     """The model and transformers' report on its weights."""
     config = PreTrainedConfig.get_config_dict(source)[0]
     # a GPT-2 with options that MiniGPT does not implement stays a GPT-2
     is_plain = all(config.get(option, implemented) == implemented for option, implemented in GPT2_SWITCHES.items())
     if config.get("model_type") == "minigpt" or (config.get("model_type") == "gpt2" and is_plain):
         model_class: Any = MiniGPTForCausalLM
-        options = {}
     else:
         model_class = AutoModelForCausalLM
-        options = {"trust_remote_code": trust_remote_code}
-    loaded = model_class.from_pretrained(source, dtype=dtype, output_loading_info=True, **options)
+        options["trust_remote_code"] = trust_remote_code
+    loaded = model_class.from_pretrained(source, output_loading_info=True, **options)
     return cast(tuple[PreTrainedModel, dict[str, set[str]]], loaded)  # declared as the model alone
 
 
@@ -108,7 +107,7 @@ def _usable_device(device: str | torch.device | None) -> torch.device:
     try:
         return torch.empty(0, device=device).device
     except (RuntimeError, AssertionError) as error:  # AssertionError: a build of torch without this kind of device
-        raise UserError(f"device={device} cannot be used: {_first_line(error)}") from error
+        raise UserError(f"device={device} cannot be used: {first_line(error)}") from error
 
 
 @contextmanager
@@ -123,10 +122,6 @@ def _quiet_transformers() -> Iterator[None]:
         logging.set_verbosity(verbosity)
         if has_bars:
             logging.enable_progress_bar()
-
-
-def _first_line(error: BaseException) -> str:
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 @contextmanager

@@ -2,8 +2,8 @@
 
 For a gradient G, Muon keeps the momentum M = μM + (1 - μ)G, looks ahead as in Nesterov's method, (1 - μ)G + μM, and
 replaces the singular values of that matrix by values near 1. So the update is about equally large in every direction,
-also in those that the gradient hardly shows. The Newton-Schulz iteration does this with matrix products only, without
-a singular value decomposition.
+however small the gradient is in it. The Newton-Schulz iteration does this with matrix products only, without a
+singular value decomposition.
 Source: Jordan et al. 2024, https://kellerjordan.github.io/posts/muon. `torch.optim.Muon` computes the same, one matrix
 at a time; here matrices of one shape are processed together, and several processes share the work.
 
@@ -117,7 +117,7 @@ def orthogonalize_copies(matrices: Tensor) -> Tensor:
 
 
 def orthogonalize_rows(shards: Tensor, rows: int, group: dist.ProcessGroup) -> Tensor:
-    """`orthogonalize` for N matrices of `rows` rows, of which each process has a part: shards [N, its rows, columns].
+    """`orthogonalize` for N matrices of `rows` rows; each process has some rows of all: shards [N, its rows, columns].
 
     Two all-to-all exchanges: the first gives each process of `group` all rows of its share of the matrices, the second
     returns the rows of the results to the processes that hold them. Returns [N, its rows, columns].

@@ -22,6 +22,7 @@ from minigpt.planning.memory import (
     peak_phase,
 )
 from minigpt.planning.step_time import StepTime, estimate_step_time, flops_per_token, measure_step_time
+from minigpt.training.overview import PRECISION_NAMES
 from minigpt.training.setup import build_config
 from minigpt.utils.errors import UserError
 from minigpt.utils.formatting import format_flops, format_seconds
@@ -29,15 +30,13 @@ from minigpt.utils.hardware import PEAK_FLOPS, peak_memory_gib
 
 GIB = 2**30
 
-PRECISIONS = {"no": "float32", "bf16": "bfloat16 (mixed)", "fp16": "float16 (mixed)"}
-
 
 @dataclass(frozen=True)
 class RunPlan:
     """Estimated memory and time of a run on each of its devices.
 
-    `proposal` is the same run with the largest micro-batch that fits, if a limit was given. `steps` is None if only
-    the tokenized text can tell it, `time` is None if it was not measured.
+    `proposal` is the same run with the largest micro-batch that fits, if a limit was given. `steps` is None if
+    it is only known after tokenizing, `time` is None if it was not measured.
     """
 
     setup: TrainingSetup
@@ -85,7 +84,7 @@ class RunPlan:
             f"  tokens per step  {figures['tokens_per_step']:,} = {setup.micro_batch} samples x "
             f"{setup.accumulation} micro-batches x {setup.devices} device(s) x {setup.block_size} tokens",
             f"  steps            {format(figures['steps'], ',') if figures['steps'] else unknown_steps}",
-            f"  device           {setup.devices} x {self.device}, {PRECISIONS[self.precision]}",
+            f"  device           {setup.devices} x {self.device}, {PRECISION_NAMES[self.precision]}",
             "",
             f"  peak memory per device, GiB; reached in the phase: {figures['peak_at']}",
             *(f"    {name:<26}{size:>9.3f}" for name, size in figures["memory_gib"].items()),
@@ -124,8 +123,8 @@ def plan_run(
     """Plan the run of `args` on `devices` devices, with FSDP2 if `fsdp`, otherwise with DDP.
 
     memory_gib: memory of one device, for which the largest micro-batch that fits is proposed.
-    device: cpu, cuda or a name in `PEAK_FLOPS`; None is what is available here.
-    efficiency: share of its peak that a GPU which is not available is assumed to reach.
+    device: cpu, cuda or a name in `PEAK_FLOPS`; None is the device of this machine.
+    efficiency: the share of its peak that an absent GPU is assumed to reach.
     probe: whether to measure the time on a device that is available.
 
     Raises UserError if the device is unknown, the model cannot be built, or no micro-batch fits into the memory.
@@ -162,7 +161,7 @@ def plan_run(
             device, config, args.block_size, setup.micro_batch, is_mixed=setup.is_mixed, efficiency=efficiency
         )
     elif probe:
-        time_from = "measured here on a few layers"
+        time_from = "measured on this machine"
         time = measure_step_time(args, config, setup.micro_batch, precision, torch.device(device))
     return RunPlan(setup, proposal, planned_steps(args, devices), precision, device, time, time_from)
 
@@ -170,7 +169,7 @@ def plan_run(
 def planned_config(args: Arguments) -> MiniGPTConfig:
     """The configuration of the model that the trainer would build, except for the ids of special tokens.
 
-    Raises UserError if the shape cannot be, the model or tokenizer cannot be found, or block_size is too long.
+    Raises UserError if the shape is impossible, the model or tokenizer cannot be found, or block_size is too long.
     """
     has_vocab_size = args.model_name_or_path is not None or args.vocab_size is not None
     config = build_config(args, vocab_size=0 if has_vocab_size else _tokenizer_size(args))

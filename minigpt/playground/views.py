@@ -44,7 +44,7 @@ def attention_figure(weights: np.ndarray, labels: Sequence[str], title: str) -> 
     picture = axes.imshow(np.ma.array(weights, mask=future), cmap="viridis_r", vmin=0, interpolation="nearest")
     shown = [label if len(label) <= 10 else f"{label[:9]}…" for label in labels]
     size = 9 if len(shown) <= 16 else 8
-    # a token may have $ in it, which is no formula
+    # a $ in a token must not start a formula
     axes.set_xticks(range(len(shown)), shown, rotation=90, fontsize=size, family="monospace", parse_math=False)
     axes.set_yticks(range(len(shown)), shown, fontsize=size, family="monospace", parse_math=False)
     axes.set_xlabel("token attended to")

@@ -1,4 +1,4 @@
-"""Start Accelerate as the launch profile and the options say."""
+"""Start Accelerate with the settings of the launch profile and the options."""
 
 import torch
 from accelerate import Accelerator
@@ -21,7 +21,7 @@ def start_accelerator(args: Arguments) -> Accelerator:
     Raises UserError for an option that this device does not support.
     """
     accelerator = Accelerator(
-        cpu=args.use_cpu or not torch.accelerator.is_available(),  # explicit, or several CPU processes would not join
+        cpu=args.use_cpu or not torch.accelerator.is_available(),  # without it, CPU processes would not form a group
         mixed_precision=args.mixed_precision,
         log_with=list(requested_trackers(args.report_to)) or None,
         project_config=ProjectConfiguration(

@@ -1,11 +1,10 @@
 """Start train_accelerate.py through accelerate's launcher, and keep its exit code.
 
-`accelerate launch` ends with a traceback of its own when the trainer ends with anything but 0, and turns the exit code
-into 1. Here the trainer's line is the last one, its exit code is kept (2: bad input, 75: stopped, 76: diverged), and
-Ctrl-C or a termination signal reaches the trainer, which then saves a checkpoint.
+If the trainer's exit code is not 0, `accelerate launch` prints its own traceback and exits with 1. Here the last line
+is the trainer's, its exit code is kept (2: bad input, 75: stopped, 76: diverged), and Ctrl-C or a termination signal
+reaches the trainer, which then saves a checkpoint.
 """
 
-import importlib.util
 import logging
 import os
 import signal
@@ -21,9 +20,10 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
 from minigpt.config.arguments import Arguments
 from minigpt.config.presets import find_profile
+from minigpt.training.trainer_command import trainer_script
 from minigpt.utils.errors import UserError
 
-PASSED_ON = ("SIGINT", "SIGTERM", "SIGUSR1")
+FORWARDED_SIGNALS = ("SIGINT", "SIGTERM", "SIGUSR1")
 
 
 def default_profile(trainer_words: Sequence[str]) -> str:
@@ -55,23 +55,20 @@ def split_words(words: Sequence[str]) -> tuple[list[str], list[str]]:
 
 
 def launch(profile: str, launcher_words: Sequence[str], trainer_words: Sequence[str]) -> int:
-    """Train, and return the trainer's exit code. Raises UserError for a profile or options that cannot be."""
-    script = importlib.util.find_spec("train_accelerate")
-    assert script is not None
-    assert script.origin is not None
+    """Train, and return the trainer's exit code. Raises UserError for an unknown profile or bad launcher options."""
     config_file = str(find_profile(profile))
     words = ["--config_file", config_file, *_device_count(config_file, launcher_words), *launcher_words]
     parser = launch_command_parser()
     parser.error = _raise_user_error
-    args = parser.parse_args([*words, script.origin, *trainer_words])
+    args = parser.parse_args([*words, trainer_script(), *trainer_words])
     # the launcher repeats what the trainer has already reported, and announces its defaults
     for name in ("torch.distributed.elastic", "torch.distributed.run", "accelerate.commands.launch"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
-    args.signals_to_handle = "SIGHUP,SIGQUIT"  # by torchrun, which ends the trainers; the others are passed on to them
+    args.signals_to_handle = "SIGHUP,SIGQUIT"  # on these torchrun ends the trainers; the others are forwarded to them
     os.environ["MINIGPT_PROGRAM"] = "minigpt train"
-    for name in PASSED_ON:
+    for name in FORWARDED_SIGNALS:
         if hasattr(signal, name):
-            signal.signal(getattr(signal, name), _pass_on)
+            signal.signal(getattr(signal, name), _forward)
     try:
         launch_command(args)
     except subprocess.CalledProcessError as error:
@@ -84,15 +81,15 @@ def launch(profile: str, launcher_words: Sequence[str], trainer_words: Sequence[
 
 
 def _device_count(config_file: str, launcher_words: Sequence[str]) -> list[str]:
-    """As many processes as there are GPUs here, where the profile is for one machine and nobody gave a number."""
+    """One process per GPU of this machine, if the profile is for the GPUs of one machine and no number is given."""
     given = any(word.split("=")[0].replace("-", "_") == "__num_processes" for word in launcher_words)
     if given or not config_file.endswith(("multi_gpu.yaml", "fsdp2.yaml")) or not torch.accelerator.is_available():
         return []
     return ["--num_processes", str(torch.accelerator.device_count())]
 
 
-def _pass_on(number: int, frame: Any) -> None:
-    """Hand a signal to the trainers. The terminal sends Ctrl-C to them as well; two at once count as one."""
+def _forward(number: int, frame: Any) -> None:
+    """Send a signal to the trainers. The terminal also sends them Ctrl-C; two at once count as one."""
     for process in psutil.Process().children(recursive=True):
         with suppress(psutil.NoSuchProcess):
             process.send_signal(number)
@@ -103,5 +100,5 @@ def _raise_user_error(message: str) -> NoReturn:
 
 
 def _exit_code(code: int) -> int:
-    """The shell's exit code: a process that a signal ended has 128 plus its number."""
+    """The exit code as a shell reports it: 128 plus the number of the signal that ended the process."""
     return 128 - code if code < 0 else code

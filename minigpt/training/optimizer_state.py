@@ -1,7 +1,7 @@
 """Collect and restore the state of an optimizer, keyed by parameter name.
 
-The keys are `<parameter>.<moment>`, whatever wraps the model and however many ranks share it. So a checkpoint can be
-resumed with another wrapper (DDP, FSDP2, torch.compile) and another number of ranks.
+The keys are `<parameter>.<moment>`, for every wrapper of the model (DDP, FSDP2, torch.compile) and every number of
+ranks. So a checkpoint can be resumed with another wrapper and another number of ranks.
 """
 
 from typing import Any

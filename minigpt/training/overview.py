@@ -8,6 +8,8 @@ from minigpt.data.datamodule import DataModule, samples_per_step
 from minigpt.data.packing import PackedDocuments
 from minigpt.data.shards import TokenShards
 
+PRECISION_NAMES = {"no": "float32", "bf16": "bfloat16 (mixed)", "fp16": "float16 (mixed)"}
+
 
 def describe(
     args: Arguments,
@@ -23,6 +25,7 @@ def describe(
     steps_per_epoch = data_module.order.samples_per_epoch / per_step
     validation = f"{len(shards.validation):,} validation tokens" if shards.validation else "no validation split"
     places = "tokens" if data_module.train.targets_per_sample else "token positions"
+    precision = PRECISION_NAMES.get(accelerator.mixed_precision, accelerator.mixed_precision)
     compiled = "" if accelerator.state.dynamo_plugin.backend == "NO" else ", compiled"
     lines = {
         "model": f"{parameters / 1e6:.2f}M parameters: {config.num_hidden_layers} layers, {config.hidden_size} wide, "
@@ -33,13 +36,7 @@ def describe(
         "step": f"{per_step * args.block_size:,} {places} = {args.per_device_train_batch_size} samples x "
         f"{args.gradient_accumulation_steps} micro-batches x {processes} processes x {args.block_size} tokens",
         "length": f"{max_steps:,} steps = {max_steps / steps_per_epoch:.2f} epochs of {steps_per_epoch:,.1f} steps",
-        "device": f"{processes} x {accelerator.device.type}, {_dtype(accelerator)}{compiled}",
+        "device": f"{processes} x {accelerator.device.type}, {precision}{compiled}",
         "output": str(args.run_dir),
     }
     return "\n".join(f"  {name:<7} {text}" for name, text in lines.items())
-
-
-def _dtype(accelerator: Accelerator) -> str:
-    return {"no": "float32", "bf16": "bfloat16 (mixed)", "fp16": "float16 (mixed)"}.get(
-        accelerator.mixed_precision, accelerator.mixed_precision
-    )

@@ -1,4 +1,4 @@
-"""What a run does every so many steps beside training: evaluations and sample texts."""
+"""The evaluations and sample texts that a run makes every few steps."""
 
 from accelerate import Accelerator
 from torch import nn

@@ -156,11 +156,11 @@ def forget_after(path: Path, step: int) -> None:
     """Drop the lines of a metrics file that come after `step`: a resumed run writes them again."""
     if not path.exists():
         return
-    kept = []
+    kept_lines = []
     for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
         if line.endswith("\n") and json.loads(line)["step"] <= step:  # the last line may be cut off by a kill
-            kept.append(line)
-    write_atomically(path, "".join(kept))
+            kept_lines.append(line)
+    write_atomically(path, "".join(kept_lines))
 
 
 def _plain(values: dict[str, Any]) -> dict[str, Any]:

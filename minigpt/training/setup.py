@@ -11,6 +11,7 @@ from minigpt.config.arguments import Arguments
 from minigpt.data.tokenizer import vocabulary_size
 from minigpt.generation.sampling import prompt_ids
 from minigpt.modeling.activation_checkpointing import enable_activation_checkpointing
+from minigpt.modeling.loading import load_model
 from minigpt.modeling.loss import in_place_cross_entropy
 from minigpt.utils.errors import UserError
 from modeling_minigpt import MiniGPTForCausalLM
@@ -54,7 +55,7 @@ def build_model(args: Arguments, tokenizer: PreTrainedTokenizerFast, resume_from
         )
     enable_activation_checkpointing(model, args.gradient_checkpointing)
     for prompt in args.sample_prompts:
-        prompt_ids(model, tokenizer, prompt)  # a prompt that cannot be continued is refused before the training
+        prompt_ids(model, tokenizer, prompt)  # refuse a prompt that cannot be continued before training
     model.generation_config.pad_token_id = tokenizer.pad_token_id or tokenizer.eos_token_id
     # text never contains the ids that only round the vocabulary up: they are untrained and must not be generated
     model.generation_config.suppress_tokens = list(range(vocabulary_size(tokenizer), config.vocab_size)) or None
@@ -65,12 +66,13 @@ def build_model(args: Arguments, tokenizer: PreTrainedTokenizerFast, resume_from
 def build_config(
     args: Arguments, *, vocab_size: int, bos_token_id: int | None = None, eos_token_id: int | None = None
 ) -> MiniGPTConfig:
-    """The configuration of the model that `args` describe: a new one for a tokenizer of `vocab_size` ids, or that of
-    `model_name_or_path`.
+    """The configuration of the model that `args` describe.
 
-    Raises UserError if the shape cannot be, or the model cannot be found.
+    It is that of `model_name_or_path`, or a new one for a tokenizer of `vocab_size` ids.
+
+    Raises UserError if the shape is impossible, or the model cannot be found.
     """
-    dropout: dict[str, Any] = {} if args.dropout is None else dict.fromkeys(DROPOUTS, args.dropout)
+    dropout = _dropout_fields(args)
     multiple = args.pad_vocab_size_to_multiple_of or 1
     try:
         if args.model_name_or_path is not None:
@@ -94,18 +96,21 @@ def _round_up(number: int, multiple: int) -> int:
 
 
 def _load(name_or_folder: str | Path, args: Arguments) -> MiniGPTForCausalLM:
-    """A MiniGPT in float32 with the dropout and attention kernel of `args`."""
-    dropout: dict[str, Any] = {} if args.dropout is None else dict.fromkeys(DROPOUTS, args.dropout)
-    try:
-        model: MiniGPTForCausalLM = MiniGPTForCausalLM.from_pretrained(
-            name_or_folder, dtype=torch.float32, attn_implementation=args.attn_implementation, **dropout
-        )
-    except OSError as error:
-        message = " ".join(str(error).split())
-        raise UserError(f"{name_or_folder}: no model can be loaded from there: {message}") from error
-    except ValueError as error:  # a GPT-2 option that MiniGPT does not have
-        raise UserError(f"{name_or_folder}: {error}") from error
+    """A MiniGPT in float32 with the dropout and attention kernel of `args`; a UserError for any other model."""
+    model = load_model(
+        name_or_folder,
+        dtype=torch.float32,
+        device="cpu",
+        attn_implementation=args.attn_implementation,
+        **_dropout_fields(args),
+    )
+    if not isinstance(model, MiniGPTForCausalLM):
+        raise UserError(f"{name_or_folder} is a {type(model).__name__}; only a MiniGPT or GPT-2 can be trained")
     return model
+
+
+def _dropout_fields(args: Arguments) -> dict[str, Any]:
+    return {} if args.dropout is None else dict.fromkeys(DROPOUTS, args.dropout)
 
 
 def _check_shape(args: Arguments, config: MiniGPTConfig, folder: Path) -> None:

@@ -1,17 +1,14 @@
 """Verify that a resumed run equals an uninterrupted one, bit for bit."""
 
-import importlib.util
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+from minigpt.training.trainer_command import trainer_command
 from minigpt.utils.errors import UserError
 from minigpt.utils.run_files import METRICS_FILE, OPTIMIZER_FILE, read_metrics
 
 COMPARED_METRICS = ("train/loss", "train/grad_norm", "train/lr", "val/loss")
-
-TRAINER = "train_accelerate"
 
 
 def short_run_options(config: str, options: list[str], steps: int, stop_after: int) -> list[str]:
@@ -36,20 +33,15 @@ def short_run_options(config: str, options: list[str], steps: int, stop_after: i
     return [word for name, value in {**quiet, **short}.items() for word in (f"--{name}", str(value))]
 
 
-def run_trainer(launch_profile: str | None, options: list[str]) -> None:
-    """Run the trainer to its end, through `accelerate launch` if there is a launch profile.
+def run_trainer(profile: str | None, options: list[str]) -> None:
+    """Run the trainer to its end, through `accelerate launch` if a launch profile is given.
 
     Raises UserError with the trainer's message if it refuses its input, RuntimeError with its output if it crashes.
     """
-    module = importlib.util.find_spec(TRAINER)
-    if module is None or module.origin is None:
-        raise UserError(f"{TRAINER}.py was not found; run this command from a checkout of the project")
-    launcher = ["-m", "accelerate.commands.accelerate_cli", "launch", "--config_file", launch_profile or ""]
-    command = [sys.executable, *(launcher if launch_profile else []), module.origin, *options]
-    run = subprocess.run(command, capture_output=True, text=True)
+    run = subprocess.run(trainer_command(options, profile), capture_output=True, text=True)
     if run.returncode == 0:
         return
-    messages = [line for line in run.stderr.splitlines() if line.startswith(f"{TRAINER}.py")]
+    messages = [line for line in run.stderr.splitlines() if line.startswith("train_accelerate.py")]
     if messages:
         raise UserError(f"the training failed: {messages[-1]}")
     raise RuntimeError(f"the training failed with exit code {run.returncode}:\n{run.stderr or run.stdout}")

@@ -1,4 +1,4 @@
-"""Parse a command line: errors in one line, and the right option for a name that comes from another tool."""
+"""Parsers with one-line errors, and the options and checks that several commands share."""
 
 import argparse
 import difflib
@@ -7,9 +7,9 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from minigpt.utils.errors import exit_in_one_line
+from minigpt.utils.errors import UserError, exit_in_one_line
 
-# Options of nanoGPT, transformers, TRL and litgpt under other names, and what they are called here.
+# Names of options in nanoGPT, transformers, TRL and litgpt, and MiniGPT's options for the same.
 OTHER_NAMES = {
     "batch_size": "--per_device_train_batch_size",
     "micro_batch_size": "--per_device_train_batch_size",
@@ -60,17 +60,20 @@ OTHER_NAMES = {
 }
 
 
+DTYPES = ("float32", "bfloat16", "float16")
+
+
 def unknown_option(word: str, known: Iterable[str]) -> str:
-    """A sentence that names an unknown option and the one that was probably meant, among the `known` ones."""
+    """The error for an unknown option. It suggests the option that was probably meant, one of `known`."""
     if not word.startswith("--"):
         return f"{word}: expected an option that starts with --"
-    name = word.split("=")[0]
-    plain, known = name[2:].replace("-", "_"), list(known)
-    meant = OTHER_NAMES.get(plain)
-    if meant is None or not any(part in known for part in meant.split() if part.startswith("--")):
-        nearest = difflib.get_close_matches(f"--{plain}", known, n=1)
-        meant = nearest[0] if nearest else None
-    return f"unknown option {name}" + (f"; did you mean {meant}?" if meant else "; see --help")
+    option = word.split("=")[0]
+    name, known = option[2:].replace("-", "_"), list(known)
+    suggestion = OTHER_NAMES.get(name)
+    if suggestion is None or not any(part in known for part in suggestion.split() if part.startswith("--")):
+        nearest = difflib.get_close_matches(f"--{name}", known, n=1)
+        suggestion = nearest[0] if nearest else None
+    return f"unknown option {option}" + (f"; did you mean {suggestion}?" if suggestion else "; see --help")
 
 
 class OneLineParser(argparse.ArgumentParser):
@@ -83,7 +86,7 @@ class OneLineParser(argparse.ArgumentParser):
 class CommandParser(OneLineParser):
     """The parser of one command, described by its module's docstring.
 
-    `--top-k` and `--top_k` are the same option. An unknown option is answered with the one that was probably meant.
+    `--top-k` and `--top_k` are the same option. The error for an unknown option suggests the nearest one.
     """
 
     def __init__(self, program: str, description: str | None, usage: str | None = None) -> None:
@@ -112,5 +115,32 @@ class CommandParser(OneLineParser):
     def _with_underscores(self, word: str) -> str:
         name, equals, value = word.partition("=")
         underscored = "--" + name[2:].replace("-", "_")
-        known = name.startswith("--") and name not in self._option_string_actions
-        return underscored + equals + value if known and underscored in self._option_string_actions else word
+        known = self._option_string_actions
+        is_other_spelling = name.startswith("--") and name not in known and underscored in known
+        return underscored + equals + value if is_other_spelling else word
+
+
+def add_model_options(
+    parser: argparse.ArgumentParser, *, dtypes: Sequence[str] = DTYPES, several_models: bool = False
+) -> None:
+    """`--model`, `--dtype` (its default is the first of `dtypes`) and `--trust_remote_code`."""
+    source = "run folder, checkpoint, model folder or Hub name"
+    if several_models:
+        parser.add_argument("--model", nargs="+", required=True, help=f"{source}, one or several")
+    else:
+        parser.add_argument("--model", required=True, help=source)
+    as_saved = "; auto: as saved" if "auto" in dtypes else ""
+    parser.add_argument(
+        "--dtype", choices=dtypes, default=dtypes[0], help=f"dtype of the weights{as_saved} (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--trust_remote_code", action="store_true", help="run the code of a foreign model; not needed for MiniGPT"
+    )
+
+
+def check_positive(args: argparse.Namespace, *names: str) -> None:
+    """Raises UserError if one of the named options is given and below 1."""
+    for name in names:
+        value = getattr(args, name)
+        if value is not None and value < 1:
+            raise UserError(f"{name}={value} must be at least 1")

@@ -1,6 +1,6 @@
 """Errors meant for the user: one line and exit code 2. Any other exception is a bug and keeps its traceback.
 
-Exit codes of every program here:
+Exit codes of all programs of the project:
 
     0    done
     1    a bug (with its traceback), or a run that could not finish: a lost process, a full disk, an unreachable Hub
@@ -72,11 +72,16 @@ def file_errors_are_user_errors() -> Iterator[None]:
         raise UserError(f"{error.filename}: {error.strerror}") from error
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message; the name of its class if there is no message."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
 def exit_in_one_line(program: str, message: str, code: int = EXIT_BAD_INPUT) -> NoReturn:
     """Print `program: message` on stderr, once per host, and exit with `code`."""
     rank = os.environ.get("LOCAL_RANK", "0")
     if rank != "0":
-        time.sleep(5)  # when all ranks fail alike, the launcher ends this one before it repeats the line of rank 0
+        time.sleep(5)  # if all ranks have the same error, the launcher ends this one before it prints the same line
         program = f"{program} (local rank {rank})"
     print(f"{program}: {message}", file=sys.stderr, flush=True)
     sys.exit(code)

@@ -40,7 +40,7 @@ def publish_folder(folder: Path, final: Path) -> None:
 
 
 def remove_folder(folder: Path) -> None:
-    """Delete a folder; half of it is never seen under its name."""
+    """Delete a folder. It is renamed first, so that nothing can find it half-deleted under its name."""
     old = _hidden(folder)
     folder.rename(old)
     shutil.rmtree(old)
@@ -52,7 +52,7 @@ def _hidden(folder: Path) -> Path:
 
 @contextmanager
 def new_parents(folder: Path) -> Iterator[None]:
-    """Create the parents of `folder`. If the block fails, those that are still empty are removed again."""
+    """Create the parents of `folder`. If the block fails, the new ones that are empty are removed again."""
     missing = [parent for parent in folder.parents if not parent.exists()]
     folder.parent.mkdir(parents=True, exist_ok=True)
     try:
@@ -65,7 +65,7 @@ def new_parents(folder: Path) -> Iterator[None]:
 
 
 def lack_of_room(folder: Path, needed: int) -> str | None:
-    """A sentence saying that the file system of `folder` lacks room for `needed` bytes; None if there is room."""
+    """The error if the file system of `folder` has no room for `needed` bytes; None if it has."""
     free = shutil.disk_usage(folder).free
     if free >= needed:
         return None

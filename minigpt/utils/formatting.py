@@ -13,7 +13,7 @@ def format_bytes(size: float) -> str:
 
 
 def format_count(number: float) -> str:
-    """A count in three digits or so: 950, 9.5k, 2.31M."""
+    """A rounded count: 950, 9.5k, 2.31M."""
     return f"{number / 1e6:.2f}M" if number >= 1e6 else f"{number / 1e3:.1f}k" if number >= 1e3 else f"{number:.0f}"
 
 
@@ -37,7 +37,20 @@ def format_flops(rate: float) -> str:
 
 
 def markdown_table(head: Sequence[str], rows: Iterable[Sequence[str]], numeric: bool = False) -> str:
-    """A Markdown table; with `numeric`, every column but the first is aligned to the right."""
-    rule = ["---", *(["---:"] * (len(head) - 1))] if numeric else ["---"] * len(head)
-    lines = ([cell.replace("|", "\\|") for cell in line] for line in (head, rule, *rows))
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    """A Markdown table with padded cells, so that its columns are aligned in a terminal too.
+
+    With `numeric`, every column but the first is aligned to the right.
+    """
+    lines = [[cell.replace("|", "\\|") for cell in line] for line in (head, *rows)]
+    widths = [max(3, *map(len, column)) for column in zip(*lines, strict=True)]
+    rule = ["-" * width for width in widths]
+    if numeric:
+        rule[1:] = ["-" * (width - 1) + ":" for width in widths[1:]]
+    padded = [
+        [
+            cell.rjust(width) if numeric and number > 0 else cell.ljust(width)
+            for number, (cell, width) in enumerate(zip(line, widths, strict=True))
+        ]
+        for line in lines
+    ]
+    return "\n".join(f"| {' | '.join(line)} |" for line in (padded[0], rule, *padded[1:]))

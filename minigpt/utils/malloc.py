@@ -1,4 +1,4 @@
-"""Keep freed memory in the process, so that the next step on a CPU can use it again."""
+"""Keep freed memory in the process, so that the next step on a CPU can use it."""
 
 import ctypes
 

@@ -14,9 +14,9 @@ PLAIN_INTERVAL_S = 30.0
 
 
 class Progress:
-    """Counts work that is done. In a terminal this is a tqdm bar on stderr, which vanishes at the end.
+    """Counts finished work. In a terminal this is a tqdm bar on stderr, which disappears at the end.
 
-    Where stderr is no terminal, a plain line appears every `PLAIN_INTERVAL_S` seconds, or never with `plain=False`
+    If stderr is not a terminal, a plain line appears every `PLAIN_INTERVAL_S` seconds, or never with `plain=False`
     (for work that has a log of its own). Work shorter than `delay` seconds shows no bar.
     """
 
@@ -70,7 +70,7 @@ class Progress:
             print(f"{self._description}: {self._done:,}{of_total} {self._unit} in {elapsed}{status}", file=sys.stderr)
 
     def set_status(self, text: str) -> None:
-        """What stands behind the bar, such as a loss or a rate."""
+        """Set the text after the bar, such as a loss or a rate."""
         self._status = text
         self._bar.set_postfix_str(text, refresh=False)
 

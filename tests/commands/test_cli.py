@@ -1,3 +1,6 @@
+"""Laws of the `minigpt` command: every verb has help, and a wrong verb is one line."""
+
+import re
 import subprocess
 import sys
 
@@ -6,12 +9,18 @@ import pytest
 from minigpt.cli import VERBS, main
 
 
-def test_every_verb_has_a_module_and_help(capsys: pytest.CaptureFixture[str]) -> None:
-    for verb in VERBS:
-        with pytest.raises(SystemExit) as stop:
-            main([verb, "--help"])
-        assert stop.value.code == 0, verb
-        assert "--" in capsys.readouterr().out
+@pytest.mark.parametrize("verb", VERBS)
+def test_help_of_a_verb_shows_each_option_and_each_default_once(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main([*verb.split(), "--help"])
+    assert stop.value.code == 0
+    text = " ".join(capsys.readouterr().out.split("\noptions:")[-1].split())
+    options = re.findall(r"(?<!\S)--[\w-]*[a-z](?!\S)", text)
+    assert options
+    assert not [option for option in options if "-" in option[2:]], "an option is shown in two spellings"
+    assert "default: None" not in text
+    for entry in text.split(" --"):
+        assert entry.count("(default") <= 1, entry
 
 
 def test_an_unknown_verb_is_one_line_and_exit_code_2(capsys: pytest.CaptureFixture[str]) -> None:
@@ -21,7 +30,7 @@ def test_an_unknown_verb_is_one_line_and_exit_code_2(capsys: pytest.CaptureFixtu
     assert capsys.readouterr().err.startswith("minigpt: unknown verb trian; choose one of")
 
 
-def test_the_first_word_of_several_verbs_lists_them(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_first_word_of_a_group_of_verbs_lists_them(capsys: pytest.CaptureFixture[str]) -> None:
     for argv, code in ((["bench"], 2), (["bench", "--help"], 0)):
         with pytest.raises(SystemExit) as stop:
             main(argv)

@@ -1,3 +1,5 @@
+"""Laws of the options: YAML files and the command line mean the same, and impossible values are refused by name."""
+
 from pathlib import Path
 
 import pytest
@@ -13,7 +15,7 @@ def parse(*words: str) -> Arguments:
     return parse_arguments(words, ROOT / "configs" / "quickstart.yaml")
 
 
-def test_yaml_and_the_command_line_are_one_path(tmp_path: Path) -> None:
+def test_yaml_and_the_command_line_give_the_same_options(tmp_path: Path) -> None:
     config = tmp_path / "a.yaml"
     config.write_text(
         "corpus: python-docs\nlearning_rate: 6e-4\nmax_steps: 10\ntf32: false\nstride: null\nmixed_precision: no\n"
@@ -31,7 +33,7 @@ def test_options_survive_a_round_trip_through_yaml(tmp_path: Path) -> None:
     assert parse(str(path)) == args
 
 
-def test_no_arguments_at_all_mean_the_quickstart() -> None:
+def test_without_arguments_the_preset_is_quickstart() -> None:
     assert parse() == parse(str(ROOT / "configs" / "quickstart.yaml"))
 
 
@@ -41,7 +43,7 @@ def test_every_preset_is_accepted_and_starts_in_a_folder_of_its_own(config: Path
     assert parse(str(config), *text).output_dir == f"runs/{config.stem}"
 
 
-def test_text_on_the_command_line_takes_the_place_of_the_presets() -> None:
+def test_text_on_the_command_line_replaces_that_of_the_preset() -> None:
     args = parse(str(ROOT / "configs" / "quickstart.yaml"), "--train-file", "mine.txt")
     assert (args.corpus, args.train_file) == (None, ["mine.txt"])
 
@@ -57,7 +59,7 @@ def test_text_on_the_command_line_takes_the_place_of_the_presets() -> None:
         (["--tf32", "maybe"], "tf32"),
     ],
 )
-def test_what_the_parser_refuses_is_one_line_and_exit_code_2(
+def test_errors_of_the_parser_are_one_line_and_exit_code_2(
     words: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as stop:
@@ -75,12 +77,12 @@ def test_what_the_parser_refuses_is_one_line_and_exit_code_2(
         (["--learning_rate", "nan"], "learning_rate=nan must be a number"),
         (["--learning_rate", "inf"], "learning_rate=inf must be a number"),
         (["--dropout", "1"], "dropout=1.0 must be at least 0 and below 1"),
-        (["--stride", "8", "--packing_strategy", "bfd"], "stride=8 goes with packing_strategy=wrapped, not bfd"),
-        (["--completion_only_loss", "true", "--corpus", "python-docs"], "completion_only_loss goes with train_file"),
+        (["--stride", "8", "--packing_strategy", "bfd"], "stride=8 requires packing_strategy=wrapped, not bfd"),
+        (["--completion_only_loss", "true", "--corpus", "python-docs"], "completion_only_loss requires train_file"),
         (["--vocab_size", "64", "--pad_vocab_size_to_multiple_of", "64"], "vocab_size=64 is already given"),
         (["--stride", "2048"], "stride=2048 is greater than block_size=1024 and would skip tokens"),
         (["--min_learning_rate", "1"], "min_learning_rate=1.0 is above learning_rate"),
-        (["--data", "d"], "data and corpus are both given"),
+        (["--data", "d"], "data and corpus are given"),
         (["--model_name_or_path", "gpt2", "--hidden_size", "8"], "hidden_size=8: the shape is fixed by"),
         (["--report_to", "mlflow"], "report_to=mlflow is none of"),
         (["--block_size", "0", "--seed", "-1"], "block_size=0 .*; seed=-1"),

@@ -2,19 +2,18 @@
 
 import json
 import random
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 
-from configuration_minigpt import MiniGPTConfig
 from minigpt.cli import main
 from minigpt.data.tokenizer import load_tokenizer, train_bpe
 from minigpt.evaluation.hellaswag_items import cleaned, encode_item, load_rows
 from minigpt.utils.errors import UserError
 from modeling_minigpt import MiniGPTForCausalLM
-from support.runs import ROOT, command, finish, metrics
+from support.runs import command, finish, launch, metrics
+from support.tiny import tiny_model
 
 POSITIONS = 36
 WORDS = ["roof", "café", "canoe", "lifts", "the", "a", "bar", "slowly", "and", "then", "water", "naïve", "he"]
@@ -41,11 +40,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ]
     (folder / "items.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     tokenizer = train_bpe((text(30) for _ in range(200)), 300)
-    torch.manual_seed(0)
-    shape = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "max_position_embeddings": POSITIONS}
-    MiniGPTForCausalLM(MiniGPTConfig(vocab_size=len(tokenizer), initializer_range=0.5, **shape)).save_pretrained(
-        folder / "model"
-    )
+    model = tiny_model(len(tokenizer), max_position_embeddings=POSITIONS, initializer_range=0.5)
+    model.save_pretrained(folder / "model")
     tokenizer.save_pretrained(folder / "model")
     return folder
 
@@ -86,10 +82,8 @@ def test_every_answer_equals_that_of_a_plain_loop_over_the_endings(folder: Path,
 def test_answers_do_not_depend_on_batches_and_processes(folder: Path, tmp_path: Path) -> None:
     one = answers(folder, tmp_path / "one.jsonl", "--batch_size", "64")
     other = answers(folder, tmp_path / "other.jsonl", "--batch_size", "3")
-    profile = str(ROOT / "accelerate_configs" / "cpu_ddp.yaml")
-    launch = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", "--config_file", profile]
-    options = ["--data_file", str(folder / "items.jsonl"), "--items", str(tmp_path / "two.jsonl"), "--use_cpu"]
-    run = finish([*launch, "-m", "minigpt", "hellaswag", "--model", str(folder / "model"), *options])
+    words = ["--model", folder / "model", "--data_file", folder / "items.jsonl", "--items", tmp_path / "two.jsonl"]
+    run = finish(launch("-m", "minigpt", "hellaswag", *words, "--use_cpu", processes=2))
     assert run.returncode == 0, run.stderr
     two = list(map(json.loads, (tmp_path / "two.jsonl").read_text(encoding="utf-8").splitlines()))
     for first, second, third in zip(one, other, two, strict=True):
@@ -142,7 +136,7 @@ def test_training_measures_what_the_command_measures(folder: Path, tmp_path: Pat
     assert "HellaSwag" in (tmp_path / "run" / "README.md").read_text(encoding="utf-8")
 
 
-def test_items_that_cannot_be_read_stop_a_run_before_it_writes_anything(tiny_run: list[str], tmp_path: Path) -> None:
+def test_a_missing_file_of_items_ends_a_run_before_it_writes_anything(tiny_run: list[str], tmp_path: Path) -> None:
     run = finish(command(*tiny_run, "--hellaswag_steps", "5", "--hellaswag_file", str(tmp_path / "none.jsonl")))
     assert run.returncode == 2
     assert f"{tmp_path / 'none.jsonl'}: no such file" in run.stderr

@@ -2,7 +2,6 @@
 
 import json
 import math
-import sys
 from pathlib import Path
 
 import pytest
@@ -10,7 +9,6 @@ import torch
 from accelerate import Accelerator
 from transformers import GPT2LMHeadModel
 
-from configuration_minigpt import MiniGPTConfig
 from minigpt.cli import main
 from minigpt.data.shards import open_shards
 from minigpt.data.tokenizer import load_tokenizer, train_characters
@@ -19,7 +17,8 @@ from minigpt.evaluation.perplexity import windows
 from minigpt.export.gpt2 import export_gpt2
 from minigpt.modeling.loss import IGNORE_INDEX, in_place_cross_entropy
 from modeling_minigpt import MiniGPTForCausalLM
-from support.runs import ROOT, finish
+from support.runs import finish, launch
+from support.tiny import tiny_model
 
 
 @pytest.fixture(scope="module")
@@ -27,11 +26,8 @@ def folder(text_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """model/: a MiniGPT of 32 positions, gpt2/: the same exported, shards/: the text prepared with its tokenizer."""
     folder = tmp_path_factory.mktemp("perplexity")
     tokenizer = train_characters([text_file.read_text(encoding="utf-8")])
-    torch.manual_seed(0)
-    shape = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "max_position_embeddings": 32}
     ids = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
-    model = MiniGPTForCausalLM(MiniGPTConfig(vocab_size=len(tokenizer), initializer_range=0.3, **shape, **ids))
-    model.save_pretrained(folder / "model")
+    tiny_model(len(tokenizer), **ids).save_pretrained(folder / "model")
     tokenizer.save_pretrained(folder / "model")
     export_gpt2(folder / "model", folder / "gpt2")
     options = ["--tokenizer", str(folder / "model"), "--output_dir", str(folder / "shards")]
@@ -88,9 +84,7 @@ def test_results_do_not_depend_on_batches_and_processes(folder: Path, capsys: py
     (one,) = evaluate(capsys, *words).values()
     (other,) = evaluate(capsys, *words, "--batch_size", "3").values()
     assert other == pytest.approx(one, rel=1e-6)
-    profile = str(ROOT / "accelerate_configs" / "cpu_ddp.yaml")
-    launch = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", "--config_file", profile]
-    run = finish([*launch, "-m", "minigpt", "eval", *map(str, words), "--json", "--use_cpu"])
+    run = finish(launch("-m", "minigpt", "eval", *words, "--json", "--use_cpu", processes=2))
     assert run.returncode == 0, run.stderr
     (shared,) = json.loads(run.stdout).values()
     assert shared == pytest.approx(one, rel=1e-9)
@@ -136,7 +130,7 @@ def test_output_file_has_the_format_of_evaluate(
     assert "_evaluate_version" in saved
 
 
-def test_a_run_without_a_final_model_is_evaluated_at_its_newest_checkpoint(
+def test_several_models_are_evaluated_each_run_at_its_newest_checkpoint(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "run" / "checkpoint-1").mkdir(parents=True)
@@ -147,15 +141,15 @@ def test_a_run_without_a_final_model_is_evaluated_at_its_newest_checkpoint(
     assert first == second
 
 
-def test_the_table_has_a_row_per_model_with_the_numbers_of_the_json(
+def test_the_table_is_aligned_and_has_a_row_per_model_with_the_numbers_of_the_json(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = ["--model", folder / "model", folder / "gpt2", "--data", folder / "shards"]
     results = evaluate(capsys, *words)
     main(["eval", *map(str, words), "--use_cpu"])
-    head, _, *rows = (
-        [cell.strip() for cell in line.strip("|").split("|")] for line in capsys.readouterr().out.splitlines()
-    )
+    lines = capsys.readouterr().out.splitlines()
+    assert len({len(line) for line in lines}) == 1
+    head, _, *rows = ([cell.strip() for cell in line.strip("|").split("|")] for line in lines)
     for row, (name, result) in zip(rows, results.items(), strict=True):
         cells = dict(zip(head, row, strict=True))
         assert cells["model"] == name

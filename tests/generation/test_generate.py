@@ -6,10 +6,11 @@ import sys
 from pathlib import Path
 
 import pytest
-from transformers import AutoTokenizer, ByT5Tokenizer, PreTrainedTokenizerFast
+from transformers import ByT5Tokenizer, PreTrainedTokenizerFast
 
 from minigpt.commands import generate
 from minigpt.generation.sampling import sample_text
+from minigpt.utils.errors import UserError
 from modeling_minigpt import MiniGPTForCausalLM
 from support.tiny import byte_tokenizer, tiny_model
 
@@ -42,9 +43,8 @@ def test_command_prints_the_prompt_and_the_sample_of_the_library(
     folder: Path, model: MiniGPTForCausalLM, tokenizer: PreTrainedTokenizerFast, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run("--model", str(folder), "--prompt", "abc", "--max-new-tokens", "5", "--temperature=0")
-    assert [capsys.readouterr().out] == [
-        text + "\n" for text in sample_text(model, tokenizer, ["abc"], max_new_tokens=5, temperature=0)
-    ]
+    (text,) = sample_text(model, tokenizer, ["abc"], max_new_tokens=5, temperature=0)
+    assert capsys.readouterr().out == text + "\n"
 
 
 @pytest.mark.parametrize("tokenizer", [byte_tokenizer(), ByT5Tokenizer()], ids=["without eos", "slow"])
@@ -91,36 +91,33 @@ def test_bad_sources_are_named(folder: Path, tmp_path: Path, monkeypatch: pytest
     empty, latin = tmp_path / "empty.txt", tmp_path / "latin.txt"
     empty.write_bytes(b"")
     latin.write_bytes(b"caf\xe9")
-    with pytest.raises(ValueError, match="is empty"):
+    with pytest.raises(UserError, match="is empty"):
         run("--model", str(folder), "--prompt_file", str(empty))
-    with pytest.raises(ValueError, match="is not UTF-8 text: byte 3"):
+    with pytest.raises(UserError, match="is not UTF-8 text: byte 3"):
         run("--model", str(folder), "--prompt_file", str(latin))
-    with pytest.raises(ValueError, match="is not a file"):
+    with pytest.raises(UserError, match="is not a file"):
         run("--model", str(folder), "--prompt_file", str(tmp_path / "none.txt"))
     monkeypatch.setattr(sys, "stdin", io.StringIO(""))
-    with pytest.raises(ValueError, match="no prompt"):
+    with pytest.raises(UserError, match="no prompt"):
         run("--model", str(folder))
 
 
-def test_missing_models_are_named(folder: Path, tmp_path: Path, model: MiniGPTForCausalLM) -> None:
-    with pytest.raises(ValueError, match="no such folder"):
-        run("--model", str(tmp_path / "nowhere"), "--prompt", "a")
-    with pytest.raises(ValueError, match=r"neither config\.json nor a checkpoint"):
+def test_a_missing_tokenizer_or_device_is_named(folder: Path, tmp_path: Path, model: MiniGPTForCausalLM) -> None:
+    model.save_pretrained(tmp_path)
+    with pytest.raises(UserError, match=f"tokenizer={tmp_path}: no tokenizer"):
         run("--model", str(tmp_path), "--prompt", "a")
-    model.save_pretrained(tmp_path / "without_tokenizer")
-    with pytest.raises(ValueError, match="tokenizer"):
-        run("--model", str(tmp_path / "without_tokenizer"), "--prompt", "a")
-    with pytest.raises(ValueError, match="device=fax cannot be used"):
+    with pytest.raises(UserError, match="device=fax cannot be used"):
         run("--model", str(folder), "--prompt", "a", "--device", "fax")
 
 
 def test_run_without_a_final_model_uses_its_latest_checkpoint(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for step in (9, 10):
-        (tmp_path / f"checkpoint-{step}").symlink_to(folder)
+    (tmp_path / "checkpoint-10").symlink_to(folder)
     run("--model", str(tmp_path), "--prompt", "a", "--max_new_tokens", "1")
-    assert "checkpoint-10" in capsys.readouterr().err
+    printed = capsys.readouterr()
+    assert printed.out.startswith("a")
+    assert "checkpoint-10" in printed.err
 
 
 def test_session_prints_what_a_single_call_prints(
@@ -159,9 +156,3 @@ def test_a_turn_can_be_undone_and_repeated(
     assert repeated[0] == first
     assert repeated[1] != first
     assert answers("/undo") == ["none"]
-
-
-def test_saved_tokenizer_reproduces_every_character(folder: Path) -> None:
-    loaded = AutoTokenizer.from_pretrained(folder)
-    text = "naïve café — 10 € \n\ttabs"
-    assert loaded.decode(loaded(text)["input_ids"]) == text

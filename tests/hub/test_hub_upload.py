@@ -270,9 +270,6 @@ def test_card_that_the_hub_rejects_is_one_line(hub: Hub, trained: Path, tmp_path
 
 @pytest.mark.parametrize("repo_id", ["a/b/c", "ann/b--c", "ann/a b", "ann", "ann/.x", "ann/" + "x" * 97])
 def test_wrong_repository_name_is_one_line(tmp_path: Path, repo_id: str) -> None:
-    import hub_upload
-    from minigpt.utils.errors import UserError
-
     for arguments in ([repo_id], ["ann/good", "--space", repo_id]):
         with pytest.raises(UserError) as raised:
             hub_upload.main([str(tmp_path), *arguments])

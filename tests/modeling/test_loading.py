@@ -49,6 +49,12 @@ def test_a_gpt2_becomes_a_minigpt_unless_it_has_options_that_minigpt_lacks(tmp_p
     torch.testing.assert_close(model(IDS).logits, gpt2(IDS).logits, atol=1e-5, rtol=1e-5)
 
 
+def test_other_options_reach_the_model(folder: Path) -> None:
+    model = load_model(folder, device="cpu", attn_implementation="eager", resid_pdrop=0.3)
+    assert model.config._attn_implementation == "eager"
+    assert model.transformer.layers[0].mlp.resid_dropout.p == 0.3
+
+
 def test_other_architectures_keep_their_class(tmp_path: Path) -> None:
     shape = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
     llama = LlamaForCausalLM(LlamaConfig(vocab_size=50, **shape)).eval()
@@ -72,39 +78,30 @@ def test_a_run_without_a_final_model_gives_its_newest_checkpoint(
     assert find_model("openai-community/gpt2") == "openai-community/gpt2"
 
 
-def without_a_weight(folder: Path) -> None:
+def remove_a_weight(folder: Path) -> None:
     weights = load_file(folder / "model.safetensors")
     weights.pop("transformer.norm.weight")
     save_file(weights, folder / "model.safetensors", {"format": "pt"})
 
 
-def of_another_shape(folder: Path) -> None:
-    config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps(config | {"vocab_size": 300}))
+def change_config(**values: object) -> Callable[[Path], None]:
+    """A function that changes values in the config.json of a folder."""
 
+    def change(folder: Path) -> None:
+        config = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps(config | values))
 
-def impossible(folder: Path) -> None:
-    config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps(config | {"num_attention_heads": 3}))
-
-
-def of_the_wrong_type(folder: Path) -> None:
-    config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps(config | {"vocab_size": "many"}))
-
-
-def of_an_unknown_architecture(folder: Path) -> None:
-    (folder / "config.json").write_text(json.dumps({"model_type": "unknown"}))
+    return change
 
 
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (without_a_weight, r"is incomplete: 1 weights are missing, for example transformer\.norm\.weight"),
-        (of_another_shape, "cannot be loaded"),
-        (impossible, "hidden_size=16 is not divisible by num_attention_heads=3"),
-        (of_the_wrong_type, "vocab_size"),
-        (of_an_unknown_architecture, "unknown"),
+        (remove_a_weight, r"is incomplete: 1 weights are missing, for example transformer\.norm\.weight"),
+        (change_config(vocab_size=300), "cannot be loaded"),
+        (change_config(num_attention_heads=3), "hidden_size=16 is not divisible by num_attention_heads=3"),
+        (change_config(vocab_size="many"), "vocab_size"),
+        (lambda folder: (folder / "config.json").write_text('{"model_type": "unknown"}'), "unknown"),
         (lambda folder: (folder / "config.json").write_text("{"), "cannot be loaded"),
         (lambda folder: (folder / "model.safetensors").write_bytes(b"short"), "cannot be loaded"),
         (lambda folder: (folder / "model.safetensors").unlink(), "cannot be loaded"),

@@ -101,23 +101,21 @@ def test_logits_equal_those_of_gpt2_in_each_of_its_four_shapes(
     stock = GPT2LMHeadModel(
         GPT2Config(vocab_size=VOCABULARY, n_positions=POSITIONS, n_layer=layers, n_head=heads, n_embd=width)
     ).eval()
-    with (
-        torch.no_grad()
-    ):  # by about as much as training; by more, float32's rounding of the activations would exceed 1e-5
+    with torch.no_grad():  # by less than `perturb`: otherwise the rounding of larger activations would exceed 1e-5
         for parameter in stock.parameters():
             parameter.add_(0.02 * torch.randn_like(parameter))
     stock.save_pretrained(tmp_path)
-    ours = MiniGPTForCausalLM.from_pretrained(tmp_path).eval()
+    minigpt = MiniGPTForCausalLM.from_pretrained(tmp_path).eval()
     with torch.no_grad():
-        torch.testing.assert_close(ours(ids).logits, stock(ids).logits, **SAME)
+        torch.testing.assert_close(minigpt(ids).logits, stock(ids).logits, **SAME)
 
 
 def test_greedy_text_and_loss_equal_those_of_gpt2(tmp_path: Path, ids: torch.Tensor) -> None:
     stock = gpt2(tmp_path)
-    ours = MiniGPTForCausalLM.from_pretrained(tmp_path).eval()
+    minigpt = MiniGPTForCausalLM.from_pretrained(tmp_path).eval()
     options = {"max_new_tokens": 20, "do_sample": False, "eos_token_id": None, "pad_token_id": 0}
-    assert torch.equal(ours.generate(ids, **options), stock.generate(ids, **options))
-    torch.testing.assert_close(ours(ids, labels=ids).loss, stock(ids, labels=ids).loss, **SAME)
+    assert torch.equal(minigpt.generate(ids, **options), stock.generate(ids, **options))
+    torch.testing.assert_close(minigpt(ids, labels=ids).loss, stock(ids, labels=ids).loss, **SAME)
 
 
 @pytest.mark.parametrize("kind", ["full", "base only", "sharded", "hub style", "bin", "untied", "float16"])
@@ -146,19 +144,19 @@ def test_every_kind_of_gpt2_checkpoint_loads_completely(tmp_path: Path, ids: tor
             save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
     else:
         stock.save_pretrained(folder)
-    ours, report = MiniGPTForCausalLM.from_pretrained(folder, output_loading_info=True, dtype=torch.float32)
+    minigpt, report = MiniGPTForCausalLM.from_pretrained(folder, output_loading_info=True, dtype=torch.float32)
     assert not any(report.values()), report
-    torch.testing.assert_close(ours.eval()(ids).logits, stock(ids).logits, **SAME)
+    torch.testing.assert_close(minigpt.eval()(ids).logits, stock(ids).logits, **SAME)
 
 
 def test_a_model_loaded_from_gpt2_is_saved_as_a_minigpt(tmp_path: Path, ids: torch.Tensor) -> None:
     gpt2(tmp_path / "gpt2")
-    ours = MiniGPTForCausalLM.from_pretrained(tmp_path / "gpt2").eval()
-    ours.save_pretrained(tmp_path / "ours")
-    loaded, report = MiniGPTForCausalLM.from_pretrained(tmp_path / "ours", output_loading_info=True)
+    minigpt = MiniGPTForCausalLM.from_pretrained(tmp_path / "gpt2").eval()
+    minigpt.save_pretrained(tmp_path / "minigpt")
+    loaded, report = MiniGPTForCausalLM.from_pretrained(tmp_path / "minigpt", output_loading_info=True)
     assert not any(report.values()), report
-    assert torch.equal(loaded.eval()(ids).logits, ours(ids).logits)
-    assert json.loads((tmp_path / "ours" / "config.json").read_text(encoding="utf-8"))["model_type"] == "minigpt"
+    assert torch.equal(loaded.eval()(ids).logits, minigpt(ids).logits)
+    assert json.loads((tmp_path / "minigpt" / "config.json").read_text(encoding="utf-8"))["model_type"] == "minigpt"
 
 
 # --- initialization and options ---
@@ -211,8 +209,9 @@ def test_no_token_attends_to_a_later_one(model: MiniGPTForCausalLM, ids: torch.T
 
 
 @pytest.mark.parametrize(
-    "kernel", ["eager", "sdpa", pytest.param("flex_attention", marks=pytest.mark.slow)]
-)  # flex compiles
+    "kernel",
+    ["eager", "sdpa", pytest.param("flex_attention", marks=pytest.mark.slow)],  # flex attention is compiled
+)
 def test_all_attention_kernels_agree(ids: torch.Tensor, kernel: str) -> None:
     model = tiny(hidden_size=48)  # head size 16, the smallest that flex attention supports
     reference = model(ids).logits
@@ -427,8 +426,9 @@ def test_save_and_load_changes_no_bit(
 
 def test_dtype_and_device_map_take_effect(model: MiniGPTForCausalLM, tmp_path: Path) -> None:
     model.save_pretrained(tmp_path)
-    loaded = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.bfloat16, device_map="cpu")
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.bfloat16, device_map="meta")
     assert {parameter.dtype for parameter in loaded.parameters()} == {torch.bfloat16}
+    assert {parameter.device.type for parameter in loaded.parameters()} == {"meta"}
 
 
 @pytest.mark.parametrize("model_class", HEADS)

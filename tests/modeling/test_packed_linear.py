@@ -6,16 +6,8 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from configuration_minigpt import MiniGPTConfig
 from minigpt.modeling.packed_linear import PackedLinear, pack_linears
-from modeling_minigpt import MiniGPTForCausalLM
-
-SHAPE = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "vocab_size": 61}
-
-
-def tiny_model(dtype: torch.dtype = torch.float32, **options: bool) -> MiniGPTForCausalLM:
-    torch.manual_seed(0)
-    return MiniGPTForCausalLM(MiniGPTConfig(**SHAPE, **options)).to(dtype).eval()
+from support.tiny import tiny_model
 
 
 @pytest.mark.parametrize("options", [{}, {"qkv_bias": False}, {"tie_word_embeddings": False}])
@@ -26,7 +18,7 @@ def test_packed_model_has_the_same_logits_and_text(options: dict[str, bool]) -> 
     ids = torch.arange(40).view(2, 20)
     with torch.no_grad():
         torch.testing.assert_close(packed(ids).logits, plain(ids).logits, atol=1e-5, rtol=0)
-    texts = [model.generate(ids, max_new_tokens=20, do_sample=False, pad_token_id=0) for model in (plain, packed)]
+    texts = [model.generate(ids, max_new_tokens=12, do_sample=False, pad_token_id=0) for model in (plain, packed)]
     assert torch.equal(*texts)
 
 
@@ -39,7 +31,7 @@ def test_a_compiled_packed_model_computes_the_same() -> None:
 
 
 def test_packed_bfloat16_is_as_close_to_float32_as_unpacked_bfloat16() -> None:
-    reference, plain, packed = tiny_model(), tiny_model(torch.bfloat16), pack_linears(tiny_model(torch.bfloat16))
+    reference, plain, packed = tiny_model(), tiny_model().bfloat16(), pack_linears(tiny_model().bfloat16())
     ids = torch.arange(20).unsqueeze(0)
     with torch.no_grad():
         errors = [(model(ids).logits.float() - reference(ids).logits).abs().max() for model in (plain, packed)]

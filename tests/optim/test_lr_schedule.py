@@ -74,9 +74,7 @@ def rates_of_run(processes: int, *options: str) -> list[list[float]]:
 
 @pytest.mark.parametrize("kind", [*DECAYS, "constant"])
 @pytest.mark.parametrize("processes", [3, 8])
-def test_scaled_rates_of_all_groups_are_those_of_one_process_times_the_number_of_processes(
-    kind: str, processes: int
-) -> None:
+def test_scaled_rates_are_those_of_one_process_times_the_number_of_processes(kind: str, processes: int) -> None:
     options = ["--lr_scheduler_type", kind]
     one_process = rates_of_run(1, *options)
     scaled = rates_of_run(processes, *options, "--scale_learning_rate")

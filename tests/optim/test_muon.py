@@ -40,7 +40,7 @@ def relative_difference_to_torchs_muon(**torch_options: object) -> float:
     return max(differences)
 
 
-def test_muon_equals_torchs_muon_whose_rates_are_adjusted_as_in_the_original() -> None:
+def test_muon_equals_torchs_muon_with_the_original_learning_rate_adjustment() -> None:
     assert relative_difference_to_torchs_muon(nesterov=True, adjust_lr_fn="original") < TOLERANCE
 
 
@@ -73,8 +73,8 @@ def test_orthogonalization_keeps_singular_vectors_and_ignores_scale(shape: tuple
     torch.manual_seed(0)
     matrices = torch.randn(shape)
     left, _, right = torch.linalg.svd(matrices, full_matrices=False)
-    in_their_basis = left.mT @ orthogonalize(1000 * matrices) @ right.mT
-    off_diagonal = in_their_basis - torch.diag_embed(in_their_basis.diagonal(dim1=-2, dim2=-1))
+    in_singular_basis = left.mT @ orthogonalize(1000 * matrices) @ right.mT
+    off_diagonal = in_singular_basis - torch.diag_embed(in_singular_basis.diagonal(dim1=-2, dim2=-1))
     # float32 products of matrices with values near 1
     torch.testing.assert_close(off_diagonal, torch.zeros_like(off_diagonal), atol=1e-4, rtol=0)
     torch.testing.assert_close(orthogonalize(1000 * matrices), orthogonalize(matrices), atol=1e-4, rtol=0)

@@ -50,7 +50,7 @@ def test_every_parameter_is_in_exactly_one_group(model: MiniGPTForCausalLM) -> N
         assert sorted(parameters) == sorted(id(parameter) for parameter in model.parameters())
 
 
-def test_muon_moves_a_matrix_about_equally_in_every_direction_whatever_the_size_of_its_gradient(
+def test_muon_moves_a_matrix_about_equally_in_every_direction_for_any_size_of_gradient(
     model: MiniGPTForCausalLM,
 ) -> None:
     before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}

@@ -1,4 +1,4 @@
-"""The memory estimate agrees with what the model, autograd, the optimizers and the allocator really hold."""
+"""Laws of the memory estimate: it agrees with what the model, autograd, optimizers and the allocator really hold."""
 
 import itertools
 import json

@@ -1,4 +1,4 @@
-"""`minigpt plan`: its figures describe the run that the trainer would start, and bad input is one line."""
+"""Laws of `minigpt plan`: its figures describe the run that the trainer would start, and bad input is one line."""
 
 import itertools
 import json
@@ -196,12 +196,12 @@ def test_time_of_an_absent_gpu_at_its_peak_is_that_of_the_operations_torch_count
 
 
 def test_extrapolation_is_exact_for_times_that_are_linear_in_the_layers() -> None:
-    def at(layers: int) -> step_time.StepTime:
+    def time_of(layers: int) -> step_time.StepTime:
         return step_time.StepTime(micro_batch_s=1.0 + 0.5 * layers, update_s=0.2 + 0.1 * layers)
 
     for layers in (1, 2, 3, 12, 48):
-        predicted = step_time.extrapolate((1, at(1)), (3, at(3)), layers)
-        assert predicted.step_s(4) == pytest.approx(at(layers).step_s(4))
+        predicted = step_time.extrapolate((1, time_of(1)), (3, time_of(3)), layers)
+        assert predicted.step_s(4) == pytest.approx(time_of(layers).step_s(4))
 
 
 @pytest.fixture
@@ -258,7 +258,7 @@ def test_characters_without_a_text_name_the_missing_option(capsys: pytest.Captur
     assert "--train_file" in refused(capsys, "shakespeare_char_cpu")
 
 
-def test_a_run_with_no_room_is_a_user_error() -> None:
+def test_a_run_that_needs_more_memory_than_given_is_a_user_error() -> None:
     with pytest.raises(UserError, match="is too little"):
         plan_run(parse_arguments(["quickstart", *TINY]), memory_gib=0.001, probe=False)
 

@@ -12,11 +12,14 @@ ROOT = Path(__file__).parents[2]
 def command(*words: str | Path, processes: int = 1) -> list[str]:
     """The command line that trains as a user would: alone, or by `accelerate launch` with gloo processes."""
     script = [str(ROOT / "train_accelerate.py"), *map(str, words)]
-    if processes == 1:
-        return [sys.executable, *script]
+    return [sys.executable, *script] if processes == 1 else launch(*script, processes=processes)
+
+
+def launch(*words: str | Path, processes: int) -> list[str]:
+    """The command line of `accelerate launch` that runs a script, or `-m` and a module, in gloo processes."""
     profile = ROOT / "accelerate_configs" / "cpu_ddp.yaml"
-    launch = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", "--config_file", str(profile)]
-    return [*launch, "--num_processes", str(processes), *script]
+    launcher = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", "--config_file", str(profile)]
+    return [*launcher, "--num_processes", str(processes), *map(str, words)]
 
 
 def finish(words: list[str], **options: object) -> subprocess.CompletedProcess[str]:

@@ -33,5 +33,5 @@ def tiny_model(vocab_size: int = 257, **config: object) -> MiniGPTForCausalLM:
     """Two layers and two heads with a context of `CONTEXT` tokens; the weights are always the same."""
     torch.manual_seed(0)
     shape = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "max_position_embeddings": CONTEXT}
-    model = MiniGPTForCausalLM(MiniGPTConfig(vocab_size=vocab_size, initializer_range=0.2, **shape, **config))
-    return model.eval()
+    options = shape | {"vocab_size": vocab_size, "initializer_range": 0.2} | config
+    return MiniGPTForCausalLM(MiniGPTConfig(**options)).eval()

@@ -17,7 +17,6 @@ from pathlib import Path
 
 import psutil
 import torch
-from safetensors.torch import load_file
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # for `support`, which pytest finds by itself
 
@@ -26,6 +25,7 @@ from minigpt.utils.formatting import markdown_table
 from minigpt.utils.progress import Progress
 from minigpt.utils.run_files import METRICS_FILE, checkpoint_step, find_checkpoints
 from support.runs import command, metrics
+from support.tensors import different_tensors
 
 WORDS = ["cat", "dog", "bird", "sees", "hears", "the", "a", "tree", "and", "follows"]
 TINY = """
@@ -121,9 +121,7 @@ def wait_for_a_step(run_dir: Path, process: "subprocess.Popen[bytes]") -> None:
 
 def same(first: Path, second: Path) -> bool:
     """Whether two runs have the same weights and logged the same losses, bit for bit."""
-    left, right = (load_file(run / "model.safetensors") for run in (first, second))
-    same_weights = left.keys() == right.keys() and all(torch.equal(left[name], right[name]) for name in left)
-    return same_weights and metrics(first, "train/loss") == metrics(second, "train/loss")
+    return not different_tensors(first, second) and metrics(first, "train/loss") == metrics(second, "train/loss")
 
 
 def elastic(folder: Path, common: list[str], args: argparse.Namespace) -> None:

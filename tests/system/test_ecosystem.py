@@ -1,7 +1,8 @@
-"""Tools that have never heard of us, each in a process that has nothing of ours on its path. Slow: `make test-all`.
+"""Laws of the ecosystem: other tools use a saved MiniGPT through its remote code. Slow: `make test-all`.
 
-The tools are no dependencies of the project. They live in environments of their own, made on first use on top of the
-project's libraries; MINIGPT_TOOLS_PYTHON names an environment that already has them.
+Each tool runs in a process that cannot import this project. The tools are no dependencies of the project: they are
+installed on first use into separate environments on top of the project's libraries. MINIGPT_TOOLS_PYTHON names the
+Python of an environment that already has them.
 """
 
 import json
@@ -41,7 +42,7 @@ def oldest(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture(scope="session")
 def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small model whose next token depends on what came before, with a tokenizer of one letter a token."""
+    """A small model in which tokens depend on the ones before them, and its tokenizer: one token per letter."""
     folder = tmp_path_factory.mktemp("saved")
     letters = {"<|endoftext|>": 0} | {chr(32 + number): number + 1 for number in range(95)}
     core = Tokenizer(models.WordLevel(letters, unk_token="?"))
@@ -59,7 +60,7 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run(python: str, script: str, *arguments: object, cwd: Path, launcher: tuple[str, ...] = ()) -> str:
-    """Standard output of `script` in a process that finds nothing of ours (-P, no PYTHONPATH, an empty folder)."""
+    """Standard output of `script` in a process that cannot import the project (-P, no PYTHONPATH, an empty folder)."""
     path = cwd / "script.py"
     path.write_text(script, encoding="utf-8")
     result = subprocess.run(
@@ -75,8 +76,8 @@ def run(python: str, script: str, *arguments: object, cwd: Path, launcher: tuple
 
 
 def clean_environment(home: Path) -> dict[str, str]:
-    kept = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
-    return kept | {"HF_HOME": str(home / "home"), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    inherited = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
+    return inherited | {"HF_HOME": str(home / "home"), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
 
 
 PEFT = """
@@ -94,14 +95,14 @@ for _ in range(3):
 assert losses[-1] < losses[0], losses
 trained = lora.eval()(input_ids=ids).logits
 lora.save_pretrained("adapter")
-again = peft.PeftModel.from_pretrained(load(sys.argv[1]), "adapter").eval()
-torch.testing.assert_close(again(input_ids=ids).logits, trained, atol=1e-5, rtol=0)
+reloaded = peft.PeftModel.from_pretrained(load(sys.argv[1]), "adapter").eval()
+torch.testing.assert_close(reloaded(input_ids=ids).logits, trained, atol=1e-5, rtol=0)
 lora.merge_and_unload().save_pretrained("merged")
 torch.testing.assert_close(load("merged").eval()(ids).logits, trained, atol=1e-5, rtol=0)
 """
 
 
-def test_peft_lora_trains_merges_and_saves(tools: str, saved: Path, tmp_path: Path) -> None:
+def test_peft_trains_saves_and_merges_lora(tools: str, saved: Path, tmp_path: Path) -> None:
     run(tools, PEFT, saved, cwd=tmp_path)
 
 
@@ -125,7 +126,7 @@ AutoModelForCausalLM.from_pretrained("sft/final", trust_remote_code=True)
 
 
 @pytest.mark.parametrize("packing", ["padded", "packed"])
-def test_trl_fine_tunes(tools: str, saved: Path, tmp_path: Path, packing: str) -> None:
+def test_trl_lowers_the_loss_and_saves_a_loadable_model(tools: str, saved: Path, tmp_path: Path, packing: str) -> None:
     run(tools, TRL, saved, packing, cwd=tmp_path)
 
 
@@ -138,7 +139,7 @@ context, continuation = lm.tokenizer("one two")["input_ids"], lm.tokenizer(" thr
 requests = [Instance("loglikelihood", {}, ("one two", " three"), number) for number in range(3)]
 with torch.no_grad():
     log_p = lm.model(torch.tensor([context + continuation])).logits[0].log_softmax(-1)
-expected = sum(log_p[len(context) - 1 + at, token].item() for at, token in enumerate(continuation))
+expected = sum(log_p[len(context) - 1 + number, token].item() for number, token in enumerate(continuation))
 for log_likelihood, _ in lm.loglikelihood(requests):
     assert abs(log_likelihood - expected) < 1e-3, (log_likelihood, expected)
 (rolling,) = lm.loglikelihood_rolling([Instance("rolling", {}, ("a text longer than the context " * 9,), 0)])
@@ -148,7 +149,9 @@ assert text
 """
 
 
-def test_lm_evaluation_harness_scores_and_generates(tools: str, saved: Path, tmp_path: Path) -> None:
+def test_lm_evaluation_harness_computes_the_log_likelihood_of_the_model(
+    tools: str, saved: Path, tmp_path: Path
+) -> None:
     run(tools, LM_EVAL, saved, cwd=tmp_path)
 
 
@@ -160,24 +163,24 @@ common = {"max_new_tokens": 12, "do_sample": False, "eos_token_id": None, "pad_t
 prompts = [[1, 2, 3, 4], [50, 60, 70], [80] * 10]
 expected = [model.generate(torch.tensor([ids]), **common)[0, len(ids):].tolist() for ids in prompts]
 batch = model.generate_batch(prompts, generation_config=GenerationConfig(**(common | {"eos_token_id": -1})))
-assert sorted(one.generated_tokens for one in batch.values()) == sorted(expected)
-everywhere = CompileConfig(fullgraph=True, mode="default")
-everywhere._compile_all_devices = True
-ways = {
-    "static, compiled": {"cache_implementation": "static", "compile_config": everywhere},
+assert sorted(output.generated_tokens for output in batch.values()) == sorted(expected)
+compile_config = CompileConfig(fullgraph=True, mode="default")
+compile_config._compile_all_devices = True  # otherwise transformers compiles on accelerators only
+decoding_options = {
+    "static cache, compiled": {"cache_implementation": "static", "compile_config": compile_config},
     "prompt lookup": {"prompt_lookup_num_tokens": 3},
 }
-for way, options in ways.items():
-    text = model.generate(torch.tensor(prompts[:1]), **common, **options)[0, 4:].tolist()
-    assert text == expected[0], (way, text, expected[0])
-# a quantized cache rounds what it keeps: the first token, made before that, is the same
-coarse = {"backend": "quanto", "nbits": 4, "q_group_size": 16, "residual_length": 4}
-text = model.generate(torch.tensor(prompts[:1]), **common, cache_implementation="quantized", cache_config=coarse)
-assert text.shape == (1, 16) and text[0, 4] == expected[0][0]
+for name, options in decoding_options.items():
+    tokens = model.generate(torch.tensor(prompts[:1]), **common, **options)[0, 4:].tolist()
+    assert tokens == expected[0], (name, tokens, expected[0])
+# a quantized cache rounds keys and values; only the first token is computed before that
+quantized = {"backend": "quanto", "nbits": 4, "q_group_size": 16, "residual_length": 4}
+output = model.generate(torch.tensor(prompts[:1]), **common, cache_implementation="quantized", cache_config=quantized)
+assert output.shape == (1, 16) and output[0, 4] == expected[0][0]
 """
 
 
-def test_continuous_batching_and_every_cache_say_the_same(tools: str, saved: Path, tmp_path: Path) -> None:
+def test_continuous_batching_and_every_cache_generate_the_same_tokens(tools: str, saved: Path, tmp_path: Path) -> None:
     run(tools, GENERATION, saved, cwd=tmp_path)
 
 
@@ -195,7 +198,7 @@ torch.distributed.destroy_process_group()
 """
 
 
-def test_tensor_parallel_halves_give_the_whole(saved: Path, tmp_path: Path) -> None:
+def test_two_tensor_parallel_processes_compute_the_logits_of_one(saved: Path, tmp_path: Path) -> None:
     launcher = ("-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", str(free_port()))
     run(sys.executable, TENSOR_PARALLEL, saved, cwd=tmp_path, launcher=launcher)
 
@@ -207,46 +210,48 @@ model = AutoModelForCausalLM.from_pretrained(sys.argv[1], trust_remote_code=True
 ids = torch.randint(0, 96, (2, 16), generator=torch.Generator().manual_seed(0))
 shapes = {"input_ids": {0: torch.export.Dim("batch"), 1: torch.export.Dim("time", max=128)}, "use_cache": None}
 program = torch.export.export(model, (), {"input_ids": ids, "use_cache": False}, dynamic_shapes=shapes)
-for one in (ids, ids[:1, :7].repeat(3, 1)):
-    exported = program.module()(input_ids=one, use_cache=False).logits
-    torch.testing.assert_close(exported, model(one).logits, atol=1e-5, rtol=0)
+for inputs in (ids, ids[:1, :7].repeat(3, 1)):
+    exported = program.module()(input_ids=inputs, use_cache=False).logits
+    torch.testing.assert_close(exported, model(inputs).logits, atol=1e-5, rtol=0)
 compiled = torch.compile(model, fullgraph=True)
 torch.testing.assert_close(compiled(ids).logits, model(ids).logits, atol=1e-5, rtol=0)
 """
 
 
-def test_exported_and_compiled_programs_compute_the_same(saved: Path, tmp_path: Path) -> None:
+def test_exported_and_compiled_models_compute_the_logits_of_the_model(saved: Path, tmp_path: Path) -> None:
     run(sys.executable, EXPORT, saved, cwd=tmp_path)
 
 
 OLD_AND_NEW = """
 import sys, torch, transformers
 from transformers import AutoModelForCausalLM
-folder, again = sys.argv[1:]
+folder, copy = sys.argv[1:]
 for head in ("", "ForSequenceClassification", "ForTokenClassification", "ForQuestionAnswering"):
     getattr(transformers, "AutoModel" + head).from_pretrained(folder, trust_remote_code=True)
 model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True).eval()
 ids = torch.randint(0, 96, (2, 16), generator=torch.Generator().manual_seed(0))
-model.save_pretrained(again)
-text = model.generate(ids, max_new_tokens=8, do_sample=False, pad_token_id=0).tolist()
-print(transformers.__version__, model(ids, labels=ids).loss.item(), text, sep="|")
+model.save_pretrained(copy)
+tokens = model.generate(ids, max_new_tokens=8, do_sample=False, pad_token_id=0).tolist()
+print(transformers.__version__, model(ids, labels=ids).loss.item(), tokens, sep="|")
 """
 
 
-def test_oldest_and_newest_transformers_agree(oldest: str, saved: Path, tmp_path: Path) -> None:
-    seen = {}
-    for name, python in (("oldest", oldest), ("newest", sys.executable)):
+def test_oldest_and_newest_transformers_agree_and_load_each_others_files(
+    oldest: str, saved: Path, tmp_path: Path
+) -> None:
+    pythons = {"oldest": oldest, "newest": sys.executable}
+    losses, tokens = {}, {}
+    for name, python in pythons.items():
         (tmp_path / name).mkdir()
-        version, loss, text = run(python, OLD_AND_NEW, saved, "again", cwd=tmp_path / name).strip().split("|")
-        seen[name] = (float(loss), text)
+        output = run(python, OLD_AND_NEW, saved, "copy", cwd=tmp_path / name)
+        version, loss, tokens[name] = output.strip().split("|")
+        losses[name] = float(loss)
         assert version.startswith("5.4.") == (name == "oldest"), version
-    assert seen["oldest"][0] == pytest.approx(seen["newest"][0], abs=1e-5)
-    assert seen["oldest"][1] == seen["newest"][1]
-    # and each loads what the other saved
-    for reader, python in (("oldest", oldest), ("newest", sys.executable)):
-        writer = "newest" if reader == "oldest" else "oldest"
-        output = run(python, OLD_AND_NEW, tmp_path / writer / "again", "third", cwd=tmp_path / reader)
-        assert float(output.split("|")[1]) == pytest.approx(seen["newest"][0], abs=1e-5)
+    assert losses["oldest"] == pytest.approx(losses["newest"], abs=1e-5)
+    assert tokens["oldest"] == tokens["newest"]
+    for writer, reader in (("oldest", "newest"), ("newest", "oldest")):
+        output = run(pythons[reader], OLD_AND_NEW, tmp_path / writer / "copy", "copy of copy", cwd=tmp_path / reader)
+        assert float(output.split("|")[1]) == pytest.approx(losses["newest"], abs=1e-5)
 
 
 def free_port() -> int:
@@ -255,8 +260,8 @@ def free_port() -> int:
         return int(listener.getsockname()[1])
 
 
-def test_transformers_serve_answers_over_loopback(tools: str, saved: Path, tmp_path: Path) -> None:
-    # `serve` looks the architecture up in transformers itself, even with --trust-remote-code: it gets the stock export
+def test_transformers_serve_generates_with_an_exported_model(tools: str, saved: Path, tmp_path: Path) -> None:
+    # `serve` only knows the architectures of transformers, even with --trust-remote-code, so it gets the export
     export_gpt2(saved, tmp_path / "stock")
     port = free_port()
     start = "from transformers.cli.transformers import main; main()"

@@ -15,17 +15,17 @@ from support.runs import ROOT, finish
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 
 
-def test_every_folder_of_the_package_is_named_in_pyproject() -> None:
+def test_pyproject_lists_every_folder_of_the_package() -> None:
     folders = {
         ".".join(path.parent.relative_to(ROOT).parts)
         for path in (ROOT / "minigpt").rglob("*.py")
         if "__pycache__" not in path.parts
     }
-    named = set(PROJECT["tool"]["setuptools"]["packages"])
-    assert named == folders | PROJECT["tool"]["setuptools"]["package-dir"].keys()
+    listed = set(PROJECT["tool"]["setuptools"]["packages"])
+    assert listed == folders | PROJECT["tool"]["setuptools"]["package-dir"].keys()
 
 
-def test_requirements_pin_everything_that_pyproject_asks_for() -> None:
+def test_requirements_pin_every_dependency_of_pyproject() -> None:
     lines = (ROOT / "requirements.txt").read_text(encoding="utf-8").splitlines()
     pinned = {line.split("==")[0].lower() for line in lines if "==" in line}
     for requirement in PROJECT["project"]["dependencies"]:
@@ -50,21 +50,21 @@ def test_the_wheel_trains_generates_plans_and_uploads_in_an_empty_folder(tmp_pat
     finish([str(python), "-m", "pip", "install", "--quiet", "--no-deps", str(wheel)])
     site = next((tmp_path / "venv" / "lib").glob("python*")) / "site-packages"
     libraries = [path for path in Path(sysconfig.get_path("purelib")).iterdir() if "minigpt" not in path.name]
-    for path in libraries:  # the libraries without the editable project
+    for path in libraries:  # the libraries of this environment, without its editable MiniGPT
         if not (site / path.name).exists():
             (site / path.name).symlink_to(path)
-    empty = tmp_path / "empty"
-    empty.mkdir()
+    empty_folder = tmp_path / "empty"
+    empty_folder.mkdir()
 
     def run(*words: str) -> str:
-        done = finish([str(python), "-m", *words], cwd=empty)
-        assert done.returncode == 0, done.stderr
-        return done.stdout
+        process = finish([str(python), "-m", *words], cwd=empty_folder)
+        assert process.returncode == 0, process.stderr
+        return process.stdout
 
     assert run("minigpt", "--version") == f"minigpt {minigpt.__version__}\n"
     assert "quickstart" in run("minigpt", "train", "--list")
     cache = ["--cache_dir", str(tmp_path / "cache")]
     assert "done: 20 steps" in run("minigpt", "train", "quickstart", "--max_steps", "20", "--use_cpu", *cache)
     assert run("minigpt", "generate", "--model", "runs/quickstart", "--prompt", "Return", "--max_new_tokens", "5")
-    assert "memory of a device" in run("minigpt", "plan", "pretrain_gpt2", "--no_probe")
+    assert "peak memory per device" in run("minigpt", "plan", "pretrain_gpt2", "--no_probe")
     assert "model.safetensors" in run("hub_upload", "runs/quickstart", "user/name", "--dry_run")

@@ -1,4 +1,4 @@
-"""Laws of the training loop, on tiny models: what must hold whatever is trained."""
+"""Laws of the training loop, on tiny models: they hold for every model and text."""
 
 import json
 import shutil
@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from accelerate.utils import set_seed
 from safetensors.torch import load_file
 from transformers import GPT2Config, GPT2LMHeadModel
 
@@ -18,29 +19,24 @@ from minigpt.config.parser import parse_arguments
 from minigpt.data.datamodule import load_data
 from minigpt.data.samplers import BlockOrder
 from minigpt.data.samples import TokenBlocks
+from minigpt.data.tokenizer import train_characters
+from minigpt.training.setup import build_model
 from minigpt.utils.errors import EXIT_STOPPED
 from minigpt.utils.run_files import find_checkpoints
 from modeling_minigpt import MiniGPTForCausalLM
 from support.runs import ROOT, command, finish, metrics
+from support.tensors import different_tensors
 
 Train = Callable[[list[str]], int]
 
 
 def with_option(words: list[str], **options: object) -> list[str]:
-    """Options typed last win."""
+    """`words` with other values of some options; the last value on a command line counts."""
     return [*words, *(str(word) for name, value in options.items() for word in (f"--{name}", value))]
 
 
 def losses(run_dir: Path) -> list[float]:
     return list(metrics(run_dir, "train/loss").values())
-
-
-def assert_same_files(one: Path, other: Path, *names: str) -> None:
-    for name in names:
-        left, right = load_file(one / name), load_file(other / name)
-        assert left.keys() == right.keys()
-        for key in left:
-            assert torch.equal(left[key], right[key]), f"{name}: {key}"
 
 
 # ---- resuming ----------------------------------------------------------------------------------------------------
@@ -52,33 +48,29 @@ def test_resumed_run_equals_uninterrupted_run_bit_for_bit(
 ) -> None:
     words = with_option(tiny_run, optimizer=optimizer, gradient_accumulation_steps=2)
     assert train_here(words) == 0
-    straight, resumed = tmp_path / "run", tmp_path / "resumed"
-    shutil.copytree(straight, resumed)
-    shutil.rmtree(resumed / "checkpoint-10")
-    shutil.rmtree(resumed / "checkpoint-12")
-    for path in resumed.glob("checkpoint-6"):  # there when step 6's validation loss was the best so far
-        shutil.rmtree(path)
+    uninterrupted, resumed = tmp_path / "run", tmp_path / "resumed"
+    shutil.copytree(uninterrupted / "checkpoint-5", resumed / "checkpoint-5")
+    shutil.copy(uninterrupted / "metrics.jsonl", resumed)
     assert train_here(with_option(words, output_dir=resumed, resume_from_checkpoint="latest")) == 0
     for name in ("train/loss", "train/lr", "train/grad_norm", "val/loss"):
-        assert metrics(resumed, name) == metrics(straight, name)
-    assert_same_files(straight, resumed, "model.safetensors")
-    assert_same_files(
-        straight / "checkpoint-12", resumed / "checkpoint-12", "model.safetensors", "optimizer.safetensors"
-    )
+        assert metrics(resumed, name) == metrics(uninterrupted, name)
+    assert different_tensors(uninterrupted, resumed) == []
+    for file in ("model.safetensors", "optimizer.safetensors"):
+        assert different_tensors(uninterrupted / "checkpoint-12", resumed / "checkpoint-12", file) == []
 
 
-def test_a_run_killed_at_any_moment_goes_on_as_if_nothing_had_happened(tiny_run: list[str], tmp_path: Path) -> None:
+def test_a_killed_and_resumed_run_equals_an_uninterrupted_one(tiny_run: list[str], tmp_path: Path) -> None:
     words = with_option(tiny_run, max_steps=60, save_steps=5, eval_steps=0)
-    straight, killed = tmp_path / "straight", tmp_path / "killed"
-    assert finish(command(*with_option(words, output_dir=straight))).returncode == 0
+    uninterrupted, killed = tmp_path / "uninterrupted", tmp_path / "killed"
+    assert finish(command(*with_option(words, output_dir=uninterrupted))).returncode == 0
     words = with_option(words, output_dir=killed, resume_from_checkpoint="latest")
     with subprocess.Popen(command(*words), stdout=subprocess.DEVNULL) as process:
         wait_for(lambda: find_checkpoints(killed), process)
         process.kill()
     assert not (killed / "checkpoint-60").exists()
     assert finish(command(*words)).returncode == 0
-    assert metrics(killed, "train/loss") == metrics(straight, "train/loss")
-    assert_same_files(straight, killed, "model.safetensors")
+    assert metrics(killed, "train/loss") == metrics(uninterrupted, "train/loss")
+    assert different_tensors(uninterrupted, killed) == []
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=lambda number: number.name)
@@ -105,7 +97,7 @@ def wait_for(condition: Callable[[], object], process: "subprocess.Popen[str] | 
         time.sleep(0.02)
 
 
-# ---- one answer, however the work is split -----------------------------------------------------------------------
+# ---- the result does not depend on how the work is split ---------------------------------------------------------
 
 
 def test_the_same_batch_gives_the_same_losses_however_it_is_split(tiny_run: list[str], tmp_path: Path) -> None:
@@ -116,29 +108,29 @@ def test_the_same_batch_gives_the_same_losses_however_it_is_split(tiny_run: list
         run = finish(command(*with_option(words, **options, output_dir=tmp_path / name), processes=processes))
         assert run.returncode == 0, run.stderr
     for name in splits:
-        # float32 sums in another order: 1e-6 a step, and twelve steps to grow
+        # float32 sums in another order: 1e-6 per step, which grows over twelve steps
         assert losses(tmp_path / name) == pytest.approx(losses(tmp_path / "whole"), rel=1e-5)
         for metric in ("train/grad_norm", "val/loss"):
             whole = list(metrics(tmp_path / "whole", metric).values())
             assert list(metrics(tmp_path / name, metric).values()) == pytest.approx(whole, rel=1e-4)
 
 
-def test_two_processes_share_muon_and_may_add_gradients_in_half_precision(
+def test_muon_on_two_processes_equals_muon_on_one_and_gradients_may_be_reduced_in_half_precision(
     tiny_run: list[str], tmp_path: Path, train_here: Train
 ) -> None:
     words = with_option(tiny_run, dropout=0, optimizer="muon")
     assert train_here(words) == 0
-    alone = losses(tmp_path / "run")
+    one_process = losses(tmp_path / "run")
     for hook in ("no", "fp16"):
         options = {"per_device_train_batch_size": 2, "ddp_comm_hook": hook, "output_dir": tmp_path / hook}
         run = finish(command(*with_option(words, **options), processes=2))
         assert run.returncode == 0, run.stderr
-    assert losses(tmp_path / "no") == pytest.approx(alone, rel=1e-5)
-    assert losses(tmp_path / "fp16") == pytest.approx(alone, rel=1e-4)
+    assert losses(tmp_path / "no") == pytest.approx(one_process, rel=1e-5)
+    assert losses(tmp_path / "fp16") == pytest.approx(one_process, rel=1e-4)
     assert losses(tmp_path / "fp16") != losses(tmp_path / "no")
 
 
-def test_a_checkpoint_of_one_process_goes_on_with_two(tiny_run: list[str], tmp_path: Path, train_here: Train) -> None:
+def test_a_run_of_one_process_can_resume_on_two(tiny_run: list[str], tmp_path: Path, train_here: Train) -> None:
     words = with_option(tiny_run, dropout=0)
     assert train_here(words) == 0
     wider = tmp_path / "wider"
@@ -158,11 +150,6 @@ def test_the_logged_loss_is_the_mean_over_every_target_of_the_step(
     shards, tokenizer = load_data(args)
     blocks, order = TokenBlocks(shards.train, 16), BlockOrder(len(shards.train), 16, args.seed)
     batch = blocks.__getitems__([order[position] for position in range(12)])
-    torch.manual_seed(args.seed)
-    from accelerate.utils import set_seed
-
-    from minigpt.training.setup import build_model
-
     set_seed(args.seed)
     model = build_model(args, tokenizer, None)
     logits = model(input_ids=batch["input_ids"]).logits
@@ -170,7 +157,7 @@ def test_the_logged_loss_is_the_mean_over_every_target_of_the_step(
     assert losses(tmp_path / "run") == pytest.approx([loss.item()], rel=1e-6)
 
 
-def test_validation_loss_is_that_of_a_plain_loop_over_the_saved_model(
+def test_the_validation_loss_is_that_of_a_plain_loop_over_the_saved_model(
     tiny_run: list[str], tmp_path: Path, train_here: Train
 ) -> None:
     assert train_here(tiny_run) == 0
@@ -189,7 +176,7 @@ def test_validation_loss_is_that_of_a_plain_loop_over_the_saved_model(
     assert bits == pytest.approx(nats / 0.6931471805599453 / shards.validation.text_bytes, rel=1e-6)
 
 
-def test_documents_that_are_kept_apart_have_the_loss_that_each_has_alone(
+def test_with_document_attention_each_document_has_the_loss_that_it_has_alone(
     tiny_run: list[str], tmp_path: Path, train_here: Train
 ) -> None:
     lines = [json.dumps({"text": f"Number {n} follows number {n - 1}. " * (1 + n % 4)}) for n in range(60)]
@@ -202,7 +189,7 @@ def test_documents_that_are_kept_apart_have_the_loss_that_each_has_alone(
     ids = torch.from_numpy(shards.validation.read(0, len(shards.validation)).astype("int64"))
     assert (ids == tokenizer.eos_token_id).sum() == 6
     nats, start = 0.0, 0
-    while start < len(ids) - 1:  # a piece ends behind a document, or where a sample of 200 tokens does
+    while start < len(ids) - 1:  # a window ends after a document, or at the end of a sample of 200 tokens
         ends = (ids[start:] == tokenizer.eos_token_id).nonzero()
         stop = min(start + int(ends[0]) + 1, (start // 200 + 1) * 200, len(ids) - 1)
         logits = model(input_ids=ids[None, start:stop]).logits[0]
@@ -211,10 +198,10 @@ def test_documents_that_are_kept_apart_have_the_loss_that_each_has_alone(
     assert metrics(tmp_path / "run", "val/loss")[12] == pytest.approx(nats / (len(ids) - 1), rel=1e-5)
 
 
-# ---- what a run starts from and leaves behind --------------------------------------------------------------------
+# ---- what a run starts from and what it writes -------------------------------------------------------------------
 
 
-def test_a_run_leaves_what_the_readme_promises(tiny_run: list[str], tmp_path: Path, train_here: Train) -> None:
+def test_a_run_writes_the_files_that_the_readme_lists(tiny_run: list[str], tmp_path: Path, train_here: Train) -> None:
     assert train_here([*tiny_run, "--report_to", "tensorboard"]) == 0
     run_dir = tmp_path / "run"
     names = {path.name for path in run_dir.iterdir()}
@@ -236,7 +223,7 @@ def test_a_run_leaves_what_the_readme_promises(tiny_run: list[str], tmp_path: Pa
     assert parse_arguments([str(run_dir / "arguments.yaml")], "").max_steps == 12
 
 
-def test_a_fresh_process_elsewhere_loads_the_run_by_the_auto_classes(
+def test_the_auto_classes_load_the_run_in_a_process_without_minigpt(
     tiny_run: list[str], tmp_path: Path, train_here: Train
 ) -> None:
     assert train_here(tiny_run) == 0
@@ -247,20 +234,18 @@ def test_a_fresh_process_elsewhere_loads_the_run_by_the_auto_classes(
         "generate = pipeline('text-generation', model=folder, trust_remote_code=True)\n"
         "print(type(model).__module__, repr(generate('The ', max_new_tokens=4)[0]['generated_text']))\n"
     )
-    elsewhere = tmp_path / "elsewhere"
-    elsewhere.mkdir()
-    hide = f"import sys\nsys.path = [path for path in sys.path if path != {str(ROOT)!r} and 'editable' not in path]\n"
-    run = finish([sys.executable, "-c", hide + program], cwd=elsewhere)
+    empty_folder = tmp_path / "empty"
+    empty_folder.mkdir()
+    without_minigpt = f"[path for path in sys.path if path != {str(ROOT)!r} and 'editable' not in path]"
+    run = finish([sys.executable, "-c", f"import sys\nsys.path = {without_minigpt}\n{program}"], cwd=empty_folder)
     assert run.returncode == 0, run.stderr
     assert run.stdout.startswith("transformers_modules.")
     assert "'The " in run.stdout
 
 
-def test_fine_tuning_starts_from_the_loss_of_the_gpt2_that_it_was_given(
+def test_fine_tuning_starts_at_the_loss_of_the_given_gpt2(
     text_file: Path, tmp_path: Path, train_here: Train, cache_dir: Path
 ) -> None:
-    from minigpt.data.tokenizer import train_characters
-
     folder = tmp_path / "gpt2"
     tokenizer = train_characters([text_file.read_text(encoding="utf-8")])
     tokenizer.save_pretrained(folder)
@@ -285,8 +270,10 @@ def test_fine_tuning_starts_from_the_loss_of_the_gpt2_that_it_was_given(
     assert losses(tmp_path / "run") == pytest.approx([loss.item()], rel=1e-5)
 
 
-def test_old_checkpoints_go_and_the_best_one_stays(tiny_run: list[str], tmp_path: Path, train_here: Train) -> None:
-    # the rate is so high at first that the loss of the first evaluation is the best
+def test_only_the_newest_checkpoints_and_the_best_one_are_kept(
+    tiny_run: list[str], tmp_path: Path, train_here: Train
+) -> None:
+    # with this learning rate the first evaluation has the lowest loss
     words = with_option(tiny_run, max_steps=9, save_steps=1, eval_steps=1, save_total_limit=2, learning_rate=3)
     assert train_here(words) == 0
     validation = metrics(tmp_path / "run", "val/loss")
@@ -295,7 +282,7 @@ def test_old_checkpoints_go_and_the_best_one_stays(tiny_run: list[str], tmp_path
         f"checkpoint-{step}" for step in {best, 8, 9}
     }
     assert train_here([*words, "--overwrite_output_dir", "--load_best_model_at_end"]) == 0
-    assert_same_files(tmp_path / "run", tmp_path / "run" / f"checkpoint-{best}", "model.safetensors")
+    assert different_tensors(tmp_path / "run", tmp_path / "run" / f"checkpoint-{best}") == []
 
 
 @pytest.mark.parametrize("options", [{"mixed_precision": "bf16"}, {"gradient_checkpointing": "full"}])
@@ -305,7 +292,7 @@ def test_bf16_and_gradient_checkpointing_follow_the_float32_curve(
     words = with_option(tiny_run, dropout=0)
     assert train_here(words) == 0
     assert train_here(with_option(words, output_dir=tmp_path / "other", **options)) == 0
-    # bfloat16 keeps 8 bits: half a per cent
+    # bfloat16 has 8 significant bits: half a percent
     tolerance = 5e-3 if "mixed_precision" in options else 1e-5
     assert losses(tmp_path / "other") == pytest.approx(losses(tmp_path / "run"), rel=tolerance)
 

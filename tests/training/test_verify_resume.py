@@ -1,6 +1,7 @@
 """Laws of `minigpt verify-resume`: an exact resume is reported as equal, and any difference is named."""
 
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,7 +11,6 @@ from safetensors.torch import load_file, save_file
 
 from minigpt.cli import main
 from minigpt.training.verify_resume import differences, run_trainer
-from support.runs import ROOT
 
 
 @pytest.fixture
@@ -31,9 +31,7 @@ def config(tiny_run: list[str], tmp_path: Path) -> str:
     "launch",
     [
         [],
-        pytest.param(
-            ["--config_file", str(ROOT / "accelerate_configs" / "cpu_ddp.yaml")], marks=pytest.mark.slow, id="ddp"
-        ),
+        pytest.param(["--config_file", "cpu_ddp"], marks=pytest.mark.slow, id="ddp"),
     ],
 )
 def test_an_exact_resume_is_reported_as_equal(
@@ -56,9 +54,9 @@ def test_every_difference_is_named_and_the_earliest_comes_first(
     moments[changed].view(-1)[0] += 0.5
     del moments[missing]
     save_file(moments, optimizer_file)
-    of_value, of_name = differences(first, second, 5, 12)
-    assert of_value.startswith(f"{changed} of optimizer.safetensors after step 12: largest difference 0.")
-    assert of_name == f"{missing} of optimizer.safetensors after step 12 is in one of the runs only"
+    value_difference, name_difference = differences(first, second, 5, 12)
+    assert value_difference.startswith(f"{changed} of optimizer.safetensors after step 12: largest difference 0.")
+    assert name_difference == f"{missing} of optimizer.safetensors after step 12 is in one of the runs only"
     assert len(list(differences(second, first, 5, 12))) == 2
     lines = [json.loads(line) for line in (second / "metrics.jsonl").open()]
     lines[8]["train/loss"] += 1e-7
@@ -84,9 +82,8 @@ def test_bad_input_is_one_line(
     assert message in capsys.readouterr().err
 
 
-def test_a_trainer_that_crashes_is_not_reported_as_bad_input(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "crash.py").write_text("raise ZeroDivisionError('a bug')\n")
-    monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setattr("minigpt.training.verify_resume.TRAINER", "crash")
+def test_a_trainer_that_crashes_is_not_reported_as_bad_input(monkeypatch: pytest.MonkeyPatch) -> None:
+    crash = [sys.executable, "-c", "raise ZeroDivisionError('a bug')"]
+    monkeypatch.setattr("minigpt.training.verify_resume.trainer_command", lambda options, profile: crash)
     with pytest.raises(RuntimeError, match="ZeroDivisionError: a bug"):
         run_trainer(None, [])
