@@ -20,6 +20,7 @@ from minigpt.utils.run_files import (
     REPLACED_DIR,
     RUN_ENTRIES,
     find_checkpoints,
+    read_metrics,
 )
 
 INPUTS = (
@@ -73,6 +74,8 @@ class OutputDir:
             )
         if self.args.overwrite_output_dir:
             self._check_inputs()
+        elif (folder / METRICS_FILE).is_file():
+            read_metrics(folder / METRICS_FILE)  # a damaged file is reported before anything changes
 
     def lock(self) -> None:
         """Lock the folder until the run ends. The main process calls this.

@@ -15,7 +15,7 @@ from minigpt.utils.files import write_atomically
 from minigpt.utils.formatting import format_count, format_duration
 from minigpt.utils.hardware import peak_flops, peak_memory_gib
 from minigpt.utils.progress import Progress, print_line
-from minigpt.utils.run_files import METRICS_FILE
+from minigpt.utils.run_files import METRICS_FILE, read_metrics
 
 TRACKERS = ("tensorboard", "wandb", "trackio")
 
@@ -154,13 +154,9 @@ class TrainingLog:
 
 def forget_after(path: Path, step: int) -> None:
     """Drop the lines of a metrics file that come after `step`: a resumed run writes them again."""
-    if not path.exists():
-        return
-    kept_lines = []
-    for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
-        if line.endswith("\n") and json.loads(line)["step"] <= step:  # the last line may be cut off by a kill
-            kept_lines.append(line)
-    write_atomically(path, "".join(kept_lines))
+    if path.exists():
+        lines = [json.dumps(line) + "\n" for line in read_metrics(path) if line["step"] <= step]
+        write_atomically(path, "".join(lines))
 
 
 def _plain(values: dict[str, Any]) -> dict[str, Any]:

@@ -31,14 +31,25 @@ RUN_ENTRIES = (
 
 
 def read_metrics(path: Path) -> list[dict[str, float]]:
-    """The lines of a metrics.jsonl. Raises UserError that names the line which is not JSON."""
-    lines = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
-        try:
-            lines.append(json.loads(line))
-        except json.JSONDecodeError as error:
-            raise UserError(f"{path} line {number} is not JSON; is it the metrics.jsonl of a run?") from error
-    return lines
+    """The lines of a metrics.jsonl. A last line that a kill has cut short is dropped.
+
+    Raises UserError that names the first line which is not an object with a step.
+    """
+    metrics = []
+    *lines, unfinished = path.read_text(encoding="utf-8", errors="replace").split("\n")
+    for number, line in enumerate([*lines, *([unfinished] if _is_metrics(unfinished) else [])], start=1):
+        if not _is_metrics(line):
+            raise UserError(f"{path} line {number} is not a line of metrics; remove it, or move the file away")
+        metrics.append(json.loads(line))
+    return metrics
+
+
+def _is_metrics(line: str) -> bool:
+    try:
+        values = json.loads(line)
+    except ValueError:
+        return False
+    return isinstance(values, dict) and isinstance(values.get("step"), int)
 
 
 def find_checkpoints(run_dir: Path) -> list[Path]:

@@ -136,3 +136,16 @@ def test_a_training_whose_output_nobody_reads_continues_to_its_end(tiny_run: lis
     process.stderr.close()
     assert (tmp_path / "run" / "checkpoint-12").is_dir()
     assert (tmp_path / "run" / "model.safetensors").is_file()
+
+
+def test_damaged_metrics_are_reported_before_a_resume_changes_anything(
+    tiny_run: list[str], train_here: Train, tmp_path: Path
+) -> None:
+    assert train_here(tiny_run) == 0
+    metrics = tmp_path / "run" / "metrics.jsonl"
+    lines = metrics.read_text(encoding="utf-8").splitlines(keepends=True)
+    metrics.write_text("".join([*lines[:3], "garbage\n", *lines[3:]]), encoding="utf-8")
+    before = content(tmp_path / "run")
+    with pytest.raises(UserError, match=r"metrics\.jsonl line 4 is not a line of metrics"):
+        train_here([*tiny_run, "--resume_from_checkpoint", "latest", "--max_steps", "14"])
+    assert content(tmp_path / "run") == before

@@ -7,6 +7,7 @@ import pytest
 
 from minigpt.training.run_log import forget_after, requested_trackers
 from minigpt.training.state import TrainingState, is_due
+from minigpt.utils.errors import UserError
 from minigpt.utils.formatting import format_duration
 from minigpt.utils.run_files import read_metrics
 
@@ -30,9 +31,18 @@ def test_a_tracker_that_is_not_installed_is_refused_with_the_way_to_install_it()
 
 
 def test_a_file_that_is_not_a_metrics_file_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "a").write_text("hello\n")
-    with pytest.raises(ValueError, match="is not JSON"):
-        read_metrics(tmp_path / "a")
+    good = '{"step": 1, "train/loss": 1.0}\n'
+    for number, line in enumerate(("hello", "[1]", '{"loss": 1}', "", "\x00"), start=1):
+        (tmp_path / "a").write_text(good * number + line + "\n" + good, encoding="utf-8")
+        with pytest.raises(UserError, match=f"a line {number + 1} is not a line of metrics"):
+            read_metrics(tmp_path / "a")
+
+
+@pytest.mark.parametrize("length", range(0, 30, 7))
+def test_a_last_line_cut_short_by_a_kill_is_dropped(tmp_path: Path, length: int) -> None:
+    good = '{"step": 1, "train/loss": 1.0}\n'
+    (tmp_path / "a").write_text(good + good[:length], encoding="utf-8")
+    assert read_metrics(tmp_path / "a") == [{"step": 1, "train/loss": 1.0}]
 
 
 @pytest.mark.parametrize(("seconds", "text"), [(0, "0:00"), (59.6, "1:00"), (3599, "59:59"), (3661, "1:01:01")])
