@@ -17,7 +17,14 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser = CommandParser("minigpt bench load", __doc__)
     add = parser.add_argument
     add("--tokens", type=int, default=10**8, metavar="N", help="random tokens to load from (default: %(default)s)")
-    add("--shards", type=int, nargs="+", default=[1, 10, 1000], metavar="N", help="default: 1 10 1000")
+    add(
+        "--shards",
+        type=int,
+        nargs="+",
+        default=[1, 10, 1000],
+        metavar="N",
+        help="numbers of shards (default: 1 10 1000)",
+    )
     add("--sparse_tokens", type=int, default=10**10, metavar="N", help="tokens of sparse files (default: %(default)s)")
     add("--batch_size", type=int, default=12, metavar="N", help="samples per batch (default: %(default)s)")
     add("--block_size", type=int, default=1024, metavar="N", help="tokens per sample (default: %(default)s)")

@@ -33,7 +33,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         help="nats per character (default: %(default)s, nanoGPT's own result)",
     )
     add(
-        "--seeds", type=int, nargs="+", default=[1337, 1, 2], metavar="N", help="one turn for each (default: 1337 1 2)"
+        "--seeds", type=int, nargs="+", default=[1337, 1, 2], metavar="N", help="one turn per seed (default: 1337 1 2)"
     )
     add("--nanogpt_steps", type=int, default=2000, metavar="N", help="default: %(default)s, as published")
     add_report_option(parser)

@@ -32,14 +32,29 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 
     parser = CommandParser("minigpt bench train", __doc__)
     add = parser.add_argument
-    add("--shape", choices=sorted(SHAPES), default="124m", help="GPT-2 124M, or nanoGPT's recipe for a CPU")
+    add(
+        "--shape",
+        choices=sorted(SHAPES),
+        default="124m",
+        help="GPT-2 124M, or nanoGPT's recipe for a CPU (default: 124m)",
+    )
     for name in SHAPE_OPTIONS:
         add(f"--{name}", type=int, metavar="N", help="default: as in --shape")
     add("--trainers", nargs="+", choices=TRAINERS, metavar="T", help="default: all with a single process")
     add("--nanogpt", metavar="DIR", help="a checkout of nanoGPT; its model.py is imported unchanged")
-    add("--mixed_precision", choices=["no", "bf16"], default="bf16", help="for all but nanogpt (default: %(default)s)")
+    add(
+        "--mixed_precision",
+        choices=["no", "bf16"],
+        default="bf16",
+        help="precision of every trainer except nanogpt (default: %(default)s)",
+    )
     add("--compile", action="store_true", help="compile every model")
-    add("--gradient_checkpointing", choices=["no", "selective", "full"], default="no", help="for minigpt only")
+    add(
+        "--gradient_checkpointing",
+        choices=["no", "selective", "full"],
+        default="no",
+        help="for minigpt only (default: no)",
+    )
     add("--turns", type=int, default=5, metavar="N", help="turns of each trainer (default: %(default)s)")
     add("--steps", type=int, default=4, metavar="N", help="timed steps per turn (default: %(default)s)")
     add("--warmup", type=int, default=2, metavar="N", help="steps before the timed ones (default: %(default)s)")

@@ -37,7 +37,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         "--top_p",
         type=float,
         metavar="P",
-        help="choose among the fewest tokens that have the probability P together (default: among all)",
+        help="choose among the most likely tokens that together have the probability P (default: among all)",
     )
     add(
         "--num_return_sequences",

@@ -1,11 +1,12 @@
 """Train a model through accelerate's launcher, with the launch profile that fits this machine.
 
-    minigpt train [PRESET | CONFIG.yaml ...] [--option value ...]    every option of the trainer
     minigpt train quickstart --max_steps 100
+    minigpt train my_config.yaml --output_dir runs/mine
     minigpt train pretrain_gpt2 --profile multi_gpu --num_processes 8
     minigpt train --list                                             presets and launch profiles
 
-Options of `accelerate launch` are passed on to it.
+Options override the preset. `minigpt train` alone trains the preset quickstart; with options but without a preset, the
+defaults below apply. Options of `accelerate launch`, such as --num_processes, are passed on to it.
 """
 
 import argparse

@@ -143,7 +143,7 @@ class DataArguments(Checked):
     shard_tokens: int = option("Tokens per shard; an interrupted preparation repeats at most one shard", 100_000_000)
     preprocessing_num_workers: int | None = option("Processes that tokenize (default: one per core)")
     cache_dir: str | None = option("Where the trainer keeps the shards it prepares (default: ~/.cache/minigpt)")
-    overwrite_cache: bool = option("Prepare again even if the cache has the shards", False)
+    overwrite_cache: bool = option("Prepare the shards again even if they exist", False)
 
     def problems(self) -> Iterator[str]:
         given = [name for name in TEXT_SOURCES if getattr(self, name)]
@@ -263,7 +263,7 @@ class RunArguments(Checked):
 
     _argument_group_name = "run"
 
-    output_dir: str = option("Folder of the run", "runs/minigpt")
+    output_dir: str = option("Folder of the run, for the model, its checkpoints and curves", "runs/minigpt")
     overwrite_output_dir: bool = option("Delete an earlier run in output_dir", False)
     resume_from_checkpoint: str | None = option("Resume from a checkpoint folder, or from 'latest' in output_dir")
     use_cpu: bool = option("Train on the CPU even if there is a GPU", False)
@@ -294,7 +294,9 @@ class RunArguments(Checked):
     sample_steps: int = option("Steps between sample texts; 0: only at the end", 0)
     sample_prompts: list[str] = option('Prompts of the sample texts; "" is the start of a text', [""])
     sample_max_new_tokens: int = option("Tokens per sample text", 100)
-    report_to: list[str] = option("Trackers: tensorboard, wandb, trackio, all or none", ["tensorboard"])
+    report_to: list[str] = option(
+        "Trackers: tensorboard, wandb, trackio, all or none (default: tensorboard)", ["tensorboard"]
+    )
     run_name: str | None = option("Name of the run in the trackers (default: the name of output_dir)")
     push_to_hub: bool = option("Push every checkpoint (in the background) and the final model to the Hub", False)
     hub_model_id: str | None = option(

@@ -8,7 +8,6 @@ import shutil
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
 from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -79,7 +78,7 @@ def prepare(args: DataArguments, output_dir: str | Path) -> Path:
         forget_journal(output_dir)
         return output_dir
     before = _manifest_version(output_dir)
-    with new_parents(output_dir), _locked(output_dir, wait=False):
+    with new_parents(output_dir), locked(_lock_file(output_dir), str(output_dir)):
         if _manifest_version(output_dir) != before:
             raise UserError(f"output_dir={output_dir} has just been prepared by another process; give another folder")
         return _prepare(args, corpus, key, output_dir)
@@ -123,7 +122,7 @@ def prepared_folder(args: DataArguments) -> Path:
     folder = cache / key
     if (folder / MANIFEST).is_file() and not args.overwrite_cache:
         return folder
-    with new_parents(folder), _locked(folder, wait=True):
+    with new_parents(folder), locked(_lock_file(folder), str(folder), wait=True):
         if (folder / MANIFEST).is_file() and not args.overwrite_cache:
             return folder
         return _prepare(args, corpus, key, folder)
@@ -297,16 +296,9 @@ def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-@contextmanager
-def _locked(folder: Path, wait: bool) -> Iterator[None]:
-    """Let one process at a time prepare `folder`."""
-    path = folder.parent / f".{folder.name}.lock"
-    with locked(path, str(folder), wait):
-        try:
-            yield
-        finally:
-            with suppress(OSError):  # on Windows, an open file cannot be deleted and stays as an empty file
-                path.unlink()
+def _lock_file(folder: Path) -> Path:
+    """The lock that lets one process at a time prepare `folder`."""
+    return folder.parent / f".{folder.name}.lock"
 
 
 def _print_summary(

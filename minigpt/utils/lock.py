@@ -5,7 +5,7 @@ import os
 import socket
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 
@@ -40,7 +40,9 @@ def locked(lock_file: Path, subject: str, wait: bool = False) -> Iterator[None]:
         write_atomically(holder_file, json.dumps({"host": socket.gethostname(), "pid": os.getpid(), "since": since}))
         yield
     finally:
-        holder_file.unlink(missing_ok=True)
+        for path in (holder_file, lock_file):
+            with suppress(OSError):  # on Windows, an open file cannot be deleted and stays as an empty file
+                path.unlink(missing_ok=True)
         lock.release()
 
 

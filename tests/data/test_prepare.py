@@ -179,8 +179,8 @@ def test_overwriting_replaces_shards_only_and_never_an_input(tmp_path: Path) -> 
     cases = [
         (own, own / "input.txt", "train_file=.* is in output_dir"),
         (own, own, "train_file=.* is in output_dir"),
-        (thesis, text, "holds no prepared shards"),
-        (nanogpt, text, "holds no prepared shards"),
+        (thesis, text, "holds no prepared token shards"),
+        (nanogpt, text, "holds no prepared token shards"),
     ]
     for output_dir, source, message in cases:
         before = {path: path.read_bytes() for path in output_dir.rglob("*") if path.is_file()}

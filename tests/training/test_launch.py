@@ -15,7 +15,8 @@ from minigpt.utils.run_files import find_checkpoints
 from support.runs import ROOT
 
 MINIGPT = [sys.executable, "-m", "minigpt", "train"]
-PROFILES = ["cpu", "cpu_ddp"]
+# two processes also meet what one meets
+PROFILES = [pytest.param("cpu", marks=pytest.mark.slow), "cpu_ddp"]
 
 
 def test_launcher_options_are_separated_from_the_trainers() -> None:

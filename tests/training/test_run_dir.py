@@ -1,6 +1,7 @@
 """Laws of the output folder: one trainer at a time, and an earlier run is only deleted once the new one works."""
 
 import json
+import re
 import signal
 import subprocess
 from collections.abc import Callable
@@ -10,7 +11,7 @@ import pytest
 
 from minigpt.utils.errors import UserError
 from minigpt.utils.run_files import LOCK_FILE, REPLACED_DIR
-from support.runs import command, finish
+from support.runs import command
 
 Train = Callable[[list[str]], int]
 
@@ -34,20 +35,20 @@ def endless(tiny_run: list[str]) -> subprocess.Popen[str]:
     raise AssertionError(process.communicate()[1])
 
 
-def test_a_second_training_is_refused_and_told_who_has_the_folder(tiny_run: list[str], tmp_path: Path) -> None:
+def test_a_second_training_is_refused_and_told_who_has_the_folder(
+    tiny_run: list[str], train_here: Train, tmp_path: Path
+) -> None:
     first = endless(tiny_run)
     try:
         holder = json.loads((tmp_path / "run" / f"{LOCK_FILE}.json").read_text(encoding="utf-8"))
+        message = f"is in use by process {first.pid} on {holder['host']} (since {holder['since']})"
         for option in ("--overwrite_output_dir", "--resume_from_checkpoint=latest"):
-            second = finish(command(*tiny_run, option))
-            assert second.returncode == 2
-            line = f"is in use by process {first.pid} on {holder['host']} (since {holder['since']})"
-            assert line in second.stderr.splitlines()[-1]
+            with pytest.raises(UserError, match=re.escape(message)):
+                train_here([*tiny_run, option])
     finally:
         first.send_signal(signal.SIGKILL)
         first.communicate()
-    third = finish(command(*tiny_run, "--overwrite_output_dir"))  # a killed process holds nothing
-    assert third.returncode == 0, third.stderr
+    assert train_here([*tiny_run, "--overwrite_output_dir"]) == 0  # a killed process holds nothing
 
 
 def test_a_start_that_fails_brings_the_earlier_run_back(
