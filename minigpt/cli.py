@@ -3,6 +3,7 @@
 A command module has `parse(argv)`, which checks the command line and imports nothing heavy, and `run(args)`.
 """
 
+import difflib
 import importlib
 import sys
 from collections.abc import Collection
@@ -36,24 +37,33 @@ VERBS = {
 def main(argv: list[str] | None = None) -> None:
     """Run one verb. Bad input prints one line and exits with 2."""
     argv = sys.argv[1:] if argv is None else argv
-    if not argv or argv[0] in ("-h", "--help"):
-        print(_overview(VERBS))
-        sys.exit(0 if argv else 2)
-    if argv[0] == "--version":
-        print(f"minigpt {__version__}")
-        sys.exit(0)
     words = 2 if " ".join(argv[:2]) in VERBS else 1
     verb, rest = " ".join(argv[:words]), argv[words:]
+    with one_line_errors(f"minigpt {verb}" if verb in VERBS else "minigpt"), file_errors_are_user_errors():
+        if verb in VERBS:
+            command = command_module(verb)
+            command.run(command.parse(rest))
+        elif verb == "--version":
+            print(f"minigpt {__version__}")
+        else:
+            sys.exit(_show_overview(verb, rest))
+
+
+def _show_overview(verb: str, rest: list[str]) -> int:
+    """List all verbs, or those that begin with the word `verb`. Returns 0 if asked for, 2 if a verb is missing.
+
+    Raises UserError for a verb that does not exist.
+    """
     family = [name for name in VERBS if name.startswith(f"{verb} ")]
-    if family and (not rest or rest[0] in ("-h", "--help")):
-        print(_overview(family))
-        sys.exit(0 if rest else 2)
-    with one_line_errors("minigpt" if verb not in VERBS else f"minigpt {verb}"), file_errors_are_user_errors():
-        if verb not in VERBS:
-            unknown = " ".join(argv[:2]) if family else verb
-            raise UserError(f"unknown verb {unknown}; choose one of {', '.join(family or VERBS)}")
-        command = command_module(verb)
-        command.run(command.parse(rest))
+    is_help = (rest[:1] if family else [verb]) in (["-h"], ["--help"])
+    if not is_help and (rest if family else verb):
+        unknown = f"{verb} {rest[0]}" if family else verb
+        choices = family or list(VERBS)
+        nearest = difflib.get_close_matches(unknown, choices, n=1)
+        hint = f"did you mean {nearest[0]}?" if nearest else f"choose one of {', '.join(choices)}"
+        raise UserError(f"unknown verb {unknown}; {hint}")
+    print(_overview(family or VERBS))
+    return 0 if is_help else 2
 
 
 def command_module(verb: str) -> ModuleType:

@@ -15,7 +15,6 @@ from minigpt.data.shards import Shard, Tokens
 from minigpt.utils.formatting import markdown_table
 
 DTYPE = np.dtype("<u2")
-
 SPARSE_SHARDS = 100
 
 

@@ -25,7 +25,6 @@ Encode = Callable[[Sequence[str]], np.ndarray]  # documents → their ids, an en
 
 # GPT-2's pattern as tiktoken writes it
 TIKTOKEN_PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"
-
 GROUP = 1000  # documents that tokenizers encodes at a time
 
 

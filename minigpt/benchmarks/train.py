@@ -21,7 +21,6 @@ from minigpt.utils.run_files import METRICS_FILE, read_metrics
 
 # described in the help of `minigpt bench train`
 TRAINERS = ("minigpt", "minigpt-ddp", "bare", "nanogpt", "nanogpt-bf16", "transformers")
-
 SINGLE_PROCESS_TRAINERS = tuple(trainer for trainer in TRAINERS if trainer != "minigpt-ddp")
 
 

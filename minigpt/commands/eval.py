@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from minigpt.utils.command_line import CommandParser, add_model_options, check_positive
+from minigpt.utils.files import write_atomically
 from minigpt.utils.formatting import markdown_table
 
 
@@ -25,7 +26,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     add("--batch_size", type=int, default=8, metavar="N", help="windows per batch and process (default: %(default)s)")
     add("--use_cpu", action="store_true", help="use the CPU even if there is an accelerator")
     add("--json", action="store_true", help="print JSON instead of a table")
-    add("--output", metavar="FILE", help="also write the results to this file, as JSON in the format of evaluate.save")
+    add("--output", metavar="FILE", help="also write the results to this file, as JSON")
     args = parser.parse_args(argv)
     check_positive(args, "block_size", "stride", "batch_size")
     return args
@@ -72,9 +73,8 @@ def run(args: argparse.Namespace) -> None:
     if accelerator.is_main_process:
         print(json.dumps(results, indent=2) if args.json else results_table(results))
         if args.output:
-            from evaluate import save
-
-            save(args.output, text=args.data or str(args.text_file), results=results)
+            record = {"text": args.data or str(args.text_file), "results": results}
+            write_atomically(Path(args.output), json.dumps(record, indent=2) + "\n")
 
 
 def results_table(results: dict[str, dict[str, float]]) -> str:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from minigpt.utils.command_line import CommandParser, add_model_options, check_positive
+from minigpt.utils.files import write_atomically
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
@@ -27,7 +28,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     add(
         "--output",
         metavar="FILE",
-        help="also write the accuracies to this file, in the format of evaluate.save; the model card shows those in "
+        help="also write the accuracies to this file, as JSON; the model card shows those in "
         "RUN/evaluations/hellaswag.json",
     )
     add("--use_cpu", action="store_true", help="use the CPU even if there is an accelerator")
@@ -67,9 +68,8 @@ def run(args: argparse.Namespace) -> None:
         args.items.write_text("\n".join(lines) + "\n", encoding="utf-8")
     accuracies = summarize(answers)
     if args.output:
-        from evaluate import save
-
-        save(args.output, model=args.model, items=len(answers), **accuracies)
+        record = {"model": args.model, "items": len(answers), **accuracies}
+        write_atomically(Path(args.output), json.dumps(record, indent=2) + "\n")
     for name, value in accuracies.items():
         standard_error = (value * (1 - value) / max(1, len(answers) - 1)) ** 0.5
         print(f"{name:<26} {value:.4f} ± {standard_error:.4f}")

@@ -20,7 +20,6 @@ SHAPE_OPTIONS = (
     "tie_word_embeddings",
     "qkv_bias",
 )
-
 TEXT_SOURCES = ("data", "train_file", "dataset_name", "corpus")
 
 

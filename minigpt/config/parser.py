@@ -33,7 +33,7 @@ class OptionParser(OneLineParser, HfArgumentParser):
             names = action.option_strings
             if names and names[0].startswith("--no_"):
                 action.help = f"turn --{names[0].removeprefix('--no_')} off"
-            elif isinstance(action.default, bool):
+            elif isinstance(action.default, bool) or getattr(action.type, "__name__", "") == "string_to_bool":
                 action.metavar = "BOOL"
 
     def parse_strictly(self, argv: Sequence[str]) -> dict[str, Any]:

@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 Messages = list[dict[str, Any]]  # each with "role" and "content"
-
 Segments = list[tuple[str, bool]]  # consecutive texts, each with whether its tokens are in the loss
 
 

@@ -30,15 +30,10 @@ from minigpt.utils.errors import UserError
 from minigpt.utils.files import file_sha256
 
 JSON_SUFFIXES = {".jsonl", ".json", ".ndjson"}
-
 TABLE_SUFFIXES = {".parquet", ".arrow"}
-
 TEXT_SUFFIXES = {".txt", ".md", ".text", ".rst", ""}
-
 READABLE_SUFFIXES = JSON_SUFFIXES | TABLE_SUFFIXES | TEXT_SUFFIXES
-
 COMPRESSED_SUFFIXES = {".gz", ".zst"}
-
 VALIDATION_SPLIT_NAMES = ("validation", "valid", "val", "dev")
 
 

@@ -33,11 +33,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 BATCH_CHARACTERS = 1_000_000
-
 PART_CHARACTERS = 250_000
-
 LONGEST_WORD = 16_000_000  # characters; encoding takes about 65 bytes of memory for each
-
 SAFE_CUT = re.compile(r"\w(?=[ \n])")
 
 # For text without white space: GPT-2's pattern never joins a letter and a digit, nor one of these punctuation marks

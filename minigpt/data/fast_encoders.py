@@ -28,13 +28,9 @@ import numpy as np
 Encode = Callable[[str], np.ndarray | None]  # text -> ids, or None for a text that must go through `tokenizers`
 
 LONGEST = 2_000_000  # characters; `tokenizers` encodes longer texts, on which tiktoken may be very slow
-
 MARK = "\U0010ffff"
-
 PATTERN = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}\x{10FFFF}]+|\s+"
-
 SPACES = "\t-\r \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000"  # Unicode's White_Space
-
 LAST_OF_SPACES = re.compile(f"(?<=[{SPACES}])(?=[{SPACES}][^{SPACES}])")
 
 UNSUPPORTED_BPE_OPTIONS = (

@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 SHOWN_CHARACTERS = 300  # of a sample document
-
 PERCENTILES = (0, 10, 50, 90, 99, 100)
 
 

@@ -46,7 +46,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 LARGE = 20_000_000  # bytes of text above which it pays to start processes and to look for a faster encoder
-
 DISK_IS_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 

@@ -12,7 +12,6 @@ from pathlib import Path
 from minigpt.utils.errors import UserError
 
 RECIPE = 1  # increase when the documents below change: it is part of the cache key
-
 SHORTEST_DOCSTRING = 200  # characters
 
 SKIPPED_FOLDERS = {

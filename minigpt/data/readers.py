@@ -27,15 +27,11 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 READ_BYTES = 1 << 22
-
 ROWS_IN_MEMORY = 256  # rows of a data set that are converted to Python objects at a time
-
 ROWS_PER_CONVERSION = 1000  # rows of a Parquet file that are in memory while it is converted
-
 LARGE_PARQUET_BYTES = 100_000_000  # the copy of a larger file is announced: it takes time and space
 
 Document = str | Example
-
 Pieces = Iterator[tuple[Document, bool]]  # pieces of documents, each with whether the document ends; no Example is cut
 
 

@@ -27,17 +27,11 @@ import numpy as np
 from minigpt.utils.errors import UserError
 
 FORMAT = "minigpt-token-shards"
-
 FORMAT_VERSION = 1
-
 MANIFEST = "manifest.json"
-
 IN_LOSS, ENDS_DOCUMENT = 1, 2  # the bits of a mark: the token is a target; the token is the last of its document
-
 READ_TOKENS = 1 << 22  # tokens in memory at a time where a whole split is read
-
 LLMC_HEADER_BYTES = 1024
-
 LLMC_DTYPES = {(20240520, 1): "<u2", (20240801, 7): "<u4"}  # by magic number and version: GPT-2's and Llama 3's ids
 
 

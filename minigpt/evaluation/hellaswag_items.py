@@ -15,7 +15,6 @@ from transformers import PreTrainedTokenizerBase
 from minigpt.utils.errors import UserError, first_line
 
 HUB_NAME = "Rowan/hellaswag"
-
 ENDINGS = 4
 
 

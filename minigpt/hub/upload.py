@@ -34,7 +34,6 @@ from minigpt.utils.run_files import (
 
 # These lists name what is published, not what is kept back: a new kind of file is never published by accident.
 RECORD_FILES = (METRICS_FILE, DATA_FILE, ENVIRONMENT_FILE, *CURVE_FILES)
-
 EVENT_FILES = "tensorboard/**/*.tfevents.*"
 
 EVENT_FILE_HOST = re.compile(r"(events\.out\.tfevents\.\d+)\..*\.(\d+\.\d+)$")

@@ -67,13 +67,18 @@ def load_model(
 def find_model(name_or_folder: str | Path) -> str:
     """The folder or Hub name to load: for a run folder without a final model, its newest checkpoint.
 
-    Raises UserError if the folder is missing or has neither a model nor a checkpoint.
+    Raises UserError if there is no such folder or model on the Hub, or if the folder has neither a model nor a
+    checkpoint.
     """
     name = str(name_or_folder)
     folder = Path(name).expanduser()
     if not folder.exists():
         if folder.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1:
             raise UserError(f"model={name}: no such folder")
+        try:
+            PreTrainedConfig.get_config_dict(name)
+        except LOADING_ERRORS as error:
+            raise UserError(f"model={name}: no such folder, and not found on the Hub: {first_line(error)}") from error
         return name
     if not folder.is_dir():
         raise UserError(f"model={name} is a file; give the folder that it is in")

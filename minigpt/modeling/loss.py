@@ -15,7 +15,6 @@ from torch.autograd.function import once_differentiable
 from transformers.loss.loss_utils import ForCausalLMLoss
 
 IGNORE_INDEX = -100  # labels with this value do not count in the loss
-
 CHUNK_ELEMENTS = 1 << 22  # logits that are processed, and copied to float32, at a time
 
 

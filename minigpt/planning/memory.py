@@ -16,9 +16,7 @@ from minigpt.modeling.loss import CHUNK_ELEMENTS
 from minigpt.utils.errors import UserError
 
 FLOAT32 = 4  # bytes
-
 RUNTIME_BYTES = 0.05 * 2**30  # what a training process on a CPU needs beyond its imports: threads, kernels, loader
-
 MALLOC_OVERHEAD = 0.2  # share of the activations that glibc's malloc keeps and cannot reuse. Measured, not derived
 
 Parts = dict[str, float]  # name → bytes

@@ -1,5 +1,6 @@
 """Plan a run: its memory, time and steps before it starts."""
 
+import sys
 from dataclasses import dataclass
 from typing import Any
 
@@ -162,6 +163,7 @@ def plan_run(
         )
     elif probe:
         time_from = "measured on this machine"
+        print("measuring the time of a step (--no_probe skips this) ...", file=sys.stderr, flush=True)
         time = measure_step_time(args, config, setup.micro_batch, precision, torch.device(device))
     return RunPlan(setup, proposal, planned_steps(args, devices), precision, device, time, time_from)
 

@@ -23,13 +23,9 @@ from minigpt.utils.malloc import keep_freed_memory
 from modeling_minigpt import MiniGPTForCausalLM
 
 DTYPES = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-
 MAX_WHOLE_LAYERS = 4  # a model with at most this many layers is measured whole
-
 PROBE_LAYERS = (1, 3)  # otherwise two models with so many layers are measured
-
 WARM_UP_S, MEASURING_S = 1.0, 4.0
-
 MIN_ROUNDS, MAX_ROUNDS = 2, 60  # of measured steps
 
 

@@ -28,9 +28,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 BARS = 10
-
 SHOWN_TOKENS = 24  # more labels would be too small to read
-
 CSS = """
 .gradio-container {max-width: 1180px !important; margin: 0 auto !important}
 #problem {color: #b00020; font-weight: 600; padding: 0}

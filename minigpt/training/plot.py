@@ -17,7 +17,6 @@ COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
 
 # OpenAI's models in lm-evaluation-harness, accuracy normalized by bytes
 HELLASWAG_BASELINES = {"guessing": 0.25, "GPT-2 124M": 0.3114, "GPT-2 1.5B": 0.5089}
-
 METRICS = ("train/loss", "val/loss", "train/lr", "train/tokens_per_sec", "hellaswag/acc_norm")
 
 STYLE: dict[Any, Any] = {
@@ -64,7 +63,9 @@ def plot_runs(run_dirs: list[Path], output_dir: Path | None = None) -> list[Path
         speed.set_ylim(bottom=0)
         speed.set_xlabel("step (optimizer updates)")
         loss.set_title(next(iter(runs)) if len(runs) == 1 else "", loc="left")
-        files = [(output_dir or run_dirs[0]) / name for name in CURVE_FILES]
+        folder = output_dir or run_dirs[0]
+        folder.mkdir(parents=True, exist_ok=True)
+        files = [folder / name for name in CURVE_FILES]
         for file in files:
             figure.savefig(file, dpi=150)
         pyplot.close(figure)

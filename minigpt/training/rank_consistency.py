@@ -35,7 +35,6 @@ WAY_OUT = {
 }
 
 PACKAGE = Path(__file__).parents[1]
-
 ROOT_MODULES = ("configuration_minigpt.py", "modeling_minigpt.py", "train_accelerate.py")
 
 Facts = dict[str, dict[str, Any]]

@@ -37,6 +37,8 @@ def checkpoint_to_resume(args: Arguments) -> tuple[Path | None, list[str]]:
             raise UserError(
                 f"{notes[0]}; no checkpoint is undamaged, start from the beginning with --overwrite_output_dir"
             )
+        if newest is None:
+            notes = ["no checkpoint to resume from: starting from the beginning"]
         return newest, notes
     folder = Path(args.resume_from_checkpoint)
     if not (folder / STATE_FILE).is_file() and not (folder / OPTIMIZER_FILE).is_file():

@@ -18,6 +18,7 @@ from contextlib import contextmanager
 from typing import NoReturn
 
 EXIT_FAILURE, EXIT_BAD_INPUT, EXIT_STOPPED, EXIT_DIVERGED, EXIT_CTRL_C = 1, 2, 75, 76, 130
+EXIT_BROKEN_PIPE = 141  # as a shell reports it
 
 
 class UserError(ValueError):
@@ -36,10 +37,16 @@ class RunFailure(UserError):
 def one_line_errors(program: str) -> Iterator[None]:
     """Print a `UserError` as one line, once per host, and exit with 2; a lost process exits with 1, Ctrl-C with 130.
 
-    `MINIGPT_DEBUG=1` shows the traceback as well.
+    `MINIGPT_DEBUG=1` shows the traceback as well. A reader of stdout that goes away (`| head`) is no error.
     """
     try:
-        yield
+        try:
+            yield
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        drop_stdout()
+        sys.exit(EXIT_BROKEN_PIPE)
     except KeyboardInterrupt:
         print(f"{program}: interrupted", file=sys.stderr, flush=True)
         sys.exit(EXIT_CTRL_C)
@@ -70,6 +77,11 @@ def file_errors_are_user_errors() -> Iterator[None]:
         if error.filename is None or not error.strerror:
             raise
         raise UserError(f"{error.filename}: {error.strerror}") from error
+
+
+def drop_stdout() -> None:
+    """Send everything that is printed from now on nowhere: nobody reads stdout any more."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def first_line(error: BaseException) -> str:

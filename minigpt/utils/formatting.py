@@ -25,10 +25,13 @@ def format_duration(seconds: float) -> str:
 
 
 def format_seconds(seconds: float) -> str:
-    """A duration in the unit that suits it: 0.125 s, 3.4 min, 12.0 h."""
+    """A duration in the unit that suits it: 0.125 s, 3.4 min, 12.0 h, 9.5 days."""
     if seconds < 120:
         return f"{seconds:.3g} s"
-    return f"{seconds / 3600:.1f} h" if seconds >= 7200 else f"{seconds / 60:.1f} min"
+    for unit, size, limit in (("min", 60, 120), ("h", 3600, 72)):
+        if seconds < size * limit:
+            return f"{seconds / size:.1f} {unit}"
+    return f"{seconds / 86400:,.1f} days"
 
 
 def format_flops(rate: float) -> str:

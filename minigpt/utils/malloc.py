@@ -3,7 +3,6 @@
 import ctypes
 
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # from glibc's malloc.h
-
 NEVER_TRIM = -1
 
 

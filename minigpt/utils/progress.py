@@ -1,6 +1,5 @@
 """Progress of long work: a bar in a terminal, plain lines elsewhere."""
 
-import os
 import sys
 import time
 from types import TracebackType
@@ -8,6 +7,7 @@ from typing import Self
 
 from tqdm import tqdm
 
+from minigpt.utils.errors import drop_stdout
 from minigpt.utils.formatting import format_duration
 
 PLAIN_INTERVAL_S = 30.0
@@ -91,4 +91,4 @@ def print_line(text: str) -> None:
         else:
             print(text, flush=True)
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        drop_stdout()

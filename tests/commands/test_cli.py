@@ -27,7 +27,7 @@ def test_an_unknown_verb_is_one_line_and_exit_code_2(capsys: pytest.CaptureFixtu
     with pytest.raises(SystemExit) as stop:
         main(["trian"])
     assert stop.value.code == 2
-    assert capsys.readouterr().err.startswith("minigpt: unknown verb trian; choose one of")
+    assert capsys.readouterr().err.startswith("minigpt: unknown verb trian; did you mean train?")
 
 
 def test_the_first_word_of_a_group_of_verbs_lists_them(capsys: pytest.CaptureFixture[str]) -> None:
@@ -39,7 +39,7 @@ def test_the_first_word_of_a_group_of_verbs_lists_them(capsys: pytest.CaptureFix
         assert listed == [verb for verb in VERBS if verb.startswith("bench ")]
     with pytest.raises(SystemExit):
         main(["bench", "speed"])
-    assert capsys.readouterr().err.startswith("minigpt: unknown verb bench speed; choose one of bench train, ")
+    assert capsys.readouterr().err.startswith("minigpt: unknown verb bench speed; did you mean bench loss?")
 
 
 def test_help_imports_no_heavy_library() -> None:
