@@ -120,14 +120,14 @@ def test_bad_options_are_one_line(
     assert message in capsys.readouterr().err.splitlines()[-1]
 
 
-def test_output_file_has_the_format_of_evaluate(
+def test_output_file_holds_what_is_printed(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     output = tmp_path / "eval.json"
     printed = evaluate(capsys, "--model", folder / "model", "--data", folder / "shards", "--output", output)
     saved = json.loads(output.read_text(encoding="utf-8"))
     assert saved["results"] == printed
-    assert "_evaluate_version" in saved
+    assert saved["text"] == str(folder / "shards")
 
 
 def test_several_models_are_evaluated_each_run_at_its_newest_checkpoint(
