@@ -38,6 +38,7 @@ format: $(READY)
 	$(BIN)/ruff format .
 
 wheel: $(READY)
+	rm -rf build  # setuptools would pack what an earlier build left there
 	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist .
 
 clean:

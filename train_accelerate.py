@@ -2,9 +2,9 @@
 
     accelerate launch --config_file accelerate_configs/X.yaml train_accelerate.py configs/Y.yaml [--option value]
 
-Read from the top: `train` is the loop over the steps, `take_step` makes one update, and `set_up` prepares everything
-before the first one. Everything they call is in the package `minigpt/`. Without arguments this trains the preset
-`quickstart`.
+Read from the top: `run_steps` is the loop over the steps, `take_step` makes one update, and `set_up` prepares
+everything before the first one. Everything they call is in the package `minigpt/`. Without arguments this trains the
+preset `quickstart`.
 """
 
 import math
