@@ -14,6 +14,7 @@ from minigpt.evaluation.loss import summed_loss
 from minigpt.evaluation.metrics import validation_metrics
 from minigpt.generation.sampling import sample_text
 from minigpt.training.state import TrainingState, is_due
+from minigpt.utils.errors import first_line
 
 
 class ValidationLoss:
@@ -74,15 +75,22 @@ class SampleTexts:
         return is_due(state.step, self.args.sample_steps, self.max_steps)
 
     def run(self, model: nn.Module, accelerator: Accelerator) -> dict[str, str]:
-        """Prompt → text. Every rank must call this: sharded weights need all of them."""
+        """Prompt → text. Every rank must call this: sharded weights need all of them.
+
+        Text that cannot be sampled, as from weights that are not finite, does not end the training: the reason takes
+        its place.
+        """
         prompts = self.args.sample_prompts
-        texts = sample_text(
-            accelerator.unwrap_model(model, keep_fp32_wrapper=True, keep_torch_compile=False),
-            self.tokenizer,
-            prompts,
-            max_new_tokens=self.args.sample_max_new_tokens,
-            temperature=0.8,
-            top_k=50,
-            seed=self.seed,
-        )
+        try:
+            texts = sample_text(
+                accelerator.unwrap_model(model, keep_fp32_wrapper=True, keep_torch_compile=False),
+                self.tokenizer,
+                prompts,
+                max_new_tokens=self.args.sample_max_new_tokens,
+                temperature=0.8,
+                top_k=50,
+                seed=self.seed,
+            )
+        except RuntimeError as error:
+            texts = [f"(no sample: {first_line(error)})"] * len(prompts)
         return dict(zip(prompts, texts, strict=True))

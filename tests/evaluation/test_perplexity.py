@@ -120,9 +120,7 @@ def test_bad_options_are_one_line(
     assert message in capsys.readouterr().err.splitlines()[-1]
 
 
-def test_output_file_holds_what_is_printed(
-    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_output_file_holds_what_is_printed(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     output = tmp_path / "eval.json"
     printed = evaluate(capsys, "--model", folder / "model", "--data", folder / "shards", "--output", output)
     saved = json.loads(output.read_text(encoding="utf-8"))
