@@ -9,6 +9,7 @@ D = C / H head size, V vocabulary size.
 """
 # ruff: noqa: RUF012 - transformers reads these class attributes; they are never modified
 
+import inspect
 import math
 import shutil
 from pathlib import Path
@@ -41,6 +42,9 @@ except ImportError:
     if __package__:  # inside a package the relative import must work, so its error is the right one to show
         raise
     from configuration_minigpt import MiniGPTConfig
+
+# transformers 5.24 renamed this argument of `create_causal_mask`
+MASK_CACHE_ARGUMENT = "cache" if "cache" in inspect.signature(create_causal_mask).parameters else "past_key_values"
 
 
 def eager_attention(
@@ -215,9 +219,8 @@ class MiniGPTModel(MiniGPTPreTrainedModel):
             past_key_values = DynamicCache(config=self.config)
 
         # the caller's position_ids, not the default ones: without any, sdpa needs no mask and uses its causal kernel
-        mask = create_causal_mask(
-            self.config, inputs_embeds, attention_mask, past_key_values=past_key_values, position_ids=position_ids
-        )
+        cache = {MASK_CACHE_ARGUMENT: past_key_values}
+        mask = create_causal_mask(self.config, inputs_embeds, attention_mask, position_ids=position_ids, **cache)
         positions = self.default_positions(inputs_embeds, past_key_values) if position_ids is None else position_ids
         position_embeds = look_up(self.embed_positions, positions, "position", "max_position_embeddings")
         hidden_states = self.dropout(inputs_embeds + position_embeds.to(inputs_embeds.device))
