@@ -62,6 +62,7 @@ def check_rank_consistency(
     if difference is not None:
         with suppress(RuntimeError):  # a rank that exits early would cut off another one that is still comparing
             accelerator.wait_for_everyone()
+            torch.distributed.destroy_process_group()  # left to the exit, its threads may abort the process
         raise UserError(difference)
 
 
