@@ -26,6 +26,7 @@ def test_ratios_are_taken_turn_by_turn() -> None:
     assert minigpt.tokens_per_s == 16 / 2.0
 
 
+@pytest.mark.slow
 def test_report_agrees_with_its_turns(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = [word for name, number in vars(SHAPE).items() for word in (f"--{name}", str(number))]
     counts = ["--turns", "1", "--steps", "2", "--warmup", "1", "--device", "cpu", "--mixed_precision", "no"]
@@ -50,6 +51,7 @@ def test_target_loss_is_reached_at_or_below_it() -> None:
     assert "| no |" in unpadded(loss.markdown([row], 1.89))
 
 
+@pytest.mark.slow
 def test_run_of_the_preset_reports_the_time_and_loss_of_its_last_step(text_file: Path, tmp_path: Path) -> None:
     preset = tmp_path / "preset.yaml"
     preset.write_text(
