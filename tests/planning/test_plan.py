@@ -210,6 +210,7 @@ def short_probe(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(step_time, "MEASURING_S", 0.3)
 
 
+@pytest.mark.slow
 def test_measured_time_grows_with_the_layers(short_probe: None) -> None:
     args = Arguments(corpus="python-docs", hidden_size=64, num_attention_heads=2, block_size=64)
 
