@@ -43,6 +43,7 @@ def one_line_errors(program: str) -> Iterator[None]:
         try:
             yield
         finally:
+            _end_process_group()
             sys.stdout.flush()
     except BrokenPipeError:
         drop_stdout()
@@ -77,6 +78,13 @@ def file_errors_are_user_errors() -> Iterator[None]:
         if error.filename is None or not error.strerror:
             raise
         raise UserError(f"{error.filename}: {error.strerror}") from error
+
+
+def _end_process_group() -> None:
+    """End torch's process group, if there is one: left to the exit, its threads may abort the process."""
+    distributed = sys.modules.get("torch.distributed")
+    if distributed is not None and distributed.is_available() and distributed.is_initialized():
+        distributed.destroy_process_group()
 
 
 def drop_stdout() -> None:
