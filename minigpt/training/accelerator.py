@@ -1,4 +1,8 @@
-"""Start Accelerate with the settings of the launch profile and the options."""
+"""Start Accelerate with the settings of the launch profile and the options, and share work between its processes."""
+
+from collections.abc import Callable
+from datetime import timedelta
+from typing import TypeVar
 
 import torch
 from accelerate import Accelerator
@@ -6,13 +10,17 @@ from accelerate.utils import (
     AutocastKwargs,
     DDPCommunicationHookType,
     DistributedDataParallelKwargs,
+    InitProcessGroupKwargs,
     ProjectConfiguration,
+    gather_object,
 )
 
 from minigpt.config.arguments import Arguments
 from minigpt.training.run_log import requested_trackers
 from minigpt.utils.errors import UserError
 from minigpt.utils.malloc import keep_freed_memory
+
+Result = TypeVar("Result")
 
 
 def start_accelerator(args: Arguments) -> Accelerator:
@@ -28,6 +36,7 @@ def start_accelerator(args: Arguments) -> Accelerator:
             project_dir=args.output_dir, logging_dir=str(args.run_dir / "tensorboard")
         ),
         kwargs_handlers=[
+            InitProcessGroupKwargs(timeout=timedelta(seconds=args.ddp_timeout)),
             AutocastKwargs(cache_enabled=False),  # a pass uses each weight once: cached copies only take memory
             DistributedDataParallelKwargs(
                 gradient_as_bucket_view=True, comm_hook=DDPCommunicationHookType(args.ddp_comm_hook)
@@ -41,3 +50,24 @@ def start_accelerator(args: Arguments) -> Accelerator:
     if accelerator.device.type == "cuda":
         torch.set_float32_matmul_precision("high" if args.tf32 else "highest")
     return accelerator
+
+
+def read_once_per_host(accelerator: Accelerator, read: Callable[[], Result]) -> Result:
+    """What `read` returns in the first process of this host, such as the hashes of large files. All must call this.
+
+    Raises the UserError of any host in every process.
+    """
+    if accelerator.num_processes == 1:
+        return read()
+    outcome: tuple[Result | None, UserError | None] = None, None
+    if accelerator.is_local_main_process:
+        try:
+            outcome = read(), None
+        except UserError as error:
+            outcome = None, error
+    outcomes = gather_object([outcome])
+    for _, refusal in outcomes:
+        if refusal is not None:
+            raise refusal
+    result: Result = outcomes[accelerator.process_index - accelerator.local_process_index][0]
+    return result
