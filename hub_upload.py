@@ -10,18 +10,23 @@ import sys
 from argparse import Namespace
 from pathlib import Path
 
+from minigpt.utils.errors import UserError, end_quietly_on_ctrl_c, file_errors_are_user_errors, one_line_errors
+
+if __name__ == "__main__":
+    end_quietly_on_ctrl_c("hub_upload.py")
+
 from minigpt.hub.secret_scan import refuse_secrets_on_command_line
 from minigpt.hub.space import space_files, space_target
 from minigpt.hub.upload import (
     UploadFile,
     UploadTarget,
+    check_git_name,
     check_repo_id,
     files_not_uploaded,
     files_to_upload,
     publish,
 )
 from minigpt.utils.command_line import CommandParser
-from minigpt.utils.errors import UserError, file_errors_are_user_errors, one_line_errors
 from minigpt.utils.formatting import format_bytes
 
 
@@ -29,9 +34,12 @@ def main(argv: list[str]) -> None:
     """Publish a run, or with --dry_run list what would be published. Raises UserError on bad input or a refusal."""
     refuse_secrets_on_command_line(argv)
     args = parse(argv)
-    space_id = args.repo_id if args.space == "" else args.space
+    space_id = args.repo_id if args.space is True else args.space
     for repo_id in filter(None, (args.repo_id, space_id)):
         check_repo_id(repo_id)
+    for option in ("revision", "tag"):
+        if (name := getattr(args, option)) is not None:
+            check_git_name(option, name)
     if not args.run_dir.is_dir():
         raise UserError(f"{args.run_dir} is not a folder; give the folder of a run")
     model = UploadTarget(
@@ -78,7 +86,7 @@ def parse(argv: list[str]) -> Namespace:
     add(
         "--space",
         nargs="?",
-        const="",
+        const=True,
         metavar="USER/NAME",
         help="also publish a demo of the model as a Gradio Space (default name: that of the model)",
     )

@@ -15,6 +15,11 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import islice
 
+from minigpt.utils.errors import end_quietly_on_ctrl_c
+
+if __name__ == "__main__":
+    end_quietly_on_ctrl_c(os.environ.get("MINIGPT_PROGRAM", "train_accelerate.py"))  # importing torch takes seconds
+
 import torch
 import transformers
 from accelerate import Accelerator
@@ -286,11 +291,14 @@ def micro_batches(batches: Iterator[Batch], count: int) -> Iterator[tuple[Batch,
 
 def main() -> None:
     """Train with the options of the command line, and exit with the code that `train` returns."""
-    transformers.utils.logging.disable_progress_bar()  # bars for writing weights would break up the log
+    transformers.utils.logging.disable_progress_bar()  # bars for writing weights would break up the log,
+    transformers.utils.logging.set_verbosity_error()  # and so would warnings; what cannot be loaded is an error
     program = os.environ.get("MINIGPT_PROGRAM", "train_accelerate.py")
     with one_line_errors(program):
         refuse_secrets_on_command_line(sys.argv[1:])
-        sys.exit(train(parse_arguments(sys.argv[1:], program=program)))
+        with file_errors_are_user_errors():
+            args = parse_arguments(sys.argv[1:], program=program)
+        sys.exit(train(args))
 
 
 if __name__ == "__main__":

@@ -11,6 +11,8 @@ from pathlib import Path
 
 from minigpt.config.presets import find_preset
 from minigpt.training.trainer_command import trainer_command
+from minigpt.utils.errors import UserError, first_line
+from minigpt.utils.files import read_bytes
 from minigpt.utils.formatting import markdown_table
 from minigpt.utils.run_files import METRICS_FILE, read_metrics
 
@@ -43,9 +45,12 @@ class Row:
 def copy_nanogpt(nanogpt: Path, text: Path, folder: Path) -> Path:
     """Copy a checkout of nanoGPT into `folder` and prepare `text` there; the original is not changed."""
     checkout = folder / "nanogpt"
-    shutil.copytree(nanogpt, checkout)
+    try:
+        shutil.copytree(nanogpt, checkout)
+    except shutil.Error as error:
+        raise UserError(f"nanogpt={nanogpt} cannot be copied: {first_line(error)}") from error
     data = checkout / "data" / "shakespeare_char"
-    shutil.copyfile(text, data / "input.txt")
+    (data / "input.txt").write_bytes(read_bytes(text))
     _run([sys.executable, "prepare.py"], data)
     return checkout
 

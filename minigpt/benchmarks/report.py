@@ -8,7 +8,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from minigpt.utils.command_line import check_output_file
 from minigpt.utils.errors import UserError, first_line
+from minigpt.utils.files import write_atomically
+
+REPORT_SUFFIXES = (".json", ".md")
 
 
 def add_report_option(parser: argparse.ArgumentParser) -> None:
@@ -24,14 +28,13 @@ def add_device_options(parser: argparse.ArgumentParser) -> None:
 
 
 def check_options(args: argparse.Namespace, *positive: str) -> None:
-    """Raises UserError if a `positive` option is set and not above 0, or the folder of `--output` is missing."""
+    """Raises UserError if a `positive` option is set and not above 0, or `--output` cannot be written."""
     for name in positive:
         value = getattr(args, name)
         for number in value if isinstance(value, list) else [value]:
             if number is not None and not number > 0:
                 raise UserError(f"{name}={number} must be above 0")
-    if args.output and not Path(args.output).absolute().parent.is_dir():
-        raise UserError(f"output={args.output}: its folder does not exist; create it first")
+    check_output_file(args, "output", suffixes=REPORT_SUFFIXES)
 
 
 def choose_device(name: str | None) -> str:
@@ -90,5 +93,5 @@ def write_report(
     print(f"\n{text}")
     if output:
         report = {"machine": machine, **figures}
-        Path(f"{output}.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
-        Path(f"{output}.md").write_text(text + "\n", encoding="utf-8")
+        for suffix, content in zip(REPORT_SUFFIXES, (json.dumps(report, indent=2), text), strict=True):
+            write_atomically(Path(output + suffix), content + "\n")

@@ -5,7 +5,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from minigpt.utils.command_line import CommandParser, add_model_options, check_positive
+from minigpt.utils.command_line import CommandParser, add_model_options, check_output_file, check_positive
 from minigpt.utils.files import write_atomically
 from minigpt.utils.formatting import markdown_table
 
@@ -29,6 +29,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     add("--output", metavar="FILE", help="also write the results to this file, as JSON")
     args = parser.parse_args(argv)
     check_positive(args, "block_size", "stride", "batch_size")
+    check_output_file(args, "output")
     return args
 
 
@@ -39,11 +40,13 @@ def run(args: argparse.Namespace) -> None:
     """
     import torch
     from accelerate import Accelerator
+    from transformers.utils import logging
 
     from minigpt.data.tokenizer import load_tokenizer
     from minigpt.evaluation.perplexity import evaluate_model, read_split, read_text_file
     from minigpt.modeling.loading import find_model, load_model
 
+    logging.set_verbosity_error()  # otherwise transformers warns about every text longer than the context
     accelerator = Accelerator(cpu=args.use_cpu or not torch.accelerator.is_available())
     results = {}
     for name in args.model:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from minigpt.utils.command_line import DTYPES, CommandParser, add_model_options
 from minigpt.utils.errors import UserError
+from minigpt.utils.files import read_text
 
 if TYPE_CHECKING:
     from minigpt.generation.sampling import Completion
@@ -107,10 +108,7 @@ def read_prompts(args: argparse.Namespace) -> list[str]:
         path = Path(args.prompt_file)
         if not path.is_file():
             raise UserError(f"prompt_file={args.prompt_file} is not a file")
-        try:
-            text = path.read_text(encoding="utf-8")
-        except UnicodeDecodeError as error:
-            raise UserError(f"{path} is not UTF-8 text: byte {error.start} cannot be read") from error
+        text = read_text(path)
         if not text:
             raise UserError(f"{path} is empty; to begin a new text use --prompt ''")
         prompts.append(text.removesuffix("\n"))

@@ -6,7 +6,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from minigpt.utils.command_line import CommandParser, add_model_options, check_positive
+from minigpt.utils.command_line import CommandParser, add_model_options, check_output_file, check_positive
 from minigpt.utils.files import write_atomically
 
 
@@ -34,6 +34,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     add("--use_cpu", action="store_true", help="use the CPU even if there is an accelerator")
     args = parser.parse_args(argv)
     check_positive(args, "limit", "batch_size")
+    check_output_file(args, "items", "output")
     return args
 
 
@@ -44,16 +45,19 @@ def run(args: argparse.Namespace) -> None:
     """
     import torch
     from accelerate import Accelerator
+    from transformers.utils import logging
 
     from minigpt.data.tokenizer import load_tokenizer
     from minigpt.evaluation.hellaswag import evaluate, summarize
-    from minigpt.evaluation.hellaswag_items import load_rows
+    from minigpt.evaluation.hellaswag_items import check_encodable, load_rows
     from minigpt.modeling.loading import find_model, load_model
 
+    logging.set_verbosity_error()  # otherwise transformers warns about every item longer than the context
     rows = load_rows(args.data_file, args.limit)
     accelerator = Accelerator(cpu=args.use_cpu or not torch.accelerator.is_available())
     source = find_model(args.model)
     tokenizer = load_tokenizer(source, trust_remote_code=args.trust_remote_code)
+    check_encodable(rows, tokenizer, args.data_file)
     model = load_model(
         source, dtype=args.dtype, device=accelerator.device, trust_remote_code=args.trust_remote_code, pack=True
     )
@@ -65,7 +69,7 @@ def run(args: argparse.Namespace) -> None:
     if args.items:
         names = ("item", "acc", "acc_norm", "acc_norm_tokens", "loglikelihoods")
         lines = [json.dumps({name: getattr(answer, name) for name in names}) for answer in answers]
-        args.items.write_text("\n".join(lines) + "\n", encoding="utf-8")
+        write_atomically(args.items, "\n".join(lines) + "\n")
     accuracies = summarize(answers)
     if args.output:
         record = {"model": args.model, "items": len(answers), **accuracies}

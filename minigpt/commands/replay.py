@@ -37,16 +37,24 @@ def run(args: argparse.Namespace) -> None:
     from minigpt.utils.run_files import ARGUMENTS_FILE
     from modeling_minigpt import MiniGPTForCausalLM
 
-    record, folder = StepRecord.load(args.file), args.file.parent
-    options = parse_arguments([str(folder / ARGUMENTS_FILE)], folder / ARGUMENTS_FILE)
+    record, folder = StepRecord.load(args.file), args.file.absolute().parent
+    options = parse_arguments([str(folder / ARGUMENTS_FILE)], program="minigpt replay")
     shards, tokenizer = load_data(options)
     if shards.fingerprint != record.data_fingerprint:
         raise UserError(f"{args.file}: the data of the run have changed since; restore them to replay the step")
     model = load_model(
-        folder, dtype=torch.float32, device=args.device, attn_implementation=options.attn_implementation
+        folder,
+        dtype=torch.float32,
+        device=args.device,
+        attn_implementation=options.attn_implementation,
+        allow_nonfinite=True,  # to find where they come from
     )
     assert isinstance(model, MiniGPTForCausalLM)
     samples = open_data_module(options, shards, tokenizer.eos_token_id).train
+    try:
+        samples.target_count(record.samples)
+    except IndexError as error:
+        raise UserError(f"{args.file}: its samples are outside the data: {error}") from error
     step = ReplayedStep(model.train(), samples, options, record, getattr(torch, args.dtype))
     with step.watched():
         loss, grad_norm = step.run()

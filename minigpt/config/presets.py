@@ -3,7 +3,10 @@
 import difflib
 from pathlib import Path
 
-from minigpt.utils.errors import UserError
+import yaml
+
+from minigpt.utils.errors import UserError, first_line
+from minigpt.utils.files import read_text
 
 _PACKAGE = Path(__file__).parents[1]
 
@@ -14,8 +17,18 @@ def find_preset(name_or_path: str | Path) -> Path:
 
 
 def find_profile(name_or_path: str | Path) -> Path:
-    """The YAML file of a launch profile: a path, or the bare name of one that ships with MiniGPT, such as `cpu`."""
-    return _find(name_or_path, profiles(), "launch profile", "`minigpt train --list` shows them")
+    """The YAML file of a launch profile: a path, or the bare name of one that ships with MiniGPT, such as `cpu`.
+
+    Raises UserError if there is none, or if it is not a profile of Accelerate.
+    """
+    path = _find(name_or_path, profiles(), "launch profile", "`minigpt train --list` shows them")
+    try:
+        values = yaml.safe_load(read_text(path))
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise UserError(f"{path}: not a launch profile: {first_line(error)}") from error
+    if not isinstance(values, dict) or "distributed_type" not in values:
+        raise UserError(f"{path}: not a launch profile: it has no distributed_type")
+    return path
 
 
 def presets() -> dict[str, Path]:

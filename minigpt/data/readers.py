@@ -159,6 +159,11 @@ class JsonLines(Source):
             raise UserError(f"{self._where(number)}: not a JSON object: {error}") from error
         if not isinstance(record, dict):
             raise UserError(f"{self._where(number)}: not a JSON object but {type(record).__name__}")
+        if "\\u" in line:
+            try:
+                json.dumps(record, ensure_ascii=False).encode()
+            except UnicodeEncodeError as error:  # \\ud800 without the \\udc00 that belongs to it
+                raise UserError(f"{self._where(number)}: half of a surrogate pair, which is no character") from error
         return record
 
     def _text(self, record: dict[str, Any], where: str) -> str:

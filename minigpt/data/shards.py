@@ -224,6 +224,8 @@ def _open_manifest(folder: Path) -> TokenShards:
         hashes += [record["marks"]["sha256"] for record in records if "marks" in record]
         fingerprint = hashlib.sha256(":".join([manifest["dtype"], *hashes]).encode()).hexdigest()
         vocab_size, tokenizer_hash = manifest.get("vocab_size"), manifest.get("tokenizer_hash")
+        if not isinstance(manifest.get("eos_token_id"), int | None):
+            raise UserError(f"eos_token_id is {manifest['eos_token_id']!r}, not a token id")
         if vocab_size is not None and (type(vocab_size) is not int or vocab_size < 1):
             raise UserError(f"vocab_size is {vocab_size!r}, not a number above 0")
         if not isinstance(tokenizer_hash, str | None):

@@ -79,7 +79,10 @@ class WindowLoss:
 def read_text_file(path: Path, tokenizer: PreTrainedTokenizerFast) -> MeasuredText:
     """A UTF-8 text file, encoded. Raises UserError if it cannot be read or is too short."""
     text = read_text(path)
-    ids = Encoder(EncoderSpec.from_tokenizer(tokenizer, np.dtype(np.uint32))).encode([text])[0]
+    try:
+        ids = Encoder(EncoderSpec.from_tokenizer(tokenizer, np.dtype(np.uint32))).encode([text])[0]
+    except UserError as error:  # a character that the tokenizer does not know
+        raise UserError(f"{path}: {error}") from error
     if len(ids) < 2:
         raise UserError(f"{path}: fewer than two tokens, so there is nothing to predict")
     return MeasuredText(EncodedText(ids), len(text.encode()), len(text.split()))

@@ -1,6 +1,7 @@
 """Write the model card of a run: values from the run, filled into templates/model_card.md."""
 
 import json
+import math
 import re
 from dataclasses import fields
 from datetime import timedelta
@@ -12,7 +13,7 @@ from minigpt.config.arguments import BatchArguments, OptimizerArguments
 from minigpt.hub.run_summary import METRIC_LABELS, RunSummary, read_run_summary
 from minigpt.training.provenance import without_paths
 from minigpt.utils.errors import UserError
-from minigpt.utils.files import write_atomically
+from minigpt.utils.files import read_bytes, write_atomically
 from minigpt.utils.formatting import markdown_table
 from minigpt.utils.run_files import CARD_FILE
 
@@ -86,7 +87,7 @@ def write_card(run_dir: Path, repo_id: str | None = None) -> None:
 
 def is_edited_card(path: Path) -> bool:
     """Whether there is a card at `path` that a person has edited. It must not be overwritten."""
-    return path.is_file() and GENERATED_MARKER not in path.read_text(encoding="utf-8")
+    return path.is_file() and GENERATED_MARKER.encode() not in read_bytes(path)
 
 
 def _front_matter(summary: RunSummary, repo_id: str, license: str) -> ModelCardData:
@@ -141,15 +142,17 @@ def _data_sources(summary: RunSummary) -> str:
     """A list of the text files with their hashes, and the other facts that the manifest has about the source."""
     source = dict(summary.data.get("source", {}))
     files = [*source.pop("train_file", []), *source.pop("validation_file", [])]
-    lines = [f"- {_code(file['path'])}: {file['bytes']:,} bytes, sha256 `{file['sha256']}`" for file in files]
-    lines += [f"- {key.replace('_', ' ')}: {_code(value)}" for key, value in source.items() if value is not None]
+    lines = [f"- {_code(file['path'])}: {file['bytes']:,} bytes, sha256 {_code(file['sha256'])}" for file in files]
+    lines += [
+        f"- {_plain_text(key.replace('_', ' '))}: {_code(value)}" for key, value in source.items() if value is not None
+    ]
     return "\n".join(lines)
 
 
 def _split_table(summary: RunSummary) -> str:
     columns = {"documents": "documents", "tokens": "tokens", "text_bytes": "bytes of text"}
     rows = [
-        [name, *(f"{split[column]:,}" if column in split else "?" for column in columns)]
+        [_plain_text(name), *("?" if split.get(column) is None else f"{split[column]:,}" for column in columns)]
         for name, split in summary.data.get("splits", {}).items()
     ]
     return _table(["split", *columns.values()], rows)
@@ -158,21 +161,23 @@ def _split_table(summary: RunSummary) -> str:
 def _hash_table(summary: RunSummary) -> str:
     hashes = [("all shards", summary.data.get("fingerprint")), ("tokenizer", summary.data.get("tokenizer_hash"))]
     splits = summary.data.get("splits", {}).values()
-    shards = [(shard["file"], shard.get("sha256")) for split in splits for shard in split["shards"]]
+    shards = [(shard["file"], shard.get("sha256")) for split in splits for shard in split.get("shards", [])]
     if len(shards) <= MAX_LISTED_SHARDS:
         hashes += shards
-    return _table(["hash of", "sha256"], [[name, f"`{digest}`"] for name, digest in hashes if digest])
+    return _table(["hash of", "sha256"], [[_plain_text(name), _code(digest)] for name, digest in hashes if digest])
 
 
 def _training_result(summary: RunSummary) -> str:
     last, environment = summary.training, summary.environment
     if not last:
         return ""
-    text = f"{last['step']:,} steps in {timedelta(seconds=round(last['elapsed_s']))} (h:mm:ss, without evaluation)"
+    text = f"{last['step']:,} steps"
+    if math.isfinite(last.get("elapsed_s", math.nan)):
+        text += f" in {timedelta(seconds=round(last['elapsed_s']))} (h:mm:ss, without evaluation)"
     if environment.get("device"):
-        processes = environment["processes"]
+        processes = environment.get("processes") or 1
         text += f" on {_plain_text(environment['device'])}, {processes} process{'es' if processes > 1 else ''}"
-        text += f", mixed precision: {environment['mixed_precision']}"
+        text += f", mixed precision: {_plain_text(environment.get('mixed_precision'))}"
     return f"{text}. The last logged training loss is {last['train/loss']:.4f}."
 
 
@@ -191,7 +196,9 @@ def _option_table(summary: RunSummary) -> str:
 
 def _versions(summary: RunSummary) -> str:
     return ", ".join(
-        f"{name} {version}" for name, version in summary.environment.get("versions", {}).items() if version
+        _plain_text(f"{name} {version}")
+        for name, version in summary.environment.get("versions", {}).items()
+        if version
     )
 
 

@@ -2,15 +2,17 @@
 
 import json
 import math
+import os
 from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 
 from minigpt.config.arguments import Arguments
 from minigpt.config.parser import read_config
-from minigpt.utils.errors import UserError
+from minigpt.utils.errors import UserError, first_line
+from minigpt.utils.files import read_json
 from minigpt.utils.run_files import (
     ARGUMENTS_FILE,
     CURVE_FILES,
@@ -37,6 +39,32 @@ METRIC_LABELS = {
     "hellaswag/acc_norm": MetricLabel("accuracy", "HellaSwag, accuracy normalized by bytes"),
     "hellaswag/acc_norm_tokens": MetricLabel("accuracy", "HellaSwag, accuracy normalized by tokens"),
 }
+
+
+Form = Any  # see _check_form
+CONFIG_FORM: Form = {
+    "num_hidden_layers": int,
+    "num_attention_heads": int,
+    "hidden_size": int,
+    "vocab_size": int,
+    "max_position_embeddings": int,
+}
+FILES_FORM: Form = [{"path": str, "bytes": int, "sha256": str}]
+DATA_FORM: Form = {
+    "fingerprint": str,
+    "tokenizer_hash": str | None,
+    "source": dict.fromkeys(("dataset_name", "corpus", "dataset_folder"), str | None)
+    | dict.fromkeys(("train_file", "validation_file"), FILES_FORM),
+    "splits": {
+        "*": dict.fromkeys(("documents", "tokens", "text_bytes"), int | None) | {"shards": [{"file": str}]},
+    },
+}
+ENVIRONMENT_FORM: Form = {
+    **dict.fromkeys(("base_model", "base_folder", "device", "mixed_precision"), str | None),
+    "processes": int,
+    "versions": {"*": str | None},
+}
+METRICS_FORM: Form = dict.fromkeys(("step", "elapsed_s", "train/loss", *METRIC_LABELS), int | float)
 
 
 @dataclass(frozen=True)
@@ -77,11 +105,14 @@ class RunSummary:
 
     @property
     def parameters(self) -> int:
-        """Number of trainable parameters in the weight files."""
+        """Number of trainable parameters in the weight files. Raises UserError if one is damaged."""
         count = 0
         for path in self.model_dir.glob("model*.safetensors"):
-            with safe_open(path, framework="numpy") as file:
-                count += sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118
+            try:
+                with safe_open(path, framework="numpy") as file:
+                    count += sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118
+            except (SafetensorError, OSError) as error:
+                raise UserError(f"{path}: not a readable safetensors file: {first_line(error)}") from error
         return count
 
     @property
@@ -109,7 +140,10 @@ class RunSummary:
             return "The"
         from tokenizers import Tokenizer
 
-        tokenizer = Tokenizer.from_file(str(path))
+        try:
+            tokenizer = Tokenizer.from_file(str(path))
+        except Exception as error:  # tokenizers raises a bare Exception for a damaged file
+            raise UserError(f"{path}: not a tokenizer: {first_line(error)}") from error
         sample_prompts = self.options.get("sample_prompts") or []
         for prompt in sorted([*sample_prompts, "The", "\n"], key=lambda text: not text.strip()):  # blank ones last
             try:
@@ -132,23 +166,52 @@ def read_run_summary(run_dir: Path, model_dir: Path | None = None) -> RunSummary
     metrics_path = run_dir / METRICS_FILE
     return RunSummary(
         model_dir=model_dir,
-        config=_read_json(model_dir / "config.json"),
+        config=_read_record(model_dir / "config.json", CONFIG_FORM),
         options=defaults | read_config(arguments_path) if arguments_path else {},
-        data=_read_json(run_dir / DATA_FILE),
-        environment=_read_json(run_dir / ENVIRONMENT_FILE),
-        metrics=read_metrics(metrics_path) if metrics_path.is_file() else [],
-        later_evaluations=[_read_json(path) for path in sorted((run_dir / EVALUATIONS_DIR).glob("*.json"))],
+        data=_read_record(run_dir / DATA_FILE, DATA_FORM),
+        environment=_read_record(run_dir / ENVIRONMENT_FILE, ENVIRONMENT_FORM),
+        metrics=_read_metrics(metrics_path),
+        later_evaluations=[
+            _read_record(path, METRICS_FORM) for path in sorted((run_dir / EVALUATIONS_DIR).glob("*.json"))
+        ],
         has_loss_plot=(run_dir / CURVE_FILES[0]).is_file(),
     )
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    if not path.is_file():
+def _read_record(path: Path, form: Form) -> dict[str, Any]:
+    """The object in a JSON file of a run; empty if there is no file. Raises UserError if a value has another form."""
+    if not os.path.lexists(path):
         return {}
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:  # json.JSONDecodeError or UnicodeDecodeError
-        raise UserError(f"{path} is not valid JSON: {error}") from error
-    if not isinstance(values, dict):
-        raise UserError(f"{path} holds no names with values; is it the file of a run?")
-    return values
+    record = read_json(path, "the JSON file of a run")
+    _check_form(record, form, str(path))
+    return record
+
+
+def _read_metrics(path: Path) -> list[dict[str, float]]:
+    metrics = read_metrics(path) if os.path.lexists(path) else []
+    for line in metrics:
+        _check_form(line, METRICS_FORM, f"{path}, step {line['step']}")
+    return metrics
+
+
+def _check_form(value: Any, form: Form, place: str) -> None:
+    """Raises UserError if `value` has not the form that the card needs.
+
+    A form is a type, a list with the form of every item, or an object with the form of each key ("*": of all others).
+    Keys may be missing, except in the items of a list.
+    """
+    if isinstance(form, dict):
+        if not isinstance(value, dict):
+            raise UserError(f"{place} is {type(value).__name__} instead of an object")
+        for key, inner in value.items():
+            if (inner_form := form.get(key, form.get("*"))) is not None:
+                _check_form(inner, inner_form, f"{place}: {key}")
+    elif isinstance(form, list):
+        if not isinstance(value, list):
+            raise UserError(f"{place} is {type(value).__name__} instead of a list")
+        for item in value:
+            _check_form(item, form[0], place)
+            if missing := [key for key in form[0] if key not in item]:
+                raise UserError(f"{place}: an item has no {missing[0]}")
+    elif not isinstance(value, form) or isinstance(value, bool):
+        raise UserError(f"{place} is {json.dumps(value)}, not of type {getattr(form, '__name__', form)}")

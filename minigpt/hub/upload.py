@@ -20,6 +20,7 @@ from minigpt.hub.model_card import is_edited_card, model_card
 from minigpt.hub.run_summary import read_run_summary
 from minigpt.hub.secret_scan import refuse_secrets, safetensors_header
 from minigpt.utils.errors import UserError
+from minigpt.utils.files import read_bytes
 from minigpt.utils.formatting import format_bytes
 from minigpt.utils.run_files import (
     CARD_FILE,
@@ -87,13 +88,13 @@ def files_to_upload(target: UploadTarget, run_dir: Path, model_dir: Path | None 
         raise UserError(f"{run_dir} holds no model (config.json and model.safetensors); {way_out}")
     paths = _matching_files(model_dir, MODEL_FILES) | _matching_files(run_dir, RECORD_FILES)
     files = [
-        UploadFile(name, path if path.suffix == ".safetensors" else path.read_bytes()) for name, path in paths.items()
+        UploadFile(name, path if path.suffix == ".safetensors" else read_bytes(path)) for name, path in paths.items()
     ]
     event_files = _matching_files(run_dir, (EVENT_FILES,))
-    files += [UploadFile(public_name(name), path.read_bytes()) for name, path in event_files.items()]
+    files += [UploadFile(public_name(name), read_bytes(path)) for name, path in event_files.items()]
     card_path = run_dir / CARD_FILE
     if is_edited_card(card_path):
-        files.append(UploadFile(CARD_FILE, card_path.read_bytes()))
+        files.append(UploadFile(CARD_FILE, read_bytes(card_path)))
     else:
         card = model_card(read_run_summary(run_dir, model_dir), target.repo_id, target.license, target.revision)
         files.append(UploadFile(CARD_FILE, card.encode(), is_generated_card=True))
@@ -110,8 +111,9 @@ def _matching_files(folder: Path, patterns: Iterable[str]) -> dict[str, Path]:
             continue
         if not path.resolve().is_relative_to(folder.resolve()):
             raise UserError(f"{path} is a link to {path.resolve()}, outside {folder}; put a copy of the file there")
-        if path.is_file():
-            files[name.as_posix()] = path
+        if not path.is_file():
+            raise UserError(f"{path} is not a file; remove it, or put a copy of the file there")
+        files[name.as_posix()] = path
     return files
 
 
@@ -136,6 +138,12 @@ def files_not_uploaded(run_dir: Path, files: list[UploadFile]) -> list[str]:
         for path in sorted(run_dir.iterdir())
         if path.name not in published and not path.name.startswith(LOCK_FILE)
     ]
+
+
+def check_git_name(option: str, name: str) -> None:
+    """Raises UserError if git allows no branch or tag of this name."""
+    if re.search(r"[\s~^:?*\[\\\x00-\x20\x7f]|\.\.|@\{|//|\.$|\.lock$|^[-/]|/$", name):
+        raise UserError(f"{option}={name} is not a valid name of a branch or tag")
 
 
 def check_repo_id(repo_id: str) -> None:

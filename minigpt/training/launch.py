@@ -59,7 +59,7 @@ def split_words(words: Sequence[str]) -> tuple[list[str], list[str]]:
 def launch(profile: str, launcher_words: Sequence[str], trainer_words: Sequence[str]) -> int:
     """Train, and return the trainer's exit code. Raises UserError for an unknown profile or bad launcher options."""
     config_file = str(find_profile(profile))
-    words = ["--config_file", config_file, *_device_count(config_file, launcher_words), *launcher_words]
+    words = [f"--config_file={config_file}", *_device_count(config_file, launcher_words), *launcher_words]
     parser = launch_command_parser()
     parser.error = _raise_user_error
     args = parser.parse_args([*words, trainer_script(), *trainer_words])

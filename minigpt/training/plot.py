@@ -125,7 +125,10 @@ def _read_curves(run_dir: Path) -> Curves:
     curves = {}
     for name in METRICS:
         points = [(line["step"], line[name]) for line in lines if name in line]
-        array = np.array(points, dtype=np.float64).reshape(-1, 2).T
+        try:
+            array = np.array(points, dtype=np.float64).reshape(-1, 2).T
+        except (TypeError, ValueError) as error:
+            raise UserError(f"{path}: a value of {name} is not a number") from error
         curves[name] = array[:, np.isfinite(array[1])]
     if not curves["train/loss"].size:
         raise UserError(f"{path}: no training loss in it yet; plot it after the first logged step")

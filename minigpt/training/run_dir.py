@@ -1,6 +1,7 @@
 """The output folder of a run: checked before anything is written, locked, and never emptied of what is not a run's."""
 
 import fnmatch
+import os
 import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, suppress
@@ -61,7 +62,7 @@ class OutputDir:
     def check(self) -> None:
         """Raises UserError if the folder holds anything that this run would mix with. Every rank may call this."""
         folder = self.folder
-        if folder.exists() and not folder.is_dir():
+        if os.path.lexists(folder) and not folder.is_dir():
             raise UserError(f"output_dir={folder} is a file; give a folder")
         if not folder.exists() or not _entries(folder):
             return
@@ -93,8 +94,8 @@ class OutputDir:
         """
         self._stack.enter_context(new_parents(self.folder))
         if not self.folder.exists():
-            self._stack.push(self._remove_if_unused)
             self.folder.mkdir()
+            self._stack.push(self._remove_if_unused)
         self._stack.enter_context(locked(self.folder / LOCK_FILE, f"output_dir={self.folder}"))
         self.check()  # another run may have come and gone since the first check
 

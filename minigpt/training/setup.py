@@ -117,7 +117,8 @@ def build_config(
         message = " ".join(str(error).split())
         raise UserError(f"model_name_or_path={args.model_name_or_path}: {message}") from error
     except ValueError as error:
-        raise UserError(str(error)) from error
+        place = f"model_name_or_path={args.model_name_or_path}: " if args.model_name_or_path else ""
+        raise UserError(f"{place}{error}") from error
 
 
 def _round_up(number: int, multiple: int) -> int:

@@ -2,7 +2,6 @@
 
 import argparse
 import difflib
-import math
 import os
 import re
 import sys
@@ -64,6 +63,8 @@ OTHER_NAMES = {
 
 MAY_BE_EMPTY = ("prompt", "sample_prompts")  # the start of a new text
 
+MAX_FLOAT32 = 3.4e38
+
 DTYPES = ("float32", "bfloat16", "float16")
 
 
@@ -83,8 +84,8 @@ def unknown_option(word: str, known: Iterable[str]) -> str:
 class OneLineParser(argparse.ArgumentParser):
     """An argument parser that reports an error in one line, and refuses what no option can mean.
 
-    That is: an empty word (except for a prompt), a number that is not finite or has more than 64 bits, and a text with
-    a NUL or with bytes that are not UTF-8.
+    That is: an empty word (except for a prompt), a number that is not finite in float32 or has more than 64 bits, and
+    a text with a NUL or with bytes that are not UTF-8.
     """
 
     _words: Sequence[str] = ()
@@ -100,7 +101,7 @@ class OneLineParser(argparse.ArgumentParser):
         return word
 
     def _get_value(self, action: argparse.Action, arg_string: str) -> Any:
-        value = super()._get_value(action, arg_string)  # type: ignore[misc]
+        value = super()._get_value(action, arg_string)
         if problem := _impossible(value, arg_string, may_be_empty=action.dest in MAY_BE_EMPTY):
             raise argparse.ArgumentError(action, problem)
         return value
@@ -128,8 +129,8 @@ def _impossible(value: object, word: str, may_be_empty: bool) -> str | None:
         return f"{word!r} has a NUL character"
     if not word.isascii() and any("\ud800" <= letter <= "\udfff" for letter in word):
         return f"{word!r} is not UTF-8; give another name"
-    if isinstance(value, float) and not math.isfinite(value):
-        return f"{word} is not a finite number"
+    if isinstance(value, float) and not abs(value) <= MAX_FLOAT32:
+        return f"{word} is not a finite number of float32"
     if isinstance(value, int) and value.bit_length() > 63:
         return f"{word} has more than 64 bits"
     return None
@@ -187,8 +188,11 @@ def add_model_options(
     )
 
 
-def check_output_file(args: argparse.Namespace, *names: str) -> None:
-    """Raises UserError if a file cannot be written where one of the named options says; for use before long work."""
+def check_output_file(args: argparse.Namespace, *names: str, suffixes: Sequence[str] = ("",)) -> None:
+    """Raises UserError if a file cannot be written where one of the named options says; for use before long work.
+
+    The `suffixes` are added to the value of the option.
+    """
     for name in names:
         value = getattr(args, name)
         if value is None:
@@ -196,8 +200,9 @@ def check_output_file(args: argparse.Namespace, *names: str) -> None:
         path = Path(value)
         if not path.absolute().parent.is_dir():
             raise UserError(f"{name}={value}: its folder does not exist; create it first")
-        if os.path.lexists(path) and not path.is_file():
-            raise UserError(f"{name}={value} exists and is not a file; give another name")
+        for file in (Path(f"{value}{suffix}") for suffix in suffixes):
+            if os.path.lexists(file) and not file.is_file():
+                raise UserError(f"{name}={value}: {file} exists and is not a file; give another name")
         if not os.access(path.absolute().parent, os.W_OK):
             raise UserError(f"{name}={value}: its folder cannot be written to")
 

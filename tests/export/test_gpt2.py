@@ -130,3 +130,12 @@ def test_run_without_a_final_model_exports_its_newest_checkpoint(tmp_path: Path)
     back = MiniGPTForCausalLM.from_pretrained(tmp_path / "stock")
     assert back.config.intermediate_size == 50
     assert torch.equal(back(IDS).logits, newest(IDS).logits)
+
+
+def test_a_model_without_a_tokenizer_is_exported_with_the_names_that_converters_read(tmp_path: Path) -> None:
+    save_minigpt(tmp_path / "minigpt")
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (tmp_path / "minigpt" / name).unlink()
+    assert any("no tokenizer" in note for note in export_gpt2(tmp_path / "minigpt", tmp_path / "stock"))
+    config = json.loads((tmp_path / "stock" / "config.json").read_text())
+    assert config["n_ctx"] == config["n_positions"] == 32

@@ -215,3 +215,26 @@ def write_records(
         (folder / "data.json").write_text(json.dumps({"source": source}))
     if metrics is not None:
         (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in metrics))
+
+
+def test_no_name_breaks_the_card(tmp_path: Path) -> None:
+    run = tmp_path / "x: [y\n```"
+    run.mkdir()
+    write_records(
+        run,
+        environment={
+            "base_model": "a: {b",
+            "device": "x|*y*",
+            "processes": 1,
+            "mixed_precision": "`no",
+            "versions": {},
+        },
+        source={"dataset_name": "- a: [b"},
+        metrics=[{"step": 1, "train/loss": 1.0, "elapsed_s": 1.0, "val/loss": 1.0}],
+    )
+    card = ModelCard(model_card(read_run_summary(run), run.name, license="a: |b", revision="r: ]\n```"))
+    assert card.data.license == "a: |b"
+    assert card.data.base_model == "a: {b"
+    assert card.data.datasets == ["- a: [b"]
+    assert card.data.model_name == "x: [y\n```"
+    assert r"# x: \[y \`\`\`" in card.text.splitlines()

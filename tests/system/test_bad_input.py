@@ -1,21 +1,28 @@
 """Laws of bad input: one line that names the value, the rule and the way out; exit code 2; no file is changed."""
 
 import json
+import os
 import re
 import shutil
+import signal
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
+from system.fuzz.cases import Case as FuzzCase
+from system.fuzz.cases import all_cases
+from system.fuzz.judge import run_case
+from system.fuzz.materials import make_materials
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from configuration_minigpt import MiniGPTConfig
 from minigpt.cli import main as minigpt
 from minigpt.data.tokenizer import train_characters
 from modeling_minigpt import MiniGPTForCausalLM
-from support.runs import command, finish
+from support.runs import ROOT, command, finish
 
 Case = tuple[list[str], str]
 TINY = ["--hidden_size", "16", "--num_hidden_layers", "1", "--num_attention_heads", "2", "--block_size", "16"]
@@ -248,6 +255,47 @@ def test_the_trainer_prints_one_line_and_exits_with_2(tmp_path: Path) -> None:
     assert run.stderr.count("\n") == 1
     assert run.stderr.startswith("train_accelerate.py: ")
     assert not (tmp_path / "runs").exists()
+
+
+def test_a_sample_of_the_fuzzed_cases_is_one_line_or_rightly_accepted(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    """`make fuzz` runs all of them; here, the same few of every verb and kind that do not train or measure."""
+    root = tmp_path_factory.mktemp("fuzz")
+    make_materials(root / "materials")
+    by_place: dict[tuple[str, str], list[FuzzCase]] = {}
+    for case in all_cases(root / "materials", read_only=None):
+        if case.accepted is None and case.verb not in ("train", "bench train", "bench generate", "verify-resume"):
+            by_place.setdefault((case.verb, case.kind), []).append(case)
+    sample = [cases[len(cases) * part // 9] for cases in by_place.values() for part in (2, 7)][:60]
+    verdicts = [
+        run_case(case, root / "materials", root / str(number), root / "cache") for number, case in enumerate(sample)
+    ]
+    assert len(verdicts) == 60
+    assert not [f"{verdict.case.name}: {verdict.verdict}" for verdict in verdicts if verdict.is_fault]
+
+
+def test_an_option_is_named_once_and_as_the_user_wrote_it(capsys: pytest.CaptureFixture[str]) -> None:
+    for written in ("--top_k", "--top-k"):
+        with pytest.raises(SystemExit):
+            minigpt(["generate", "--model", "m", written, "many"])
+        assert capsys.readouterr().err == f"minigpt generate: {written}: invalid int value: 'many'\n"
+
+
+@pytest.mark.parametrize(
+    ("script", "library"), [("train_accelerate.py", "torch"), ("hub_upload.py", "huggingface_hub")]
+)
+def test_ctrl_c_while_libraries_are_imported_is_one_line(script: str, library: str, tmp_path: Path) -> None:
+    (tmp_path / f"{library}.py").write_text("import time\nprint('importing', flush=True)\ntime.sleep(60)\n")
+    words, pipe = [sys.executable, str(ROOT / script)], subprocess.PIPE
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    with subprocess.Popen(words, stdout=pipe, stderr=pipe, text=True, env=environment) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "importing\n"
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert errors == f"{script}: interrupted\n"
 
 
 def test_a_prompt_longer_than_the_context_is_refused_in_one_line(tmp_path: Path) -> None:
