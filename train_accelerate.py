@@ -11,7 +11,6 @@ import math
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import islice
 
@@ -31,7 +30,7 @@ from minigpt.hub.secret_scan import refuse_secrets_on_command_line
 from minigpt.modeling.flops import train_flops_per_token
 from minigpt.optim.lr_schedule import Schedule, build_schedule, learning_rate_at, set_learning_rate
 from minigpt.optim.optimizer import build_optimizer
-from minigpt.training.accelerator import start_accelerator
+from minigpt.training.accelerator import exchange_gradients, start_accelerator
 from minigpt.training.checkpoint import Checkpoints
 from minigpt.training.model_files import write_final_model
 from minigpt.training.nonfinite import SkippedSteps, is_applicable
@@ -149,7 +148,7 @@ def take_step(run: Run, learning_rate: float) -> tuple[torch.Tensor, float]:
     loss = torch.zeros((), device=accelerator.device)
     for batch, is_last in micro_batches(run.batches, args.gradient_accumulation_steps):
         batch = send_to_device(batch, accelerator.device, non_blocking=True)
-        with nullcontext() if is_last else accelerator.no_sync(run.model):
+        with exchange_gradients(accelerator, run.model, is_last):
             share = run.model(**batch, num_items_in_batch=divisor, use_cache=False, skip_logits=True).loss
             accelerator.backward(share)
         loss += share.detach()

@@ -1,18 +1,29 @@
 """Start Accelerate with the settings of the launch profile and the options."""
 
+import os
+from contextlib import AbstractContextManager, nullcontext
+
 import torch
 from accelerate import Accelerator
 from accelerate.utils import (
     AutocastKwargs,
     DDPCommunicationHookType,
     DistributedDataParallelKwargs,
+    DistributedType,
+    DynamoBackend,
+    FullyShardedDataParallelPlugin,
     ProjectConfiguration,
+    TorchDynamoPlugin,
 )
+from torch import nn
+from torch.distributed.fsdp import MixedPrecisionPolicy
 
 from minigpt.config.arguments import Arguments
 from minigpt.training.run_log import requested_trackers
 from minigpt.utils.errors import UserError
 from minigpt.utils.malloc import keep_freed_memory
+
+COMPUTE_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def start_accelerator(args: Arguments) -> Accelerator:
@@ -20,6 +31,9 @@ def start_accelerator(args: Arguments) -> Accelerator:
 
     Raises UserError for an option that this device does not support.
     """
+    if args.full_determinism:
+        use_deterministic_kernels()
+    sharding = _sharding(args)
     accelerator = Accelerator(
         cpu=args.use_cpu or not torch.accelerator.is_available(),  # without it, CPU processes would not form a group
         mixed_precision=args.mixed_precision,
@@ -27,6 +41,8 @@ def start_accelerator(args: Arguments) -> Accelerator:
         project_config=ProjectConfiguration(
             project_dir=args.output_dir, logging_dir=str(args.run_dir / "tensorboard")
         ),
+        fsdp_plugin=sharding,
+        dynamo_plugin=_compilation(args, is_sharded=sharding is not None),
         kwargs_handlers=[
             AutocastKwargs(cache_enabled=False),  # a pass uses each weight once: cached copies only take memory
             DistributedDataParallelKwargs(
@@ -41,3 +57,45 @@ def start_accelerator(args: Arguments) -> Accelerator:
     if accelerator.device.type == "cuda":
         torch.set_float32_matmul_precision("high" if args.tf32 else "highest")
     return accelerator
+
+
+def _sharding(args: Arguments) -> FullyShardedDataParallelPlugin | None:
+    """FSDP2 as the launch profile configures it, or None if it does not.
+
+    In mixed precision, parameters are gathered in half precision, gradients are summed over the ranks in float32, and
+    the loss stays in float32. Accelerate's own setting is half precision for all three.
+    """
+    if os.environ.get("ACCELERATE_USE_FSDP", "false").lower() != "true":
+        return None
+    precision = args.mixed_precision or os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+    policy = MixedPrecisionPolicy(param_dtype=COMPUTE_DTYPES.get(precision), reduce_dtype=torch.float32)
+    return FullyShardedDataParallelPlugin(mixed_precision_policy=policy)
+
+
+def _compilation(args: Arguments, is_sharded: bool) -> TorchDynamoPlugin:
+    """torch.compile as the options or the launch profile ask for it.
+
+    A sharded model gathers its weights layer by layer, which the compiler cannot trace: each layer is compiled alone.
+    """
+    plugin = TorchDynamoPlugin(backend=DynamoBackend(args.torch_compile_backend.upper()) if args.torch_compile else None)
+    plugin.use_regional_compilation = plugin.use_regional_compilation or is_sharded
+    return plugin
+
+
+def exchange_gradients(accelerator: Accelerator, model: nn.Module, is_last: bool) -> AbstractContextManager[None]:
+    """Context of a backward pass. DDP averages the gradients over the ranks in the last micro-batch of a step only.
+
+    FSDP2 does so in every micro-batch: otherwise each rank would hold the whole gradient until the last one.
+    """
+    if is_last or accelerator.distributed_type == DistributedType.FSDP:
+        return nullcontext()
+    context: AbstractContextManager[None] = accelerator.no_sync(model)
+    return context
+
+
+def use_deterministic_kernels() -> None:
+    """Make operations on a GPU repeat bit for bit. Must run before the first of them."""
+    os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"  # required by cuBLAS, read when its first handle is made
+    torch.use_deterministic_algorithms(True)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # our code never reads such memory
+    torch.backends.cudnn.benchmark = False
