@@ -1,6 +1,6 @@
 # make train    a GPT of your own from nothing, in a few minutes
 # make test     the tests                    make test-all   and the slow proofs
-# make soak     kill -9 at random moments, other numbers of processes, other splits: the tables of docs/reliability.md
+# make soak     kill -9, damage, full disks, other numbers of processes: the tables of docs/reliability.md
 # make check    lint, format, types, imports make format     fix what can be fixed
 # make wheel    build the package into dist/
 # Each sets up .venv first if it is missing or older than requirements.txt.
@@ -24,7 +24,7 @@ test-all: $(READY)
 
 soak: $(READY)
 	@echo "==> Killing, resizing and splitting runs (about a quarter of an hour)"
-	$(BIN)/python tests/system/reliability.py
+	$(BIN)/python tests/system/reliability
 
 check: $(READY)
 	@echo "==> Checking lint, format, types and the direction of imports"

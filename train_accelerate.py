@@ -22,7 +22,15 @@ from transformers import PreTrainedTokenizerFast
 
 from minigpt.config.arguments import Arguments
 from minigpt.config.parser import parse_arguments
-from minigpt.data.datamodule import DataModule, check_ids, load_data, open_data_module, samples_per_step, steps_of_run
+from minigpt.data.datamodule import (
+    DataModule,
+    check_ids,
+    load_data,
+    open_data_module,
+    prepare_data,
+    samples_per_step,
+    steps_of_run,
+)
 from minigpt.data.samples import Batch
 from minigpt.hub.background_push import BackgroundPush
 from minigpt.hub.model_card import write_card
@@ -30,17 +38,22 @@ from minigpt.hub.secret_scan import refuse_secrets_on_command_line
 from minigpt.modeling.flops import train_flops_per_token
 from minigpt.optim.lr_schedule import Schedule, build_schedule, learning_rate_at, set_learning_rate
 from minigpt.optim.optimizer import build_optimizer
-from minigpt.training.accelerator import exchange_gradients, start_accelerator
+from minigpt.training.accelerator import exchange_gradients, read_once_per_host, start_accelerator
 from minigpt.training.checkpoint import Checkpoints
 from minigpt.training.model_files import write_final_model
 from minigpt.training.nonfinite import SkippedSteps, is_applicable
+from minigpt.training.optional_files import LINE_BYTES, SMALL_FILES_BYTES, OptionalFiles
 from minigpt.training.overview import describe
-from minigpt.training.periodic import HellaSwagEvaluation, SampleTexts, ValidationLoss, build_evaluations
+from minigpt.training.periodic import HellaSwagEvaluation, SampleTexts, ValidationLoss
 from minigpt.training.plot import plot_runs
 from minigpt.training.preemption import StopRequest
 from minigpt.training.provenance import record_provenance
 from minigpt.training.rank_consistency import check_rank_consistency
 from minigpt.training.resume import (
+    best_checkpoint,
+    carry_over,
+    changed_options,
+    check_length,
     checkpoint_to_resume,
     load_training_state,
     restore_optimizer,
@@ -50,7 +63,7 @@ from minigpt.training.run_dir import OutputDir, check_room
 from minigpt.training.run_log import TrainingLog, as_float
 from minigpt.training.setup import build_model
 from minigpt.training.state import TrainingClock, TrainingState, seed_step
-from minigpt.utils.errors import EXIT_DIVERGED, EXIT_STOPPED, file_errors_are_user_errors, one_line_errors
+from minigpt.utils.errors import EXIT_DIVERGED, EXIT_STOPPED, UserError, file_errors_are_user_errors, one_line_errors
 from minigpt.utils.formatting import format_duration
 
 
@@ -68,8 +81,10 @@ class Run:
     batches: Iterator[Batch]
     state: TrainingState
     log: TrainingLog
-    evaluations: list[ValidationLoss | HellaSwagEvaluation]
+    validation: ValidationLoss | None
+    hellaswag: HellaSwagEvaluation | None
     samples: SampleTexts
+    optional_files: OptionalFiles
     skipped_steps: SkippedSteps
     checkpoints: Checkpoints
     pushes: BackgroundPush
@@ -81,7 +96,10 @@ def train(args: Arguments) -> int:
     with StopRequest() as stop, OutputDir(args) as output_dir:
         with file_errors_are_user_errors():
             run = set_up(args, output_dir)
-        return run_steps(run, stop)
+        try:
+            return run_steps(run, stop)
+        finally:
+            run.checkpoints.finish()  # one may still be being written in the background
 
 
 def run_steps(run: Run, stop: StopRequest) -> int:
@@ -98,23 +116,29 @@ def run_steps(run: Run, stop: StopRequest) -> int:
         log.step_done()
         diverged = run.skipped_steps.too_many(state)
         stopping = stop.received_by_any_rank() or diverged
-        if log.due(state) or stopping:
-            mean_loss = float(accelerator.reduce(loss, "mean"))
-            clock.tick()
-            log.training(state, mean_loss, grad_norm, learning_rate)
+        save_due = run.checkpoints.due(state) or stopping
+        try:
+            if log.due(state) or stopping:
+                mean_loss = float(accelerator.reduce(loss, "mean"))
+                clock.tick()
+                log.training(state, mean_loss, grad_norm, learning_rate)
+            with clock.paused():
+                improved = validate(run)
+        except Exception:
+            if save_due:
+                run.checkpoints.rescue(state, run.model, run.optimizer, accelerator)
+            raise
         with clock.paused():
-            improved = False
-            for evaluation in run.evaluations:
-                if evaluation.due(state):
-                    metrics = evaluation.run(run.model, accelerator)
-                    improved |= state.is_best(metrics.get("val/loss"))
-                    log.evaluation(state, metrics, improved)
+            saved = False
+            if save_due or (improved and args.saves_best):
+                saved = run.checkpoints.save(state, run.model, run.optimizer, accelerator, stopping)
+            # after the checkpoint, which does not need them: if they fail, no step is lost
+            if run.hellaswag is not None and run.hellaswag.due(state):
+                log.evaluation(state, run.hellaswag.run(run.model, accelerator), is_best=False)
             if run.samples.due(state):
                 log.samples(state, run.samples.run(run.model, accelerator))
-            if run.checkpoints.due(state) or (improved and args.saves_best) or stopping:
-                run.checkpoints.save(state, run.model, run.optimizer, accelerator, stopping)
-                if state.step < max_steps and not stopping:
-                    run.pushes.start(state.step)
+            if saved and state.step < max_steps and not stopping:
+                run.pushes.start(state.step)
         if stopping and state.step < max_steps:
             reason = "diverged" if diverged else "stopped"
             log.print(f"{reason} at step {state.step}; resume with --resume_from_checkpoint latest")
@@ -124,14 +148,32 @@ def run_steps(run: Run, stop: StopRequest) -> int:
     run.checkpoints.finish()
     write_final_model(args, state, run.model, run.tokenizer, accelerator)
     if accelerator.is_main_process:
-        plot_runs([args.run_dir])
-        write_card(args.run_dir)
+        write_plot_and_card(run)
     duration = format_duration(state.elapsed_s)
     log.print(f"done: {max_steps} steps in {duration} of training; the model is in {args.run_dir}")
     log.close()
     stop.release()  # the model is complete: the upload may be interrupted
     run.pushes.finish()
     return 0
+
+
+def validate(run: Run) -> bool:
+    """Measure the validation loss if it is due. Returns whether it is the lowest so far."""
+    if run.validation is None or not run.validation.due(run.state):
+        return False
+    metrics = run.validation.run(run.model, run.accelerator)
+    improved = run.state.is_best(metrics["val/loss"])
+    run.log.evaluation(run.state, metrics, improved)
+    return improved
+
+
+def write_plot_and_card(run: Run) -> None:
+    """Draw the curves of the run and write its model card. Without a logged loss or room on the disk, say so."""
+    try:
+        run.optional_files.write("plots", SMALL_FILES_BYTES, lambda: plot_runs([run.args.run_dir]))
+    except UserError as error:
+        run.log.print(f"  note: no plot: {error}")
+    run.optional_files.write("model cards", LINE_BYTES, lambda: write_card(run.args.run_dir))
 
 
 def take_step(run: Run, learning_rate: float) -> tuple[torch.Tensor, float]:
@@ -165,13 +207,13 @@ def take_step(run: Run, learning_rate: float) -> tuple[torch.Tensor, float]:
 
 def set_up(args: Arguments, output_dir: OutputDir) -> Run:
     """Prepare everything before the first step. Nothing on disk changes until all of it is checked."""
-    accelerator = start_accelerator(args)
     output_dir.check()
+    data_folders = prepare_data(args)  # may take hours, longer than a process group waits
+    accelerator = start_accelerator(args)
     if accelerator.is_main_process:
         output_dir.lock()
-    resume_from, notes = checkpoint_to_resume(args)
-    with accelerator.main_process_first():
-        shards, tokenizer = load_data(args)
+    resume_from, notes = read_once_per_host(accelerator, lambda: checkpoint_to_resume(args))
+    shards, tokenizer = load_data(args, data_folders)
     state = load_training_state(resume_from, args, shards.fingerprint)
     set_seed(args.seed)
     model = build_model(args, tokenizer, resume_from)
@@ -183,25 +225,37 @@ def set_up(args: Arguments, output_dir: OutputDir) -> Run:
     data_module = open_data_module(args, shards, tokenizer.eos_token_id)
     max_steps = steps_of_run(args, data_module.order.samples_per_epoch, accelerator.num_processes)
     schedule = build_schedule(args, max_steps, accelerator.num_processes)
-    evaluations = build_evaluations(args, data_module, tokenizer, max_steps)
+    check_length(args, resume_from, state, max_steps)
+    best = best_checkpoint(args, resume_from, state)
+    validation, hellaswag, eval_batch_size = None, None, args.eval_batch_size
+    if data_module.validation:
+        validation = ValidationLoss(data_module.validation, eval_batch_size, args.eval_steps, max_steps)
+    if args.hellaswag_steps is not None:
+        hellaswag = HellaSwagEvaluation(args, tokenizer, eval_batch_size, max_steps)
     pushes = BackgroundPush(args, accelerator.is_main_process)
+    changes = changed_options(resume_from, args, state, accelerator) if resume_from is not None else []
     accelerator.wait_for_everyone()
 
     if accelerator.is_main_process:
         output_dir.start()
         if resume_from is not None:
             notes += set_aside_later_checkpoints(args, state.step)
+        if best is not None:
+            notes.append(carry_over(best, state, args.run_dir))
         record_provenance(args, shards, data_module.packing_summary(), accelerator)
     accelerator.wait_for_everyone()
     model, optimizer = accelerator.prepare(model, optimizer)
     if resume_from is not None:
         restore_optimizer(resume_from, state, model, optimizer, accelerator)
-    log = TrainingLog(args, state, accelerator, max_steps, train_flops_per_token(parameters, config, args.block_size))
+    optional_files, flops = OptionalFiles(args.run_dir), train_flops_per_token(parameters, config, args.block_size)
+    log = TrainingLog(args, state, accelerator, max_steps, flops, optional_files)
     log.print(describe(args, accelerator, config, parameters, shards, data_module, max_steps))
     for note in notes:
         log.print(f"  note: {note}")
     if resume_from is not None:
         log.print(f"  resuming from {resume_from} after step {state.step}")
+    if changes:
+        log.print(f"  resumed with other options: {', '.join(changes)}")
     return Run(
         args=args,
         accelerator=accelerator,
@@ -213,9 +267,11 @@ def set_up(args: Arguments, output_dir: OutputDir) -> Run:
         batches=data_module.batches(args, state.samples_seen, accelerator.process_index, accelerator.num_processes),
         state=state,
         log=log,
-        evaluations=evaluations,
+        validation=validation,
+        hellaswag=hellaswag,
         samples=SampleTexts(args, args.seed, tokenizer, max_steps),
-        skipped_steps=SkippedSteps(args, tokenizer),
+        optional_files=optional_files,
+        skipped_steps=SkippedSteps(args, tokenizer, optional_files),
         checkpoints=Checkpoints(args, tokenizer, max_steps),
         pushes=pushes,
         output_dir=output_dir,

@@ -127,7 +127,9 @@ class DataArguments(Checked):
         "Compute the loss on completions only; for rows with 'prompt' and 'completion', or 'messages' (default: true)"
     )
     validation_split_percentage: float = option(
-        "Percentage of the documents held out if there is no validation split", 10.0
+        "Percentage of the text held out if there is no validation split: whole documents, always the same ones; one "
+        "that is larger than this percentage of the text is cut at its end",
+        10.0,
     )
     tokenizer: str | None = option(
         "'bpe' or 'char' to train one, or a tokenizer folder or Hub name (default: bpe, or the model's)"
@@ -269,6 +271,7 @@ class RunArguments(Checked):
     mixed_precision: Literal["no", "bf16", "fp16"] | None = option(
         "Precision of the computation (default: the launch profile's)"
     )
+    ddp_timeout: int = option("Seconds that a process waits for the others before it fails", 1800)
     ddp_comm_hook: Literal["no", "bf16", "fp16"] = option(
         "Precision in which DDP averages gradients; no: float32", "no"
     )
@@ -314,6 +317,7 @@ class RunArguments(Checked):
 
     def problems(self) -> Iterator[str]:
         yield from _below(self, 1, "logging_steps", "save_total_limit", "sample_max_new_tokens", "hellaswag_limit")
+        yield from _below(self, 1, "ddp_timeout")
         yield from _below(self, 0, "eval_steps", "hellaswag_steps", "save_steps", "sample_steps")
         if self.hellaswag_steps is None and (self.hellaswag_file is not None or self.hellaswag_limit is not None):
             yield "hellaswag_file and hellaswag_limit require hellaswag_steps"

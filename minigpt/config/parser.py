@@ -7,6 +7,7 @@ unknown keys, and what is typed last wins.
 import argparse
 import re
 from collections.abc import Sequence
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import yaml
 from transformers.hf_argparser import HfArgumentParser
 
 from minigpt.config.arguments import TEXT_SOURCES, Arguments
-from minigpt.config.presets import find_preset
+from minigpt.config.presets import find_preset, presets
 from minigpt.utils.command_line import OneLineParser, unknown_option
 from minigpt.utils.errors import UserError
 
@@ -22,6 +23,9 @@ PATHS = {
     "output_dir", "resume_from_checkpoint", "model_name_or_path", "tokenizer", "data", "train_file", "validation_file",
     "dataset_name", "cache_dir", "hellaswag_file",
 }  # fmt: skip
+
+
+SCALARS = (str, int, float, date)  # what YAML makes of a plain word; bool is an int, and datetime a date
 
 
 class OptionParser(OneLineParser, HfArgumentParser):
@@ -105,7 +109,7 @@ def read_config(path: str | Path) -> dict[str, Any]:
     except yaml.MarkedYAMLError as error:
         line = f" line {error.problem_mark.line + 1}" if error.problem_mark else ""
         raise UserError(f"{path}{line}: {error.problem}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # also not UTF-8, no such date, nested without end
         raise UserError(f"{path}: not YAML: {' '.join(str(error).split())}") from error
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}") from error
@@ -114,6 +118,9 @@ def read_config(path: str | Path) -> dict[str, Any]:
     for key, value in values.items():
         if isinstance(value, dict):
             raise UserError(f"{path}: {key} is a mapping; options are flat")
+        for item in value if isinstance(value, list) else [value]:
+            if not isinstance(item, SCALARS if isinstance(value, list) else (*SCALARS, type(None))):
+                raise UserError(f"{path}: {key} holds a {type(item).__name__}; give text, a number, yes or no")
     return {key: value for key, value in values.items() if value is not None}
 
 
@@ -137,19 +144,28 @@ def parse_arguments(
 ) -> Arguments:
     """Read `[PRESET | CONFIG.yaml ...] [--option value ...]`; with no words at all, `default_config`.
 
-    A source of text on the command line replaces the one in the YAML files. Raises UserError that names the value, the
+    A source of text on the command line replaces the one in the YAML files, and the sample prompts of a preset that
+    ships with MiniGPT, which fit its own text. Raises UserError that names the value, the
     rule and the way out; exits with 2 on an unknown option.
     """
     words = list(argv) or [str(default_config)]
     values: dict[str, Any] = {}
+    shipped_prompts = None
     while words and not words[0].startswith("-"):
-        values |= read_config(find_preset(words.pop(0)))
+        preset = find_preset(words.pop(0))
+        options = read_config(preset)
+        values |= options
+        if "sample_prompts" in options:
+            is_shipped = any(preset.samefile(path) for path in presets().values())
+            shipped_prompts = options["sample_prompts"] if is_shipped else None
     if any(word.split("=")[0].replace("-", "_") == f"__{source}" for word in words for source in TEXT_SOURCES):
         values = {
             key: value
             for key, value in values.items()
             if key not in (*TEXT_SOURCES, "validation_file", "data_weights")
         }
+        if shipped_prompts is not None:  # they fit the text of the preset only
+            del values["sample_prompts"]
     parser = OptionParser(
         Arguments.GROUPS,
         prog=program,

@@ -44,6 +44,8 @@ def _yaml_files(folder: str, installed: str) -> dict[str, Path]:
 
 def _find(name_or_path: str | Path, shipped: dict[str, Path], kind: str, hint: str) -> Path:
     path = Path(name_or_path)
+    if not str(name_or_path):
+        raise UserError(f"the name of a {kind} is empty; {hint}")
     if path.is_file():
         return path
     name = path.name.removesuffix(".yaml")

@@ -1,9 +1,7 @@
 """Open a corpus: the training and validation documents of every source of text.
 
-The validation split is `validation_file`, or the validation split of the data set. Without either, the last
-`validation_split_percentage` of the documents are held out, at least one. If there is only one document, the last part
-of its characters is held out, exactly as in nanoGPT. In a stream, the first documents are held out, because its end is
-only reached by downloading all of it.
+The validation split is `validation_file`, or the validation split of the data set. Without either,
+`validation_split_percentage` of the text is held out, as `HeldOut` describes.
 """
 
 import hashlib
@@ -12,11 +10,14 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
+
+import numpy as np
 
 from minigpt.config.arguments import DataArguments
 from minigpt.data import hub_datasets, python_docs
 from minigpt.data.readers import (
+    COMPRESSED_SUFFIXES,
     Chain,
     InMemoryDocuments,
     JsonLines,
@@ -33,8 +34,8 @@ JSON_SUFFIXES = {".jsonl", ".json", ".ndjson"}
 TABLE_SUFFIXES = {".parquet", ".arrow"}
 TEXT_SUFFIXES = {".txt", ".md", ".text", ".rst", ""}
 READABLE_SUFFIXES = JSON_SUFFIXES | TABLE_SUFFIXES | TEXT_SUFFIXES
-COMPRESSED_SUFFIXES = {".gz", ".zst"}
 VALIDATION_SPLIT_NAMES = ("validation", "valid", "val", "dev")
+SPLIT_SEED = 0  # part of the format of the split, and not the seed of a run: all runs validate on the same documents
 
 
 @dataclass(frozen=True)
@@ -72,49 +73,102 @@ class AllDocuments(Documents):
 
 
 @dataclass
-class SplitDocuments(Documents):
-    """The training or the validation documents of a source. They are only counted when a document is needed.
+class HeldOut:
+    """Which documents of a source are held out for validation. Documents are counted and measured when it is needed.
 
-    `validation_share` of the documents are for validation: the last ones with `from_end`, else the first ones.
+    `share` of the bytes are held out. A document larger than this share of the text is cut at its end, where nanoGPT
+    cuts a single one. Of the other documents whole ones are held out, in an order shuffled with a fixed seed, until
+    one more would not bring their bytes nearer to `share`. So every kind of document is in both splits, and half to
+    one and a half times `share` is held out. An example is never cut: if each one is larger than `share` of the text,
+    the smallest is held out.
+
+    With `place`, `share` of the number of documents are held out instead, the first or the last ones: in a stream,
+    because its end is only reached by downloading all of it, and in documents that are shuffled already.
     """
 
     source: Source
     origin: dict[str, Any]
-    is_validation: bool
-    validation_share: float
-    from_end: bool
+    share: float
+    place: Literal["first", "last"] | None
+    examples: bool
 
     @cached_property
-    def _bounds(self) -> tuple[int, int]:
-        """The position of the first document, and of the one after the last."""
+    def _marks(self) -> tuple[np.ndarray, np.ndarray]:
+        """Which documents are held out as a whole, and which are cut: two bool [documents]."""
         count = self.source.count()
         if count == 0:
             raise UserError(f"no documents in {_name(self.origin)}")
-        held_out = min(count - 1, max(1, round(count * self.validation_share)))
-        if self.from_end:
-            return (count - held_out, count) if self.is_validation else (0, count - held_out)
-        return (0, held_out) if self.is_validation else (held_out, count)
+        whole, cut = np.zeros(count, dtype=bool), np.full(count, count == 1)
+        if count > 1 and self.place:
+            held_out = min(count - 1, max(1, round(count * self.share)))
+            whole[slice(held_out) if self.place == "first" else slice(-held_out, None)] = True
+        elif count > 1:
+            sizes = self.source.sizes()
+            is_large = sizes > self.share * sizes.sum()
+            if not self.examples:
+                cut = is_large
+            order = np.random.default_rng(SPLIT_SEED).permutation(count)
+            order = order[~is_large[order]]
+            held_out_bytes = np.concatenate([[0], np.cumsum(sizes[order])])
+            wanted_bytes = self.share * (sizes.sum() - sizes[cut].sum())
+            whole[order[: np.abs(held_out_bytes - wanted_bytes).argmin()]] = True
+            if not cut.any() and not whole.any():
+                whole[sizes.argmin()] = True
+            if whole.all():
+                whole[order[0]] = False
+        return whole, cut
+
+    def chosen(self, is_validation: bool) -> np.ndarray:
+        """The documents of a split, whole or in part: bool [documents]."""
+        whole, cut = self._marks
+        return whole | cut if is_validation else ~whole
+
+    @property
+    def cut(self) -> np.ndarray:
+        """The documents that are cut, their start for training and their end for validation: bool [documents]."""
+        return self._marks[1]
+
+
+@dataclass
+class SplitDocuments(Documents):
+    """The training or the validation documents of a source, as `split` divides them."""
+
+    split: HeldOut
+    is_validation: bool
 
     def pieces(self, start: int = 0) -> Pieces:
-        first, stop = self._bounds
-        if self.source.count() == 1:
-            return self._part_of_the_only_document() if start == 0 else iter(())
-        return self.source.pieces(first + start, stop)
+        chosen = self.split.chosen(self.is_validation)
+        numbers = np.flatnonzero(chosen)[start:]
+        if not len(numbers):
+            return iter(())
+        pieces = self.split.source.pieces(int(numbers[0]), int(numbers[-1]) + 1, chosen)
+        return self._parts_of_cut_documents(pieces, numbers) if self.split.cut.any() else pieces
 
-    def _part_of_the_only_document(self) -> Pieces:
-        """The characters of this split, as one document."""
-        characters = sum(len(text) for text, _ in self.source.pieces(0, 1))
-        cut = int(characters * (1 - self.validation_share))
-        start, stop = (cut, characters) if self.is_validation else (0, cut)
-        position = 0
-        for text, _ in self.source.pieces(0, 1):
-            if not isinstance(text, str):
-                raise UserError(f"{text.where}: the only example; give more, or a --validation_file")
-            part = text[max(0, start - position) : max(0, stop - position)]
-            position += len(text)
-            if part:
-                yield part, False
-        yield "", True
+    def _parts_of_cut_documents(self, pieces: Pieces, numbers: np.ndarray) -> Pieces:
+        """The pieces of the documents `numbers`, without what belongs to the other split."""
+        documents = iter(numbers)
+        number, position, bounds = next(documents), 0, None
+        for text, ends in pieces:
+            if self.split.cut[number]:
+                if not isinstance(text, str):
+                    raise UserError(f"{text.where}: the only example; give more, or a --validation_file")
+                first, stop = bounds = bounds or self._characters(number, len(text) if ends else None)
+                yield text[max(0, first - position) : max(0, stop - position)], ends
+                position += len(text)
+            else:
+                yield text, ends
+            if ends:
+                number, position, bounds = next(documents, -1), 0, None
+
+    def _characters(self, number: int, length: int | None) -> tuple[int, int]:
+        """The first character of a cut document that belongs to this split, and the one after the last.
+
+        `length` is the number of its characters; None if they have to be counted.
+        """
+        if length is None:
+            length = sum(len(text) for text, _ in self.split.source.pieces(number, number + 1))
+        cut = int(length * (1 - self.split.share))
+        return (cut, length) if self.is_validation else (0, cut)
 
 
 def open_corpus(args: DataArguments) -> Corpus:
@@ -134,7 +188,7 @@ def open_corpus(args: DataArguments) -> Corpus:
     if args.corpus == "python-docs":
         key = f"python-docs:{python_docs.RECIPE}:{sys.version}"
         origin = {"corpus": args.corpus, "python": sys.version.split()[0]}
-        return _split(InMemoryDocuments(python_docs.documents), args, key, origin, None)
+        return _split(InMemoryDocuments(python_docs.documents), args, key, origin, None, place="last")
     if args.dataset_name or args.corpus:
         return _dataset_corpus(args)
     raise UserError("no text to prepare: give --train_file, --dataset_name or --corpus")
@@ -146,16 +200,16 @@ def _split(
     key: str,
     origin: dict[str, Any],
     text_bytes: int | None,
-    from_end: bool = True,
+    place: Literal["first", "last"] | None = None,
     examples: bool = False,
 ) -> Corpus:
     """A corpus with `validation_split_percentage` of the source held out for validation."""
-    share = args.validation_split_percentage / 100
+    split = HeldOut(source, origin, args.validation_split_percentage / 100, place, examples)
     return Corpus(
-        key=f"{key}:{share}",
+        key=f"{key}:{split.share}:{place or f'seed {SPLIT_SEED}'}",
         origin={**origin, "validation_split_percentage": args.validation_split_percentage},
-        train=SplitDocuments(source, origin, False, share, from_end),
-        validation=SplitDocuments(source, origin, True, share, from_end),
+        train=SplitDocuments(split, is_validation=False),
+        validation=SplitDocuments(split, is_validation=True),
         text_bytes=text_bytes,
         examples=examples,
     )
@@ -293,7 +347,7 @@ def _dataset_corpus(args: DataArguments) -> Corpus:
         (split for split in VALIDATION_SPLIT_NAMES if split in loaded.splits and split != args.dataset_split), None
     )
     if validation_split is None:
-        return _split(train, args, key, origin, text_bytes, from_end=not args.streaming)
+        return _split(train, args, key, origin, text_bytes, place="first" if args.streaming else None)
     validation = hub_datasets.split_source(loaded, validation_split, args.text_column, name)
     return Corpus(
         key=f"{key}:{validation_split}",

@@ -12,12 +12,14 @@ from torch.utils.data import DataLoader
 from minigpt.config.arguments import Arguments, BatchArguments
 from minigpt.data.mixing import MixedOrder, join_shards
 from minigpt.data.packing import PackedDocuments
-from minigpt.data.prepare import prepared_folder
+from minigpt.data.prepare import cache_folder, prepared_folder
 from minigpt.data.samplers import BlockOrder, EvaluationBatchSampler, Order, ShuffledOrder, TrainBatchSampler
 from minigpt.data.samples import Batch, Samples, TokenBlocks
 from minigpt.data.shards import Tokens, TokenShards, open_shards
 from minigpt.data.tokenizer import load_tokenizer, tokenizer_hash
 from minigpt.utils.errors import UserError
+from minigpt.utils.hub_names import refuse_missing_folder
+from minigpt.utils.once_per_host import once_per_host
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -125,14 +127,27 @@ def steps_of_run(args: BatchArguments, samples_per_epoch: int, processes: int) -
     return max(1, round(args.num_train_epochs * samples_per_epoch / samples_per_step(args, processes)))
 
 
-def load_data(args: Arguments) -> "tuple[TokenShards, PreTrainedTokenizerFast]":
-    """The prepared shards and their tokenizer. Raw text is prepared first, with the model's tokenizer if it has one.
+def prepare_data(args: Arguments) -> list[Path]:
+    """The folders of the shards. Raw text is prepared first, with the model's tokenizer if it has one.
+
+    Of the processes of a launch, one per host prepares the text while the others wait. To be called before they form
+    a process group, which does not wait long enough. Raises UserError on bad input.
+    """
+    if args.model_name_or_path is not None:
+        refuse_missing_folder("model_name_or_path", args.model_name_or_path)
+    if args.data:
+        return [Path(name).expanduser() for name in args.data]
+    if args.tokenizer is None and args.model_name_or_path is not None:
+        args = args.with_values(tokenizer=args.model_name_or_path)
+    return [Path(once_per_host(cache_folder(args), repr(args), lambda: str(prepared_folder(args))))]
+
+
+def load_data(args: Arguments, folders: list[Path] | None = None) -> "tuple[TokenShards, PreTrainedTokenizerFast]":
+    """The shards in `folders` and their tokenizer. Without `folders`, those of `prepare_data`.
 
     Raises UserError if shards, tokenizer and model do not belong together, and on bad input.
     """
-    if args.data is None and args.tokenizer is None and args.model_name_or_path is not None:
-        args = args.with_values(tokenizer=args.model_name_or_path)
-    folders = [Path(name).expanduser() for name in args.data] if args.data else [prepared_folder(args)]
+    folders = folders or prepare_data(args)
     shards = join_shards([open_shards(folder) for folder in folders], args.data_weights or [])
     requested = args.tokenizer if args.data is not None and args.tokenizer not in ("bpe", "char") else None
     source = requested or shards.tokenizer_dir or args.model_name_or_path

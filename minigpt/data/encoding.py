@@ -168,8 +168,9 @@ class Encoder:
             texts = cast("list[str]", inputs)
             ids_of_parts = self.encode(texts)
         except UserError as error:
-            last = batch.document + sum(ends for _, ends in batch.parts[:-1])
-            raise UserError(f"documents {batch.document} to {last}, counted from 0: {error}") from error
+            first, last = batch.document, batch.document + sum(ends for _, ends in batch.parts[:-1])
+            which = f"document {first}" if first == last else f"documents {first} to {last}"
+            raise UserError(f"{which} of the split, counted from 0: {error}") from error
         end_of_text = np.array([spec.end_of_text])
         arrays = []
         for ids, (_, ends) in zip(ids_of_parts, batch.parts, strict=True):

@@ -7,8 +7,19 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from minigpt.data.readers import DatasetRows, Pieces, one_line, require_column, require_library, require_text
+import numpy as np
+
+from minigpt.data.readers import (
+    DatasetRows,
+    Pieces,
+    Source,
+    one_line,
+    require_column,
+    require_library,
+    require_text,
+)
 from minigpt.utils.errors import UserError
+from minigpt.utils.hub_names import refuse_missing_folder
 
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetBuilder, DatasetDict, IterableDataset, IterableDatasetDict
@@ -36,7 +47,7 @@ CORPORA = {
 
 
 @dataclass
-class StreamedRows:
+class StreamedRows(Source):
     """One split of a data set that is read while it downloads: one document per row.
 
     `known_count` is the number of rows from the data set's card. Without it, counting reads the stream once.
@@ -54,11 +65,12 @@ class StreamedRows:
     def count(self) -> int:
         return self._count
 
-    def pieces(self, start: int, stop: int) -> Pieces:
+    def pieces(self, start: int, stop: int, chosen: np.ndarray | None = None) -> Pieces:
         rows = self.dataset.skip(start) if start else self.dataset
         for row, record in enumerate(islice(rows, stop - start), start):
-            require_column(self.column, record, self.name)
-            yield require_text(record[self.column], f"{self.name} row {row}", self.column), True
+            if chosen is None or chosen[row]:
+                require_column(self.column, record, self.name)
+                yield require_text(record[self.column], f"{self.name} row {row}", self.column), True
 
 
 @dataclass(frozen=True)
@@ -85,8 +97,7 @@ def load(name: str, config: str | None, revision: str | None, streaming: bool) -
     import datasets
 
     folder = Path(name).expanduser()
-    if not folder.exists() and name.startswith((".", "/", "~")):
-        raise UserError(f"dataset_name={name}: no such folder")
+    refuse_missing_folder("dataset_name", name)
     builder = None
     try:
         if (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file():

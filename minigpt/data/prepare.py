@@ -1,11 +1,11 @@
 """Prepare token shards from text: tokenizer, encoding, shards and manifest, in one folder."""
 
-import errno
 import hashlib
 import json
 import os
 import shutil
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from itertools import chain, islice
@@ -38,7 +38,7 @@ from minigpt.data.shard_writer import (
 from minigpt.data.shards import FORMAT_VERSION, MANIFEST, open_shards, smallest_dtype
 from minigpt.data.tokenizer import load_tokenizer, tokenizer_hash, train_bpe, train_characters, vocabulary_size
 from minigpt.utils.errors import UserError
-from minigpt.utils.files import fsync, new_parents, publish_folder
+from minigpt.utils.files import fsync, is_disk_full, new_parents, publish_folder
 from minigpt.utils.lock import locked
 from minigpt.utils.progress import Progress
 
@@ -46,7 +46,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 LARGE = 20_000_000  # bytes of text above which it pays to start processes and to look for a faster encoder
-DISK_IS_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 def prepare(args: DataArguments, output_dir: str | Path) -> Path:
@@ -63,6 +62,7 @@ def prepare(args: DataArguments, output_dir: str | Path) -> Path:
         )
     if output_dir.exists() and not output_dir.is_dir():
         raise UserError(f"output_dir={output_dir} is a file; give a folder")
+    _check_writable(output_dir)
     if output_dir.is_dir() and any(output_dir.iterdir()) and args.overwrite_cache:
         _check_replaceable(args, output_dir)
     in_use = output_dir.is_dir() and any(output_dir.iterdir()) and not args.overwrite_cache
@@ -81,6 +81,18 @@ def prepare(args: DataArguments, output_dir: str | Path) -> Path:
         if _manifest_version(output_dir) != before:
             raise UserError(f"output_dir={output_dir} has just been prepared by another process; give another folder")
         return _prepare(args, corpus, key, output_dir)
+
+
+def _check_writable(output_dir: Path) -> None:
+    """Raises UserError if no file can be created where `output_dir` shall be."""
+    folder = next(parent for parent in output_dir.parents if parent.exists())
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise UserError(
+            f"output_dir={output_dir}: nothing can be written into {folder} ({error.strerror}); give another folder"
+        ) from error
 
 
 def _check_replaceable(args: DataArguments, output_dir: Path) -> None:
@@ -115,10 +127,9 @@ def prepared_folder(args: DataArguments) -> Path:
     The cache's key is a hash of the text, the tokenizer and the options. Of several processes that need the same
     folder, one prepares it while the others wait. Raises the same errors as `prepare`.
     """
-    cache = Path(args.cache_dir).expanduser() if args.cache_dir else _default_cache()
     corpus = open_corpus(args)
     key = _key(args, corpus)
-    folder = cache / key
+    folder = cache_folder(args) / key
     if (folder / MANIFEST).is_file() and not args.overwrite_cache:
         return folder
     with new_parents(folder), locked(_lock_file(folder), str(folder), wait=True):
@@ -142,10 +153,12 @@ def _prepare(args: DataArguments, corpus: Corpus, key: str, output_dir: Path) ->
         loss_masking = LossMasking.from_tokenizer(tokenizer, completion_only) if corpus.examples else None
         spec = EncoderSpec.from_tokenizer(tokenizer, dtype, large, loss_masking)
         workers = args.preprocessing_num_workers or (_cores() if large else 1)
-        splits = {}
-        for split, documents in (("train", corpus.train), ("validation", corpus.validation)):
-            writer = SplitWriter(journal, split, dtype, args.shard_tokens)
-            splits[split] = _write_split(writer, documents, spec, workers, corpus.text_bytes)
+        documents = {"train": corpus.train, "validation": corpus.validation}
+        writers = [SplitWriter(journal, split, dtype, args.shard_tokens) for split in documents]
+        splits = {
+            writer.split: _write_split(writer, documents[writer.split], spec, workers, corpus.text_bytes)
+            for writer in writers
+        }
         write_manifest(
             folder,
             dtype,
@@ -163,7 +176,7 @@ def _prepare(args: DataArguments, corpus: Corpus, key: str, output_dir: Path) ->
         shutil.rmtree(folder, ignore_errors=True)
         raise
     except OSError as error:
-        if error.errno not in DISK_IS_FULL:
+        if not is_disk_full(error):
             raise
         raise ResumableError(
             f"{output_dir}: the disk is full; make space and run the same command again to resume after the "
@@ -287,7 +300,10 @@ def _key(args: DataArguments, corpus: Corpus) -> str:
     return hashlib.sha256(key.encode()).hexdigest()[:32]
 
 
-def _default_cache() -> Path:
+def cache_folder(args: DataArguments) -> Path:
+    """The folder in which the trainer keeps the shards that it prepares."""
+    if args.cache_dir:
+        return Path(args.cache_dir).expanduser()
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "minigpt"
 
 
@@ -303,10 +319,12 @@ def _lock_file(folder: Path) -> Path:
 def _print_summary(
     folder: Path, splits: dict[str, SplitProgress], vocab_size: int, library: str, elapsed_s: float
 ) -> None:
+    text_bytes = sum(split.text_bytes for split in splits.values())
     for name, split in splits.items():
+        documents = "1 document" if split.documents == 1 else f"{split.documents:,} documents"
         print(
-            f"{name:>10}: {split.documents:,} documents, {split.tokens:,} tokens, {split.text_bytes:,} bytes of text, "
-            f"{split.text_bytes / split.tokens:.2f} bytes per token",
+            f"{name:>10}: {documents}, {split.tokens:,} tokens, {split.text_bytes:,} bytes of text "
+            f"({split.text_bytes / text_bytes:.1%}), {split.text_bytes / split.tokens:.2f} bytes per token",
             file=sys.stderr,
         )
     print(

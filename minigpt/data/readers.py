@@ -10,14 +10,18 @@ import gzip
 import json
 import sys
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from abc import ABC, abstractmethod
+from array import array
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from importlib import import_module
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, Protocol, cast
+from typing import TYPE_CHECKING, Any, BinaryIO, cast
+
+import numpy as np
 
 from minigpt.data.chat import Example, is_example, parse_example
 from minigpt.utils.errors import UserError
@@ -26,6 +30,7 @@ from minigpt.utils.formatting import format_bytes
 if TYPE_CHECKING:
     from datasets import Dataset
 
+COMPRESSED_SUFFIXES = {".gz", ".zst"}
 READ_BYTES = 1 << 22
 ROWS_IN_MEMORY = 256  # rows of a data set that are converted to Python objects at a time
 ROWS_PER_CONVERSION = 1000  # rows of a Parquet file that are in memory while it is converted
@@ -35,18 +40,37 @@ Document = str | Example
 Pieces = Iterator[tuple[Document, bool]]  # pieces of documents, each with whether the document ends; no Example is cut
 
 
-class Source(Protocol):
-    """Documents that can be counted, and read from any position."""
+class Source(ABC):
+    """Documents that can be counted, measured, and read from any position."""
 
+    @abstractmethod
     def count(self) -> int:
         """The number of documents. This may read the whole source."""
 
-    def pieces(self, start: int, stop: int) -> Pieces:
-        """The documents [start, stop), or fewer if the source has fewer."""
+    @abstractmethod
+    def pieces(self, start: int, stop: int, chosen: np.ndarray | None = None) -> Pieces:
+        """The documents [start, stop), or fewer if the source has fewer.
+
+        With `chosen`, bool [documents], only those of them that it marks.
+        """
+
+    def sizes(self) -> np.ndarray:
+        """The size of every document in bytes, that of an example in characters: int64 [documents].
+
+        This may read the whole source; 8 bytes per document are in memory.
+        """
+        sizes, size = array("q"), 0
+        for text, ends in self.pieces(0, sys.maxsize):
+            # half a surrogate pair is refused when the text is encoded
+            size += len(text.encode(errors="surrogatepass")) if isinstance(text, str) else len(text)
+            if ends:
+                sizes.append(size)
+                size = 0
+        return np.array(sizes, dtype=np.int64)
 
 
 @dataclass
-class InMemoryDocuments:
+class InMemoryDocuments(Source):
     """Documents that one call creates and that fit in memory."""
 
     create: Callable[[], list[str]]
@@ -58,12 +82,14 @@ class InMemoryDocuments:
     def count(self) -> int:
         return len(self._documents)
 
-    def pieces(self, start: int, stop: int) -> Pieces:
-        return ((text, True) for text in self._documents[start:stop])
+    def pieces(self, start: int, stop: int, chosen: np.ndarray | None = None) -> Pieces:
+        for index, text in enumerate(self._documents[start:stop], start):
+            if chosen is None or chosen[index]:
+                yield text, True
 
 
 @dataclass(frozen=True)
-class TextFile:
+class TextFile(Source):
     """A UTF-8 text file, plain or compressed: one document."""
 
     path: Path
@@ -71,15 +97,18 @@ class TextFile:
     def count(self) -> int:
         return 1
 
-    def pieces(self, start: int, stop: int) -> Pieces:
-        if start < min(stop, 1):
+    def sizes(self) -> np.ndarray:
+        return super().sizes() if self.path.suffix in COMPRESSED_SUFFIXES else np.array([self.path.stat().st_size])
+
+    def pieces(self, start: int, stop: int, chosen: np.ndarray | None = None) -> Pieces:
+        if start < min(stop, 1) and (chosen is None or chosen[0]):
             for text in read_text(self.path):
                 yield text, False
             yield "", True
 
 
 @dataclass
-class JsonLines:
+class JsonLines(Source):
     """A file with one JSON object per line, plain or compressed: one document per line.
 
     The text is in the field `column`, or the fields make up an `Example`. Blank lines are skipped.
@@ -101,10 +130,11 @@ class JsonLines:
     def count(self) -> int:
         return self._count
 
-    def pieces(self, start: int, stop: int) -> Pieces:
-        for number, line in islice(self._lines(), start, stop):
-            record, where = self._record(number, line), self._where(number)
-            yield (parse_example(record, where) if self.holds_examples else self._text(record, where)), True
+    def pieces(self, start: int, stop: int, chosen: np.ndarray | None = None) -> Pieces:
+        for index, (number, line) in islice(enumerate(self._lines()), start, stop):
+            if chosen is None or chosen[index]:
+                record, where = self._record(number, line), self._where(number)
+                yield (parse_example(record, where) if self.holds_examples else self._text(record, where)), True
 
     def _lines(self) -> Iterator[tuple[int, str]]:
         """Pairs of line number, from 1, and line."""
@@ -125,7 +155,7 @@ class JsonLines:
     def _record(self, number: int, line: str) -> dict[str, Any]:
         try:
             record = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise UserError(f"{self._where(number)}: not a JSON object: {error}") from error
         if not isinstance(record, dict):
             raise UserError(f"{self._where(number)}: not a JSON object but {type(record).__name__}")
@@ -139,7 +169,7 @@ class JsonLines:
 
 
 @dataclass
-class DatasetRows:
+class DatasetRows(Source):
     """The rows of a memory-mapped `datasets.Dataset`: one document per row, its text in one column.
 
     `open_dataset` is called when the rows are first needed. Error messages start with `name`.
@@ -156,23 +186,40 @@ class DatasetRows:
     def count(self) -> int:
         return len(self._dataset)
 
-    def pieces(self, start: int, stop: int) -> Pieces:
+    def sizes(self) -> np.ndarray:
+        import pyarrow
+        import pyarrow.compute
+
+        sizes = np.zeros(self.count(), dtype=np.int64)
+        tables = self._dataset.with_format("arrow")
+        for first in range(0, len(sizes), ROWS_PER_CONVERSION):
+            column = tables[first : first + ROWS_PER_CONVERSION][self.column]
+            try:
+                lengths = pyarrow.compute.binary_length(column)  # of the offsets alone: no text is read
+            except pyarrow.ArrowNotImplementedError:  # not a column of text, or a dictionary of texts
+                return super().sizes()
+            sizes[first : first + ROWS_PER_CONVERSION] = lengths.fill_null(0).to_numpy()
+        return sizes
+
+    def pieces(self, start: int, stop: int, chosen: np.ndarray | None = None) -> Pieces:
         stop = min(stop, self.count())
         for first in range(start, stop, ROWS_IN_MEMORY):
-            values = self._values(first, min(first + ROWS_IN_MEMORY, stop))
-            for row, value in enumerate(values, first):
+            block = range(first, min(first + ROWS_IN_MEMORY, stop))
+            rows = block if chosen is None else (first + np.flatnonzero(chosen[block.start : block.stop])).tolist()
+            values = self._values(rows if len(rows) < len(block) else block)
+            for row, value in zip(rows, values, strict=True):
                 yield require_text(value, f"{self.name} row {row}", self.column), True
 
-    def _values(self, first: int, stop: int) -> list[Any]:
+    def _values(self, rows: Sequence[int]) -> list[Any]:
         try:
-            return self._dataset[first:stop][self.column]
+            return self._dataset[rows][self.column] if rows else []
         except UnicodeDecodeError as error:
-            if stop - first > 1:  # look for the row
-                return [value for row in range(first, stop) for value in self._values(row, row + 1)]
-            raise UserError(f"{self.name} row {first}: column {self.column!r} is not UTF-8") from error
+            if len(rows) > 1:  # look for the row
+                return [value for row in rows for value in self._values([row])]
+            raise UserError(f"{self.name} row {rows[0]}: column {self.column!r} is not UTF-8") from error
 
 
-class Chain:
+class Chain(Source):
     """Several sources, one after the other."""
 
     def __init__(self, sources: list[Source]) -> None:
@@ -181,12 +228,16 @@ class Chain:
     def count(self) -> int:
         return sum(source.count() for source in self.sources)
 
-    def pieces(self, start: int, stop: int) -> Pieces:
+    def sizes(self) -> np.ndarray:
+        return np.concatenate([source.sizes() for source in self.sources])
+
+    def pieces(self, start: int, stop: int, chosen: np.ndarray | None = None) -> Pieces:
         for source in self.sources:
             count = source.count()
             if start < count and stop > 0:
-                yield from source.pieces(max(0, start), min(stop, count))
+                yield from source.pieces(max(0, start), min(stop, count), chosen)
             start, stop = start - count, stop - count
+            chosen = None if chosen is None else chosen[count:]
 
 
 def parquet_rows(path: Path, column: str, sha256: str) -> DatasetRows:

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from minigpt.data.encoding import EncodedBatch
+from minigpt.data.encoding import EncodedBatch, ResumableError
 from minigpt.data.shards import FORMAT, FORMAT_VERSION, IN_LOSS, MANIFEST
 from minigpt.utils.files import fsync, publish_folder, write_atomically
 
@@ -115,6 +115,7 @@ class SplitWriter:
     def __init__(self, journal: Journal, split: str, dtype: np.dtype, shard_tokens: int) -> None:
         self.journal, self.split, self.dtype, self.shard_tokens = journal, split, dtype, shard_tokens
         self.progress = journal.split(split)
+        self._check_complete_shards()
         self._skip = self.progress.skip
         self._files: dict[str, _PartialFile] = {}  # of the current shard, by suffix: "bin", and "marks" for examples
         self._tokens = 0  # in the current shard
@@ -146,6 +147,18 @@ class SplitWriter:
         progress.text_bytes += batch.text_bytes
         if batch.marks is not None:
             progress.targets += int(np.count_nonzero(batch.marks & IN_LOSS))
+
+    def _check_complete_shards(self) -> None:
+        """Raises ResumableError if a shard has no longer the size that it had when the journal recorded it."""
+        for shard in self.progress.shards:
+            for record in files_of(shard):
+                path = self.journal.folder / record["file"]
+                expected = shard["tokens"] * (self.dtype.itemsize if record is shard else 1)
+                if path.stat().st_size != expected:
+                    raise ResumableError(
+                        f"{path} has {path.stat().st_size} bytes where {expected} were written; delete "
+                        f"{self.journal.folder} and run the same command again to start from the beginning"
+                    )
 
     def close(self) -> SplitProgress:
         """Finish the last shard and return the totals of the split."""

@@ -13,7 +13,7 @@ document counts are unknown.
 """
 
 import hashlib
-import json
+import os
 from bisect import bisect_right
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -25,6 +25,7 @@ from typing import Any
 import numpy as np
 
 from minigpt.utils.errors import UserError
+from minigpt.utils.files import read_json
 
 FORMAT = "minigpt-token-shards"
 FORMAT_VERSION = 1
@@ -198,31 +199,38 @@ def open_shards(folder: str | Path) -> TokenShards:
     folder = Path(folder)
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder of token shards; make one with `minigpt prepare`")
-    if (folder / MANIFEST).is_file():
+    if os.path.lexists(folder / MANIFEST):
         return _open_manifest(folder)
     return _open_without_manifest(folder)
 
 
 def _open_manifest(folder: Path) -> TokenShards:
     path = folder / MANIFEST
+    manifest = read_json(path, "a manifest of token shards; prepare the data again")
     try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
         if manifest["format"] != FORMAT:
             raise UserError(f"format is {manifest['format']!r}, not {FORMAT!r}")
         if manifest["version"] > FORMAT_VERSION:
             raise UserError(
                 f"version {manifest['version']} is newer than {FORMAT_VERSION}, the newest that this program reads"
             )
+        if manifest["dtype"] not in ("uint16", "uint32"):
+            raise UserError(f"dtype is {manifest['dtype']!r}, not 'uint16' or 'uint32'")
         dtype = np.dtype(manifest["dtype"]).newbyteorder("<")
         splits = {name: _open_split(folder, split, dtype) for name, split in manifest["splits"].items()}
         train = splits["train"]
         records = [shard for name in sorted(splits) for shard in manifest["splits"][name]["shards"]]
         hashes = [record["sha256"] for record in records]
         hashes += [record["marks"]["sha256"] for record in records if "marks" in record]
+        fingerprint = hashlib.sha256(":".join([manifest["dtype"], *hashes]).encode()).hexdigest()
+        vocab_size, tokenizer_hash = manifest.get("vocab_size"), manifest.get("tokenizer_hash")
+        if vocab_size is not None and (type(vocab_size) is not int or vocab_size < 1):
+            raise UserError(f"vocab_size is {vocab_size!r}, not a number above 0")
+        if not isinstance(tokenizer_hash, str | None):
+            raise UserError(f"tokenizer_hash is {tokenizer_hash!r}, not a text")
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         reason = f"{error} is missing" if isinstance(error, KeyError) else error
         raise UserError(f"{path}: {reason}; prepare the data again") from error
-    fingerprint = hashlib.sha256(":".join([manifest["dtype"], *hashes]).encode()).hexdigest()
     return TokenShards(folder, manifest, train, splits.get("validation"), fingerprint)
 
 
@@ -235,6 +243,9 @@ def _open_split(folder: Path, split: dict[str, Any], dtype: np.dtype) -> Tokens:
         if marks:
             _check_size(marks, record["tokens"])
         shards.append(Shard(path, record["tokens"], marks=marks))
+    for name in ("text_bytes", "documents"):
+        if not isinstance(split[name], int | None):
+            raise UserError(f"{name} is {split[name]!r}, not a number")
     return Tokens(shards, dtype, split["text_bytes"], split["documents"])
 
 
@@ -247,7 +258,7 @@ def _check_size(path: Path, expected: int) -> None:
 
 def _open_without_manifest(folder: Path) -> TokenShards:
     """Shards of another program. Their fingerprint is a hash of their sizes and of a sample of their content."""
-    files = [path for path in sorted(folder.iterdir()) if path.suffix in (".bin", ".npy")]
+    files = [path for path in sorted(folder.iterdir()) if path.suffix in (".bin", ".npy") and path.is_file()]
     shards_of_split = {
         "train": [_shard_of_other_program(path) for path in files if "train" in path.stem],
         "validation": [_shard_of_other_program(path) for path in files if "val" in path.stem],
@@ -298,4 +309,10 @@ def _npy_shard(path: Path) -> tuple[Shard, np.dtype]:
         raise UserError(f"{path}: not a .npy file of token ids: {error}") from error
     if array.ndim != 1 or array.dtype not in (np.dtype("<u2"), np.dtype("<u4"), np.dtype("<i4")):
         raise UserError(f"{path}: an array of {array.dtype} of shape {array.shape}, not a list of 16 or 32-bit ids")
+    if array.dtype.kind == "i":
+        lowest = min(
+            (int(array[start : start + READ_TOKENS].min()) for start in range(0, len(array), READ_TOKENS)), default=0
+        )
+        if lowest < 0:
+            raise UserError(f"{path} holds token id {lowest}; ids are 0 or more, write the file again")
     return Shard(path, len(array), array.offset), array.dtype

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
 from minigpt.utils.errors import UserError
+from minigpt.utils.hub_names import refuse_missing_folder
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -46,12 +47,11 @@ def load_tokenizer(
     name = str(name_or_folder)
     folder = Path(name).expanduser()
     if folder.is_dir():
-        # old models have only vocab.json or tokenizer.model
-        files = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "tokenizer.model")
-        if not any((folder / file).is_file() for file in files):
+        if not has_tokenizer(folder):
             raise UserError(f"tokenizer={name}: no tokenizer.json or tokenizer_config.json in this folder")
-    elif folder.exists() or folder.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1:
-        raise UserError(f"tokenizer={name}: no such folder; give 'bpe', 'char', a tokenizer folder or a Hub name")
+    elif folder.exists():
+        raise UserError(f"tokenizer={name} is a file; give the folder that it is in")
+    refuse_missing_folder("tokenizer", name)
     try:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
             str(folder) if folder.is_dir() else name, trust_remote_code=trust_remote_code
@@ -63,6 +63,12 @@ def load_tokenizer(
     if require_eos and tokenizer.eos_token_id is None:
         raise UserError(f"tokenizer={name}: has no eos_token, which ends every document; add one and save it again")
     return tokenizer
+
+
+def has_tokenizer(folder: Path) -> bool:
+    """Whether a folder holds a file of a tokenizer; old models have only vocab.json or tokenizer.model."""
+    files = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "tokenizer.model")
+    return any((folder / file).is_file() for file in files)
 
 
 def train_bpe(texts: Iterable[str], vocab_size: int, special_tokens: Sequence[str] = ()) -> "PreTrainedTokenizerFast":

@@ -24,6 +24,7 @@ from minigpt.evaluation.metrics import Score
 from minigpt.generation.sampling import context_length, decode
 from minigpt.modeling.loss import IGNORE_INDEX
 from minigpt.utils.errors import UserError
+from minigpt.utils.files import read_text
 from minigpt.utils.progress import Progress
 
 TOKENS_DECODED_AT_ONCE = 1 << 20
@@ -76,11 +77,8 @@ class WindowLoss:
 
 
 def read_text_file(path: Path, tokenizer: PreTrainedTokenizerFast) -> MeasuredText:
-    """A UTF-8 text file, encoded. Raises UserError if it is not UTF-8 or too short."""
-    try:
-        text = path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not UTF-8 at byte {error.start}") from error
+    """A UTF-8 text file, encoded. Raises UserError if it cannot be read or is too short."""
+    text = read_text(path)
     ids = Encoder(EncoderSpec.from_tokenizer(tokenizer, np.dtype(np.uint32))).encode([text])[0]
     if len(ids) < 2:
         raise UserError(f"{path}: fewer than two tokens, so there is nothing to predict")

@@ -13,6 +13,7 @@ def gpt2_config(config: MiniGPTConfig) -> GPT2Config:
     return GPT2Config(
         vocab_size=config.vocab_size,
         n_positions=config.max_position_embeddings,
+        n_ctx=config.max_position_embeddings,  # llama.cpp's converter reads this old name
         n_embd=config.hidden_size,
         n_layer=config.num_hidden_layers,
         n_head=config.num_attention_heads,

@@ -16,6 +16,7 @@ from transformers.utils import logging
 from configuration_minigpt import GPT2_SWITCHES
 from minigpt.modeling.packed_linear import pack_linears
 from minigpt.utils.errors import UserError, first_line
+from minigpt.utils.hub_names import refuse_missing_folder
 from minigpt.utils.run_files import find_checkpoints
 from modeling_minigpt import MiniGPTForCausalLM  # this import also registers MiniGPT with the Auto classes
 
@@ -30,6 +31,7 @@ def load_model(
     device: str | torch.device | None = None,
     trust_remote_code: bool = False,
     pack: bool = False,
+    allow_nonfinite: bool = False,
     **options: Any,
 ) -> PreTrainedModel:
     """A causal language model from a folder or Hub name, in evaluation mode.
@@ -38,23 +40,26 @@ def load_model(
     `trust_remote_code`. A run folder without a final model gives its newest checkpoint (see `find_model`).
     dtype: that of the weights; "auto" is the dtype in which they were saved. device: None is the accelerator of this
     machine, or the CPU if there is none. pack: pack the linear layers for faster inference on a CPU; such a model
-    can be neither trained nor saved. options: other arguments of `from_pretrained`, such as `attn_implementation` or
+    can be neither trained nor saved. allow_nonfinite: accept weights with a NaN or an infinity. options: other arguments of `from_pretrained`, such as `attn_implementation` or
     fields of the configuration.
 
-    Raises UserError if the model cannot be found or loaded, or if the device cannot be used.
+    Raises UserError if the model cannot be found or loaded, has weights that are not finite, or if the device cannot
+    be used.
     """
     source = find_model(name_or_folder)
     target = _usable_device(device)
     try:
         with _quiet_transformers():
             model, loading = _load(source, trust_remote_code, dtype=dtype, **options)
-    except LOADING_ERRORS as error:
+    except Exception as error:  # transformers reads many files without a check of what they hold
         raise UserError(f"model={name_or_folder} cannot be loaded: {first_line(error)}") from error
     if loading["missing_keys"]:
         missing = sorted(loading["missing_keys"])
         raise UserError(
             f"model={name_or_folder} is incomplete: {len(missing)} weights are missing, for example {missing[0]}"
         )
+    if not allow_nonfinite:
+        _refuse_nonfinite(model, name_or_folder)
     try:
         model.to(target)  # type: ignore[arg-type]  # declared without its self
     except torch.OutOfMemoryError as error:
@@ -73,8 +78,7 @@ def find_model(name_or_folder: str | Path) -> str:
     name = str(name_or_folder)
     folder = Path(name).expanduser()
     if not folder.exists():
-        if folder.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1:
-            raise UserError(f"model={name}: no such folder")
+        refuse_missing_folder("model", name)
         try:
             PreTrainedConfig.get_config_dict(name)
         except LOADING_ERRORS as error:
@@ -103,6 +107,12 @@ def _load(source: str, trust_remote_code: bool, **options: Any) -> tuple[PreTrai
         options["trust_remote_code"] = trust_remote_code
     loaded = model_class.from_pretrained(source, output_loading_info=True, **options)
     return cast(tuple[PreTrainedModel, dict[str, set[str]]], loaded)  # declared as the model alone
+
+
+def _refuse_nonfinite(model: PreTrainedModel, name_or_folder: str | Path) -> None:
+    for name, weight in model.named_parameters():
+        if weight.is_floating_point() and weight.numel() and not all(torch.isfinite(end) for end in weight.aminmax()):
+            raise UserError(f"model={name_or_folder} is not usable: {name} holds a NaN or an infinity")
 
 
 def _usable_device(device: str | torch.device | None) -> torch.device:

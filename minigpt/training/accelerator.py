@@ -1,7 +1,10 @@
-"""Start Accelerate with the settings of the launch profile and the options."""
+"""Start Accelerate with the settings of the launch profile and the options, and share work between its processes."""
 
 import os
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from datetime import timedelta
+from typing import TypeVar
 
 import torch
 from accelerate import Accelerator
@@ -12,18 +15,21 @@ from accelerate.utils import (
     DistributedType,
     DynamoBackend,
     FullyShardedDataParallelPlugin,
+    InitProcessGroupKwargs,
     ProjectConfiguration,
     TorchDynamoPlugin,
+    gather_object,
 )
 from torch import nn
 from torch.distributed.fsdp import MixedPrecisionPolicy
 
 from minigpt.config.arguments import Arguments
 from minigpt.training.run_log import requested_trackers
-from minigpt.utils.errors import UserError
+from minigpt.utils.errors import UserError, file_errors_are_user_errors
 from minigpt.utils.malloc import keep_freed_memory
 
 COMPUTE_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+Result = TypeVar("Result")
 
 
 def start_accelerator(args: Arguments) -> Accelerator:
@@ -44,6 +50,7 @@ def start_accelerator(args: Arguments) -> Accelerator:
         fsdp_plugin=sharding,
         dynamo_plugin=_compilation(args, is_sharded=sharding is not None),
         kwargs_handlers=[
+            InitProcessGroupKwargs(timeout=timedelta(seconds=args.ddp_timeout)),
             AutocastKwargs(cache_enabled=False),  # a pass uses each weight once: cached copies only take memory
             DistributedDataParallelKwargs(
                 gradient_as_bucket_view=True, comm_hook=DDPCommunicationHookType(args.ddp_comm_hook)
@@ -77,7 +84,9 @@ def _compilation(args: Arguments, is_sharded: bool) -> TorchDynamoPlugin:
 
     A sharded model gathers its weights layer by layer, which the compiler cannot trace: each layer is compiled alone.
     """
-    plugin = TorchDynamoPlugin(backend=DynamoBackend(args.torch_compile_backend.upper()) if args.torch_compile else None)
+    plugin = TorchDynamoPlugin(
+        backend=DynamoBackend(args.torch_compile_backend.upper()) if args.torch_compile else None
+    )
     plugin.use_regional_compilation = plugin.use_regional_compilation or is_sharded
     return plugin
 
@@ -99,3 +108,25 @@ def use_deterministic_kernels() -> None:
     torch.use_deterministic_algorithms(True)
     torch.utils.deterministic.fill_uninitialized_memory = False  # our code never reads such memory
     torch.backends.cudnn.benchmark = False
+
+
+def read_once_per_host(accelerator: Accelerator, read: Callable[[], Result]) -> Result:
+    """What `read` returns in the first process of this host, such as the hashes of large files. All must call this.
+
+    Raises the UserError of any host in every process.
+    """
+    if accelerator.num_processes == 1:
+        return read()
+    outcome: tuple[Result | None, UserError | None] = None, None
+    if accelerator.is_local_main_process:
+        try:
+            with file_errors_are_user_errors():
+                outcome = read(), None
+        except UserError as error:
+            outcome = None, error
+    outcomes = gather_object([outcome])
+    for _, refusal in outcomes:
+        if refusal is not None:
+            raise refusal
+    result: Result = outcomes[accelerator.process_index - accelerator.local_process_index][0]
+    return result

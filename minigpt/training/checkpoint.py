@@ -8,7 +8,6 @@ A checkpoint is a folder `checkpoint-<step>`: a model that `from_pretrained` loa
     checkpoint.json          size and SHA-256 of every file (minigpt.training.checkpoint_files)
 """
 
-import errno
 import shutil
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
@@ -25,14 +24,13 @@ from minigpt.config.arguments import Arguments
 from minigpt.training.checkpoint_files import remove_leftovers, write_checksums
 from minigpt.training.model_files import write_model
 from minigpt.training.optimizer_state import Tensors, gather_moments, gather_weights
+from minigpt.training.optional_files import SMALL_FILES_BYTES
 from minigpt.training.state import TrainingState, is_due
 from minigpt.utils.errors import RunFailure
-from minigpt.utils.files import lack_of_room, publish_folder, remove_folder, write_atomically
+from minigpt.utils.files import is_disk_full, lack_of_room, publish_folder, remove_folder, write_atomically
 from minigpt.utils.formatting import format_bytes
 from minigpt.utils.progress import print_line
 from minigpt.utils.run_files import ARGUMENTS_FILE, OPTIMIZER_FILE, STATE_FILE, checkpoint_step, find_checkpoints
-
-SMALL_FILES_BYTES = 4_000_000  # an upper bound for tokenizer, modeling code and configs
 
 
 class Checkpoints:
@@ -54,29 +52,58 @@ class Checkpoints:
         optimizer: torch.optim.Optimizer,
         accelerator: Accelerator,
         stopping: bool = False,
-    ) -> None:
+    ) -> bool:
         """Write `checkpoint-<step>`, then delete the ones that are no longer kept. Every rank must call this.
 
         With `async_save` a thread writes the checkpoint while training continues. If the disk is full, a warning is
-        printed and training continues. Raises RunFailure if the disk is full and the run ends here (`stopping`, or the
-        last step).
+        printed, training continues, and the result is False on the main process. Raises RunFailure if the disk is
+        full and the run ends here (`stopping`, or the last step).
         """
+        problem = self._save(state, model, optimizer, accelerator, stopping)
+        if problem is not None:
+            if stopping or state.step == self.max_steps:
+                raise RunFailure(f"{problem}; free some space and resume with --resume_from_checkpoint latest")
+            _warn(problem)
+        accelerator.wait_for_everyone()
+        return problem is None
+
+    def rescue(
+        self, state: TrainingState, model: nn.Module, optimizer: torch.optim.Optimizer, accelerator: Accelerator
+    ) -> None:
+        """Write `checkpoint-<step>` after an error of this rank, if it is the main process.
+
+        Nothing here waits for the other ranks, which may not have the error. So sharded weights are not saved.
+        """
+        if not accelerator.is_main_process or (accelerator.is_fsdp2 and accelerator.num_processes > 1):
+            return
+        problem = self._save(state, model, optimizer, accelerator, run_ends=True)
+        print_line(
+            f"  WARNING: {problem}" if problem else f"  checkpoint-{state.step} was saved before the error below"
+        )
+
+    def _save(
+        self,
+        state: TrainingState,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        accelerator: Accelerator,
+        run_ends: bool,
+    ) -> str | None:
+        """Write the checkpoint, or start to. Returns a sentence on the main process if there is no room for it."""
         weights, moments = gather_weights(model), gather_moments(model, optimizer)
         self.finish()
-        if accelerator.is_main_process:
-            if accelerator.scaler is not None:
-                scaler = accelerator.scaler.state_dict()
-                state.loss_scale, state.loss_scale_growth = scaler.get("scale"), scaler.get("_growth_tracker")
-            write = partial(self._write, replace(state), model, accelerator)
-            run_ends = stopping or state.step == self.max_steps
-            if self.args.async_save and not run_ends and not self.args.push_to_hub:
-                # on a CPU both share the memory of model and optimizer, which the next steps change
-                self._pending = self._writer.submit(write, _copied(weights), _copied(moments))
-            elif problem := write(weights, moments):
-                if run_ends:
-                    raise RunFailure(f"{problem}; free some space and resume with --resume_from_checkpoint latest")
-                _warn(problem)
-        accelerator.wait_for_everyone()
+        if not accelerator.is_main_process:
+            return None
+        if accelerator.scaler is not None:
+            scaler = accelerator.scaler.state_dict()
+            state.loss_scale, state.loss_scale_growth = scaler.get("scale"), scaler.get("_growth_tracker")
+        write = partial(self._write, replace(state), model, accelerator)
+        in_background = self.args.async_save and not self.args.push_to_hub
+        if in_background and not run_ends and state.step < self.max_steps:
+            # on a CPU both share the memory of model and optimizer, which the next steps change
+            self._pending = self._writer.submit(write, _copied(weights), _copied(moments))
+            return None
+        return write(weights, moments)
 
     def finish(self) -> None:
         """Wait for the checkpoint that is being written, if there is one."""
@@ -102,7 +129,7 @@ class Checkpoints:
             write_checksums(unfinished)
         except (OSError, SafetensorError) as error:
             shutil.rmtree(unfinished, ignore_errors=True)
-            if not _is_disk_full(error):
+            if not is_disk_full(error):
                 raise
             return f"{name} was not saved: the disk of {run_dir} is full; {format_bytes(needed)} are needed"
         publish_folder(unfinished, run_dir / name)
@@ -121,11 +148,6 @@ class Checkpoints:
 
 def _copied(tensors: Tensors) -> Tensors:
     return {name: tensor.clone() for name, tensor in tensors.items()}
-
-
-def _is_disk_full(error: Exception) -> bool:
-    """Whether a write failed because no space is left. safetensors wraps the system's error in its own."""
-    return getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) or "os error 28" in str(error)
 
 
 def _warn(problem: str) -> None:

@@ -1,11 +1,11 @@
 """Checksums of checkpoint folders: write them, find damage, choose the newest undamaged checkpoint."""
 
 import json
-import shutil
 from itertools import count
 from pathlib import Path
 
-from minigpt.utils.files import file_sha256, fsync
+from minigpt.utils.errors import UserError
+from minigpt.utils.files import delete, file_sha256, fsync, read_json
 from minigpt.utils.run_files import CHECKSUMS_FILE, find_checkpoints
 
 
@@ -23,12 +23,12 @@ def write_checksums(folder: Path) -> None:
 
 def find_damage(checkpoint: Path) -> str | None:
     """A sentence about the first file that is not as it was written; None if the checkpoint is undamaged."""
-    try:
-        files = json.loads((checkpoint / CHECKSUMS_FILE).read_text(encoding="utf-8"))["files"]
-        expected = {name: (record["bytes"], record["sha256"]) for name, record in files.items()}
-    except FileNotFoundError:
+    if not (checkpoint / CHECKSUMS_FILE).is_file():
         return f"{CHECKSUMS_FILE} is missing"
-    except (ValueError, KeyError, TypeError, AttributeError):  # not JSON, or JSON of another form
+    try:
+        files = read_json(checkpoint / CHECKSUMS_FILE, "checksums", ["files"])["files"]
+        expected = {name: (record["bytes"], record["sha256"]) for name, record in files.items()}
+    except (UserError, KeyError, TypeError, AttributeError):  # not JSON, or JSON of another form
         return f"{CHECKSUMS_FILE} is damaged"
     for name, (size, digest) in expected.items():
         path = checkpoint / name
@@ -67,5 +67,5 @@ def set_aside(checkpoint: Path, reason: str) -> Path:
 def remove_leftovers(run_dir: Path) -> None:
     """Delete the checkpoints that were being written or deleted when an earlier process was killed."""
     for pattern in (".writing-*", ".deleting-*"):
-        for folder in run_dir.glob(pattern):
-            shutil.rmtree(folder)
+        for path in run_dir.glob(pattern):
+            delete(path)

@@ -9,6 +9,7 @@ import logging
 import os
 import signal
 import subprocess
+import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any, NoReturn
@@ -21,6 +22,7 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from minigpt.config.arguments import Arguments
 from minigpt.config.presets import find_profile
 from minigpt.training.trainer_command import trainer_script
+from minigpt.utils.command_line import name_once
 from minigpt.utils.errors import UserError
 
 FORWARDED_SIGNALS = ("SIGINT", "SIGTERM", "SIGUSR1")
@@ -96,7 +98,7 @@ def _forward(number: int, frame: Any) -> None:
 
 
 def _raise_user_error(message: str) -> NoReturn:
-    raise UserError(message)
+    raise UserError(name_once(message, sys.argv))
 
 
 def _exit_code(code: int) -> int:

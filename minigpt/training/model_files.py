@@ -4,14 +4,18 @@ import shutil
 from pathlib import Path
 
 from accelerate import Accelerator
+from safetensors import SafetensorError
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from minigpt.config.arguments import Arguments
 from minigpt.training.optimizer_state import Tensors, gather_weights
+from minigpt.training.optional_files import SMALL_FILES_BYTES
 from minigpt.training.state import TrainingState
-from minigpt.utils.files import fsync
-from minigpt.utils.run_files import ARGUMENTS_FILE, OPTIMIZER_FILE, STATE_FILE
+from minigpt.utils.errors import RunFailure
+from minigpt.utils.files import fsync, is_disk_full, lack_of_room, publish_folder
+from minigpt.utils.progress import print_line
+from minigpt.utils.run_files import ARGUMENTS_FILE, CHECKSUMS_FILE, OPTIMIZER_FILE, STATE_FILE
 
 
 def write_model(
@@ -27,13 +31,6 @@ def write_model(
     tokenizer.save_pretrained(folder)
 
 
-def save_model(folder: Path, model: nn.Module, tokenizer: PreTrainedTokenizerFast, accelerator: Accelerator) -> None:
-    """Write the model with its current weights into `folder`. Every rank must call this."""
-    weights = gather_weights(model)
-    if accelerator.is_main_process:
-        write_model(folder, model, weights, tokenizer, accelerator)
-
-
 def write_final_model(
     args: Arguments,
     state: TrainingState,
@@ -43,20 +40,42 @@ def write_final_model(
 ) -> None:
     """Write the current model, or the best one with `load_best_model_at_end`, into the run's folder.
 
-    Every rank must call this. Each file replaces an older one atomically.
+    Every rank must call this. Each file replaces an older one atomically. Raises RunFailure if the disk is full.
     """
     weights = gather_weights(model)
     if accelerator.is_main_process:
         best = args.run_dir / f"checkpoint-{state.best_step}"
+        is_best = args.load_best_model_at_end and state.best_step is not None
+        if is_best and not best.is_dir():  # it found no room on the disk
+            print_line(
+                f"  WARNING: {best.name}, the best one, could not be saved: "
+                f"the final model is that of step {state.step}"
+            )
         unfinished = args.run_dir / ".writing-model"
         shutil.rmtree(unfinished, ignore_errors=True)
-        if args.load_best_model_at_end and best.is_dir():
-            not_the_model = shutil.ignore_patterns(OPTIMIZER_FILE, STATE_FILE, ARGUMENTS_FILE)
-            shutil.copytree(best, unfinished, ignore=not_the_model)
-        else:
-            write_model(unfinished, model, weights, tokenizer, accelerator)
+        way_out = "free some space and resume with --resume_from_checkpoint latest"
+        weights_bytes = sum(tensor.nbytes for tensor in weights.values())
+        if problem := lack_of_room(args.run_dir, weights_bytes + SMALL_FILES_BYTES):
+            raise RunFailure(f"the final model was not saved: {problem}; {way_out}")
+        try:
+            if is_best and best.is_dir():
+                not_the_model = shutil.ignore_patterns(OPTIMIZER_FILE, STATE_FILE, ARGUMENTS_FILE, CHECKSUMS_FILE)
+                shutil.copytree(best, unfinished, ignore=not_the_model)
+            else:
+                write_model(unfinished, model, weights, tokenizer, accelerator)
+            for path in unfinished.rglob("*"):
+                fsync(path)
+        except (OSError, SafetensorError) as error:
+            shutil.rmtree(unfinished, ignore_errors=True)
+            if not is_disk_full(error):
+                raise
+            problem = f"the disk of {args.run_dir} is full"
+            raise RunFailure(f"the final model was not saved: {problem}; {way_out}") from error
         for path in unfinished.iterdir():
-            fsync(path)
-            path.replace(args.run_dir / path.name)
+            if path.is_dir():  # as additional_chat_templates
+                publish_folder(path, args.run_dir / path.name)
+            else:
+                path.replace(args.run_dir / path.name)
         unfinished.rmdir()
+        fsync(args.run_dir)
     accelerator.wait_for_everyone()

@@ -4,24 +4,27 @@ from accelerate import Accelerator
 from torch import nn
 from transformers import PreTrainedTokenizerFast
 
-from minigpt.config.arguments import Arguments, RunArguments
-from minigpt.data.datamodule import DataModule, loader
+from minigpt.config.arguments import RunArguments
+from minigpt.data.datamodule import loader
 from minigpt.data.samplers import EvaluationBatchSampler
 from minigpt.data.samples import Samples
 from minigpt.evaluation.hellaswag import evaluate, summarize
-from minigpt.evaluation.hellaswag_items import load_rows
+from minigpt.evaluation.hellaswag_items import check_encodable, load_rows
 from minigpt.evaluation.loss import summed_loss
 from minigpt.evaluation.metrics import validation_metrics
 from minigpt.generation.sampling import sample_text
+from minigpt.modeling.loss import IGNORE_INDEX
 from minigpt.training.state import TrainingState, is_due
-from minigpt.utils.errors import first_line
+from minigpt.utils.errors import UserError, first_line
 
 
 class ValidationLoss:
-    """Full validation loss, every `eval_steps` steps."""
+    """Full validation loss, every `eval_steps` steps. Raises UserError for text without any target."""
 
     def __init__(self, samples: Samples, batch_size: int, eval_steps: int, max_steps: int) -> None:
         self.samples, self.batch_size, self.eval_steps, self.max_steps = samples, batch_size, eval_steps, max_steps
+        if not any(bool((samples[sample]["shift_labels"] != IGNORE_INDEX).any()) for sample in samples.full_pass()):
+            raise UserError("no token of the validation text is in the loss; give other validation text")
 
     def due(self, state: TrainingState) -> bool:
         return is_due(state.step, self.eval_steps, self.max_steps)
@@ -35,7 +38,10 @@ class ValidationLoss:
 
 
 class HellaSwagEvaluation:
-    """HellaSwag during training, every `hellaswag_steps` steps. Raises UserError for a file that is not HellaSwag."""
+    """HellaSwag during training, every `hellaswag_steps` steps.
+
+    Raises UserError for a file that is not HellaSwag, and for text that the tokenizer cannot encode.
+    """
 
     def __init__(
         self, args: RunArguments, tokenizer: PreTrainedTokenizerFast, batch_size: int, max_steps: int
@@ -43,6 +49,7 @@ class HellaSwagEvaluation:
         self.hellaswag_steps, self.max_steps = args.hellaswag_steps or 0, max_steps
         self.tokenizer, self.batch_size = tokenizer, batch_size
         self.rows = load_rows(args.hellaswag_file, args.hellaswag_limit)
+        check_encodable(self.rows, tokenizer, args.hellaswag_file)
 
     def due(self, state: TrainingState) -> bool:
         return is_due(state.step, self.hellaswag_steps, self.max_steps)
@@ -51,18 +58,6 @@ class HellaSwagEvaluation:
         """The three accuracies, `hellaswag/...`."""
         unwrapped = accelerator.unwrap_model(model, keep_fp32_wrapper=True, keep_torch_compile=False)
         return summarize(evaluate(unwrapped, self.tokenizer, self.rows, self.batch_size, accelerator))
-
-
-def build_evaluations(
-    args: Arguments, data_module: DataModule, tokenizer: PreTrainedTokenizerFast, max_steps: int
-) -> list[ValidationLoss | HellaSwagEvaluation]:
-    """The evaluations that `args` ask for. Raises UserError if the items of HellaSwag cannot be read."""
-    evaluations: list[ValidationLoss | HellaSwagEvaluation] = []
-    if data_module.validation:
-        evaluations.append(ValidationLoss(data_module.validation, args.eval_batch_size, args.eval_steps, max_steps))
-    if args.hellaswag_steps is not None:
-        evaluations.append(HellaSwagEvaluation(args, tokenizer, args.eval_batch_size, max_steps))
-    return evaluations
 
 
 class SampleTexts:

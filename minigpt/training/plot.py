@@ -30,11 +30,20 @@ STYLE: dict[Any, Any] = {
 Curves = dict[str, np.ndarray]  # metric name → [2, N]: steps and values
 
 
-def plot_runs(run_dirs: list[Path], output_dir: Path | None = None) -> list[Path]:
-    """Draw the runs into one figure, in `output_dir` or the first run's folder. Returns the files written.
+def plot_runs(run_dirs: list[Path], output_dir: Path | None = None, overwrite: bool = False) -> list[Path]:
+    """Draw the runs into one figure, in `output_dir`, and return the files written.
 
-    Raises UserError for a folder without metrics.
+    Without `output_dir`, the figure of one run is in its folder, where it replaces the one of the trainer, and that of
+    several runs is in the current folder.
+    Raises UserError for a folder without metrics, and for a figure that exists elsewhere, unless `overwrite` is set.
     """
+    is_own_figure = len(run_dirs) == 1 and output_dir is None
+    folder = output_dir or (run_dirs[0] if is_own_figure else Path())
+    files = [folder / name for name in CURVE_FILES]
+    for file in files:
+        if file.exists() and not is_own_figure and not overwrite:
+            raise UserError(f"{file} exists; give another folder with --output_dir, or --overwrite")
+
     import matplotlib
 
     matplotlib.use("agg")
@@ -63,9 +72,7 @@ def plot_runs(run_dirs: list[Path], output_dir: Path | None = None) -> list[Path
         speed.set_ylim(bottom=0)
         speed.set_xlabel("step (optimizer updates)")
         loss.set_title(next(iter(runs)) if len(runs) == 1 else "", loc="left")
-        folder = output_dir or run_dirs[0]
         folder.mkdir(parents=True, exist_ok=True)
-        files = [folder / name for name in CURVE_FILES]
         for file in files:
             figure.savefig(file, dpi=150)
         pyplot.close(figure)

@@ -2,23 +2,29 @@
 
 import fnmatch
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 from minigpt.config.arguments import Arguments
-from minigpt.training.checkpoint import SMALL_FILES_BYTES
+from minigpt.training.optional_files import room_for_saving
 from minigpt.utils.errors import UserError
-from minigpt.utils.files import lack_of_room, new_parents, write_atomically
+from minigpt.utils.files import delete, lack_of_room, new_parents, write_atomically
 from minigpt.utils.lock import locked
 from minigpt.utils.run_files import (
     ARGUMENTS_FILE,
+    CARD_FILE,
+    CHECKPOINT,
+    CHECKSUMS_FILE,
     LOCK_FILE,
     METRICS_FILE,
     REPLACED_DIR,
-    RUN_ENTRIES,
+    RUN_FILES,
+    RUN_FOLDERS,
+    SET_ASIDE,
+    STATE_FILE,
     find_checkpoints,
     read_metrics,
 )
@@ -59,6 +65,9 @@ class OutputDir:
             raise UserError(f"output_dir={folder} is a file; give a folder")
         if not folder.exists() or not _entries(folder):
             return
+        for path in folder.iterdir():
+            if problem := _obstacle(path):
+                raise UserError(f"output_dir={folder}: {problem}; move it away, or give another output_dir")
         if (folder / REPLACED_DIR).is_dir() and not self.args.overwrite_output_dir:
             raise UserError(
                 f"output_dir={folder}: {REPLACED_DIR} holds the run that an interrupted start was replacing; give "
@@ -117,7 +126,7 @@ class OutputDir:
 
     def _run_entries(self) -> Iterator[Path]:
         for path in _entries(self.folder):
-            if any(fnmatch.fnmatch(path.name, pattern) for pattern in RUN_ENTRIES):
+            if _matches(path.name, (*RUN_FILES, *RUN_FOLDERS)) or _is_checkpoint_name(path.name):
                 yield path
 
     def _move_aside(self) -> None:
@@ -126,13 +135,13 @@ class OutputDir:
         self._replacing = True
         for path in self._run_entries():
             if (replaced / path.name).exists():  # `path` is of a start that was interrupted before its first step
-                _delete(path)
+                delete(path)
             else:
                 path.rename(replaced / path.name)
 
     def _move_back(self) -> None:
         for path in self._run_entries():
-            _delete(path)
+            delete(path)
         for path in (self.folder / REPLACED_DIR).iterdir():
             path.rename(self.folder / path.name)
         (self.folder / REPLACED_DIR).rmdir()
@@ -148,8 +157,7 @@ class OutputDir:
 def check_room(args: Arguments, parameters: int) -> None:
     """Raises UserError if the disk lacks room for a checkpoint and the final model of `parameters` parameters."""
     folder = next(path for path in (args.run_dir.absolute(), *args.run_dir.absolute().parents) if path.is_dir())
-    weights_bytes = 4 * parameters  # float32; a checkpoint holds them and at most two moments, the final model again
-    if problem := lack_of_room(folder, 4 * weights_bytes + 2 * SMALL_FILES_BYTES):
+    if problem := lack_of_room(folder, room_for_saving(4 * parameters)):  # float32
         raise UserError(f"{problem} for one checkpoint and the final model; make room, or give another output_dir")
 
 
@@ -158,8 +166,25 @@ def _entries(folder: Path) -> list[Path]:
     return [path for path in folder.iterdir() if not path.name.startswith(LOCK_FILE)]
 
 
-def _delete(path: Path) -> None:
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
-        path.unlink()
+def _is_checkpoint_name(name: str) -> bool:
+    return CHECKPOINT.fullmatch(name) is not None or SET_ASIDE.fullmatch(name) is not None
+
+
+def _matches(name: str, patterns: Iterable[str]) -> bool:
+    return any(fnmatch.fnmatch(name, pattern) for pattern in patterns)
+
+
+def _obstacle(path: Path) -> str | None:
+    """A sentence about an entry of the run's folder that has the name of a run's file or folder but is none."""
+    leads_nowhere = path.is_symlink() and not path.exists()
+    if CHECKPOINT.fullmatch(path.name):
+        is_checkpoint = (path / CHECKSUMS_FILE).is_file() or (path / STATE_FILE).is_file()
+        if not is_checkpoint and (path.exists() or leads_nowhere):
+            return f"{path.name} has the name of a checkpoint but is none"
+    is_file_name = _matches(path.name, (*RUN_FILES, CARD_FILE, LOCK_FILE))
+    if is_file_name and (path.is_dir() or leads_nowhere):
+        return f"{path.name} is no file, but a run has a file of this name"
+    is_folder_name = path.name in (REPLACED_DIR, *RUN_FOLDERS)
+    if is_folder_name and (path.is_file() or leads_nowhere):
+        return f"{path.name} is no folder, but a run has a folder of this name"
+    return None

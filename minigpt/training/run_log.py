@@ -9,9 +9,10 @@ from typing import Any
 from accelerate import Accelerator
 
 from minigpt.config.arguments import Arguments
+from minigpt.training.optional_files import LINE_BYTES, OptionalFiles
 from minigpt.training.state import TrainingState, is_due
 from minigpt.utils.errors import UserError
-from minigpt.utils.files import write_atomically
+from minigpt.utils.files import append_line, write_atomically
 from minigpt.utils.formatting import format_count, format_duration
 from minigpt.utils.hardware import peak_flops, peak_memory_gib
 from minigpt.utils.progress import Progress, print_line
@@ -41,10 +42,16 @@ class TrainingLog:
     """
 
     def __init__(
-        self, args: Arguments, state: TrainingState, accelerator: Accelerator, max_steps: int, flops_per_token: float
+        self,
+        args: Arguments,
+        state: TrainingState,
+        accelerator: Accelerator,
+        max_steps: int,
+        flops_per_token: float,
+        optional_files: OptionalFiles,
     ) -> None:
         self.args, self.accelerator, self.max_steps = args, accelerator, max_steps
-        self.flops_per_token = flops_per_token
+        self.flops_per_token, self.optional_files = flops_per_token, optional_files
         self.path = args.run_dir / METRICS_FILE
         self._last_tokens, self._last_elapsed_s = state.tokens_seen, state.elapsed_s
         if accelerator.is_main_process:
@@ -108,7 +115,11 @@ class TrainingLog:
         for prompt, text in texts.items():
             indented = text.strip("\n").replace("\n", "\n  | ")
             self.print(f"  sample from {prompt!r}:\n  | {indented}")
-        for tracker in self.accelerator.trackers if self.accelerator.is_main_process else []:
+        if self.accelerator.is_main_process and self.accelerator.trackers:
+            self.optional_files.write("samples of the trackers", LINE_BYTES, lambda: self._track_samples(state, texts))
+
+    def _track_samples(self, state: TrainingState, texts: dict[str, str]) -> None:
+        for tracker in self.accelerator.trackers:
             if tracker.name == "tensorboard":
                 for number, text in enumerate(texts.values()):
                     tracker.writer.add_text(f"samples/{number}", f"    {text}".replace("\n", "\n    "), state.step)
@@ -121,11 +132,12 @@ class TrainingLog:
     def record(self, state: TrainingState, metrics: dict[str, float]) -> None:
         """Write one line of metrics.jsonl, and the same to every tracker, without NaN and infinities."""
         metrics = {name: value for name, value in metrics.items() if math.isfinite(value)}
-        if self.accelerator.is_main_process:
-            line = {"step": state.step, "elapsed_s": round(state.elapsed_s, 3), **metrics}
-            with self.path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(line) + "\n")
-        self.accelerator.log(metrics, step=state.step)
+        if self.accelerator.is_main_process:  # the trackers of the other ranks do nothing
+            line = json.dumps({"step": state.step, "elapsed_s": round(state.elapsed_s, 3), **metrics})
+            self.optional_files.write("metrics", LINE_BYTES, lambda: append_line(self.path, line))
+            self.optional_files.write(
+                "entries of the trackers", LINE_BYTES, lambda: self.accelerator.log(metrics, step=state.step)
+            )
 
     def step_done(self) -> None:
         """Move the progress bar on by one step."""
@@ -134,7 +146,7 @@ class TrainingLog:
     def close(self) -> None:
         """Remove the progress bar and close the trackers."""
         self.progress.close()
-        self.accelerator.end_training()
+        self.optional_files.write("entries of the trackers", 0, self.accelerator.end_training)
 
     def print(self, text: str) -> None:
         """Print on the main process, above the progress bar."""

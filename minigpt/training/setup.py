@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 from transformers import PreTrainedTokenizerFast
 
@@ -14,6 +15,8 @@ from minigpt.modeling.activation_checkpointing import enable_activation_checkpoi
 from minigpt.modeling.loading import load_model
 from minigpt.modeling.loss import in_place_cross_entropy
 from minigpt.utils.errors import UserError
+from minigpt.utils.formatting import format_bytes
+from minigpt.utils.hub_names import refuse_missing_folder
 from modeling_minigpt import MiniGPTForCausalLM
 
 DROPOUTS = ("embd_pdrop", "attn_pdrop", "resid_pdrop")
@@ -32,6 +35,7 @@ def build_model(args: Arguments, tokenizer: PreTrainedTokenizerFast, resume_from
             eos_token_id=tokenizer.eos_token_id,
         )
         if args.model_name_or_path is None:
+            _check_memory(config)
             config._attn_implementation = args.attn_implementation
             model = MiniGPTForCausalLM(config)
         else:
@@ -56,11 +60,34 @@ def build_model(args: Arguments, tokenizer: PreTrainedTokenizerFast, resume_from
     enable_activation_checkpointing(model, args.gradient_checkpointing)
     for prompt in args.sample_prompts:
         prompt_ids(model, tokenizer, prompt)  # refuse a prompt that cannot be continued before training
-    model.generation_config.pad_token_id = tokenizer.pad_token_id or tokenizer.eos_token_id
+    _complete_tokenizer(tokenizer, config.max_position_embeddings)
+    model.generation_config.pad_token_id = tokenizer.pad_token_id
     # text never contains the ids that only round the vocabulary up: they are untrained and must not be generated
     model.generation_config.suppress_tokens = list(range(vocabulary_size(tokenizer), config.vocab_size)) or None
     model.loss_function = in_place_cross_entropy
     return model
+
+
+def _check_memory(config: MiniGPTConfig) -> None:
+    """Raises UserError if the float32 weights of a new model alone are larger than the memory of this machine."""
+    needed, memory = 4 * config.matrix_weights, psutil.virtual_memory().total
+    if needed > memory:
+        raise UserError(
+            f"hidden_size={config.hidden_size}, num_hidden_layers={config.num_hidden_layers}, "
+            f"vocab_size={config.vocab_size}, block_size or max_position_embeddings={config.max_position_embeddings}: "
+            f"the weights take {format_bytes(needed)}, and this machine has {format_bytes(memory)}; give smaller sizes"
+        )
+
+
+def _complete_tokenizer(tokenizer: PreTrainedTokenizerFast, context: int) -> None:
+    """Give the tokenizer that is saved with the model its context, for truncation, and a token for padding.
+
+    Neither changes the ids of a text. A tokenizer without a token for padding gets its end of text, as is usual for
+    GPT-2.
+    """
+    tokenizer.model_max_length = context
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
 
 
 def build_config(
@@ -74,6 +101,8 @@ def build_config(
     """
     dropout = _dropout_fields(args)
     multiple = args.pad_vocab_size_to_multiple_of or 1
+    if args.model_name_or_path is not None:
+        refuse_missing_folder("model_name_or_path", args.model_name_or_path)
     try:
         if args.model_name_or_path is not None:
             config = MiniGPTConfig.from_pretrained(args.model_name_or_path, **dropout)

@@ -1,6 +1,7 @@
 """The state of a run: counters that, together with the options, decide everything that follows."""
 
 import json
+import math
 import secrets
 import time
 from collections.abc import Iterator
@@ -11,8 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from minigpt.utils.errors import UserError
-from minigpt.utils.files import write_atomically
+from minigpt.utils.files import read_json, write_atomically
 
 
 @dataclass
@@ -38,8 +38,10 @@ class TrainingState:
         self.tokens_seen += tokens
 
     def is_best(self, val_loss: float | None) -> bool:
-        """Whether `val_loss` is the lowest so far; if so, it is stored. None (no validation loss) never is."""
-        if val_loss is None or (self.best_val_loss is not None and val_loss >= self.best_val_loss):
+        """Whether `val_loss` is the lowest so far; if so, it is stored. None (no validation) and NaN never are."""
+        if val_loss is None or not math.isfinite(val_loss):
+            return False
+        if self.best_val_loss is not None and val_loss >= self.best_val_loss:
             return False
         self.best_step, self.best_val_loss = self.step, val_loss
         return True
@@ -51,11 +53,9 @@ class TrainingState:
     @classmethod
     def load(cls, path: Path) -> "TrainingState":
         """Read what `save` wrote. Raises UserError if the file is not a training state."""
-        try:
-            values = json.loads(path.read_text(encoding="utf-8"))
-            return cls(**{counter.name: values[counter.name] for counter in fields(cls)})
-        except (ValueError, KeyError, TypeError) as error:  # not JSON, or JSON of another form
-            raise UserError(f"{path}: not a training state of MiniGPT") from error
+        names = [counter.name for counter in fields(cls)]
+        values = read_json(path, "a training state of MiniGPT", names)
+        return cls(**{name: values[name] for name in names})
 
 
 def seed_step(seed: int, step: int, rank: int) -> None:

@@ -18,7 +18,7 @@ def short_run_options(config: str, options: list[str], steps: int, stop_after: i
     """
     from minigpt.config.parser import parse_arguments
 
-    args = parse_arguments([config, *options], config)
+    args = parse_arguments([config, *options], config, program="minigpt verify-resume")
     quiet = {"report_to": "none", "push_to_hub": False, "overwrite_output_dir": False, "load_best_model_at_end": False}
     short = {
         "max_steps": steps,

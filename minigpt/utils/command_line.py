@@ -2,6 +2,9 @@
 
 import argparse
 import difflib
+import math
+import os
+import re
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -59,6 +62,7 @@ OTHER_NAMES = {
     "vocab": "--vocab_size",
 }
 
+MAY_BE_EMPTY = ("prompt", "sample_prompts")  # the start of a new text
 
 DTYPES = ("float32", "bfloat16", "float16")
 
@@ -77,10 +81,58 @@ def unknown_option(word: str, known: Iterable[str]) -> str:
 
 
 class OneLineParser(argparse.ArgumentParser):
-    """An argument parser that reports an error in one line."""
+    """An argument parser that reports an error in one line, and refuses what no option can mean.
+
+    That is: an empty word (except for a prompt), a number that is not finite or has more than 64 bits, and a text with
+    a NUL or with bytes that are not UTF-8.
+    """
+
+    _words: Sequence[str] = ()
+
+    def parse_known_args(  # type: ignore[override]
+        self, args: Sequence[str] | None = None, namespace: Any = None
+    ) -> tuple[argparse.Namespace, list[str]]:
+        self._words = sys.argv[1:] if args is None else args
+        return super().parse_known_args([self._spelled(word) for word in self._words], namespace)
+
+    def _spelled(self, word: str) -> str:
+        """`word` as argparse knows it."""
+        return word
+
+    def _get_value(self, action: argparse.Action, arg_string: str) -> Any:
+        value = super()._get_value(action, arg_string)  # type: ignore[misc]
+        if problem := _impossible(value, arg_string, may_be_empty=action.dest in MAY_BE_EMPTY):
+            raise argparse.ArgumentError(action, problem)
+        return value
 
     def error(self, message: str) -> NoReturn:
-        exit_in_one_line(Path(self.prog).name, message)
+        exit_in_one_line(Path(self.prog).name, name_once(message, self._words))
+
+
+def name_once(message: str, words: Iterable[str]) -> str:
+    """argparse's message, which lists every name of an option, with the one name that is among the user's `words`."""
+    match = re.fullmatch(r"argument (?P<names>\S+): (?P<problem>.*)", message, re.DOTALL)
+    if match is None:
+        return message
+    names = match["names"].split("/")
+    spellings = {name.replace("_", "-"): name for name in names}
+    written = [word for word in (word.split("=")[0] for word in words) if word.replace("_", "-") in spellings]
+    return f"{written[-1] if written else names[0]}: {match['problem']}"
+
+
+def _impossible(value: object, word: str, may_be_empty: bool) -> str | None:
+    """Why no option can have this value, which argparse has read from `word`; None if one can."""
+    if not word and not may_be_empty:
+        return "the value is empty"
+    if "\0" in word:
+        return f"{word!r} has a NUL character"
+    if not word.isascii() and any("\ud800" <= letter <= "\udfff" for letter in word):
+        return f"{word!r} is not UTF-8; give another name"
+    if isinstance(value, float) and not math.isfinite(value):
+        return f"{word} is not a finite number"
+    if isinstance(value, int) and value.bit_length() > 63:
+        return f"{word} has more than 64 bits"
+    return None
 
 
 class CommandParser(OneLineParser):
@@ -89,20 +141,17 @@ class CommandParser(OneLineParser):
     `--top-k` and `--top_k` are the same option. The error for an unknown option suggests the nearest one.
     """
 
-    def __init__(self, program: str, description: str | None, usage: str | None = None) -> None:
+    def __init__(
+        self, program: str, description: str | None, usage: str | None = None, epilog: str | None = None
+    ) -> None:
         super().__init__(
             program,
             usage=usage,
             description=description,
+            epilog=epilog,
             formatter_class=argparse.RawDescriptionHelpFormatter,
             allow_abbrev=False,
         )
-
-    def parse_known_args(  # type: ignore[override]
-        self, args: Sequence[str] | None = None, namespace: Any = None
-    ) -> tuple[argparse.Namespace, list[str]]:
-        words = [self._with_underscores(word) for word in (sys.argv[1:] if args is None else args)]
-        return super().parse_known_args(words, namespace)
 
     def parse_args(  # type: ignore[override]
         self, args: Sequence[str] | None = None, namespace: Any = None
@@ -112,7 +161,7 @@ class CommandParser(OneLineParser):
             self.error(unknown_option(unknown[0], self._option_string_actions))
         return parsed
 
-    def _with_underscores(self, word: str) -> str:
+    def _spelled(self, word: str) -> str:
         name, equals, value = word.partition("=")
         underscored = "--" + name[2:].replace("-", "_")
         known = self._option_string_actions
@@ -136,6 +185,21 @@ def add_model_options(
     parser.add_argument(
         "--trust_remote_code", action="store_true", help="run the code of a foreign model; not needed for MiniGPT"
     )
+
+
+def check_output_file(args: argparse.Namespace, *names: str) -> None:
+    """Raises UserError if a file cannot be written where one of the named options says; for use before long work."""
+    for name in names:
+        value = getattr(args, name)
+        if value is None:
+            continue
+        path = Path(value)
+        if not path.absolute().parent.is_dir():
+            raise UserError(f"{name}={value}: its folder does not exist; create it first")
+        if os.path.lexists(path) and not path.is_file():
+            raise UserError(f"{name}={value} exists and is not a file; give another name")
+        if not os.access(path.absolute().parent, os.W_OK):
+            raise UserError(f"{name}={value}: its folder cannot be written to")
 
 
 def check_positive(args: argparse.Namespace, *names: str) -> None:

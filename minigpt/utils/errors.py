@@ -54,7 +54,7 @@ def one_line_errors(program: str) -> Iterator[None]:
     except UserError as error:
         if os.environ.get("MINIGPT_DEBUG"):
             raise
-        exit_in_one_line(program, " ".join(str(error).split()), error.exit_code)
+        exit_in_one_line(program, str(error), error.exit_code)
     except RuntimeError as error:
         if not _is_lost_process(error) or os.environ.get("MINIGPT_DEBUG"):
             raise
@@ -98,12 +98,12 @@ def first_line(error: BaseException) -> str:
 
 
 def exit_in_one_line(program: str, message: str, code: int = EXIT_BAD_INPUT) -> NoReturn:
-    """Print `program: message` on stderr, once per host, and exit with `code`."""
+    """Print `program: message` in one line on stderr, once per host, and exit with `code`."""
     rank = os.environ.get("LOCAL_RANK", "0")
     if rank != "0":
         time.sleep(5)  # if all ranks have the same error, the launcher ends this one before it prints the same line
         program = f"{program} (local rank {rank})"
-    print(f"{program}: {message}", file=sys.stderr, flush=True)
+    print(f"{program}: {' '.join(message.split())}", file=sys.stderr, flush=True)
     sys.exit(code)
 
 

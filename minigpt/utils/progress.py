@@ -8,6 +8,7 @@ from typing import Self
 from tqdm import tqdm
 
 from minigpt.utils.errors import drop_stdout
+from minigpt.utils.files import is_disk_full
 from minigpt.utils.formatting import format_duration
 
 PLAIN_INTERVAL_S = 30.0
@@ -82,7 +83,8 @@ class Progress:
 def print_line(text: str) -> None:
     """Print to stdout at once, above any bar that is on the screen.
 
-    If nobody reads stdout any more (`minigpt train | head`), the lines are dropped and the work continues.
+    If nobody reads stdout any more (`minigpt train | head`), or its disk is full, the lines are dropped and the work
+    continues.
     """
     try:
         if sys.stderr.isatty():
@@ -92,3 +94,6 @@ def print_line(text: str) -> None:
             print(text, flush=True)
     except BrokenPipeError:
         drop_stdout()
+    except OSError as error:
+        if not is_disk_full(error):
+            raise

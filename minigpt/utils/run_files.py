@@ -1,9 +1,11 @@
 """The folder of a run: the name of each file in it, and the readers that several rooms share."""
 
 import json
+import re
 from pathlib import Path
 
 from minigpt.utils.errors import UserError
+from minigpt.utils.files import read_text
 
 ARGUMENTS_FILE = "arguments.yaml"  # in the run, in each checkpoint and next to each skipped step
 METRICS_FILE = "metrics.jsonl"
@@ -21,13 +23,15 @@ LOCK_FILE, REPLACED_DIR = ".lock", ".replaced"
 MODEL_FILES = (
     "config.json", "generation_config.json", "model*.safetensors", "model.safetensors.index.json",
     "configuration_*.py", "modeling_*.py", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
-    "added_tokens.json", "vocab.json", "merges.txt", "chat_template.jinja",
+    "added_tokens.json", "vocab.json", "merges.txt", "chat_template.jinja", "additional_chat_templates/*.jinja",
 )  # fmt: skip
-# everything that a run writes into its folder, except the card, which its owner may have edited
-RUN_ENTRIES = (
-    *MODEL_FILES, ARGUMENTS_FILE, METRICS_FILE, DATA_FILE, ENVIRONMENT_FILE, *CURVE_FILES, EVALUATIONS_DIR,
-    SKIPPED_STEPS_DIR, "checkpoint-[0-9]*", "tensorboard", "wandb", ".writing-*", ".deleting-*", ".pushing-*",
+RUN_FILES = (*MODEL_FILES, ARGUMENTS_FILE, METRICS_FILE, DATA_FILE, ENVIRONMENT_FILE, *CURVE_FILES)
+RUN_FOLDERS = (
+    EVALUATIONS_DIR, SKIPPED_STEPS_DIR, "additional_chat_templates", "tensorboard", "wandb",
+    ".writing-*", ".deleting-*", ".pushing-*",
 )  # fmt: skip
+CHECKPOINT = re.compile(r"checkpoint-(?P<step>0|[1-9][0-9]*)")
+SET_ASIDE = re.compile(CHECKPOINT.pattern + r"\.(damaged|abandoned)(-[0-9]+)?")
 
 
 def read_metrics(path: Path) -> list[dict[str, float]]:
@@ -36,7 +40,7 @@ def read_metrics(path: Path) -> list[dict[str, float]]:
     Raises UserError that names the first line which is not an object with a step.
     """
     metrics = []
-    *lines, unfinished = path.read_text(encoding="utf-8", errors="replace").split("\n")
+    *lines, unfinished = read_text(path, errors="replace").split("\n")
     for number, line in enumerate([*lines, *([unfinished] if _is_metrics(unfinished) else [])], start=1):
         if not _is_metrics(line):
             raise UserError(f"{path} line {number} is not a line of metrics; remove it, or move the file away")
@@ -47,16 +51,17 @@ def read_metrics(path: Path) -> list[dict[str, float]]:
 def _is_metrics(line: str) -> bool:
     try:
         values = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return False
     return isinstance(values, dict) and isinstance(values.get("step"), int)
 
 
 def find_checkpoints(run_dir: Path) -> list[Path]:
-    """The checkpoints in `run_dir`, oldest first."""
-    return sorted((path for path in run_dir.glob("checkpoint-*") if path.name[11:].isdigit()), key=checkpoint_step)
+    """The folders `checkpoint-<step>` in `run_dir`, or links to folders, oldest first."""
+    folders = (path for path in run_dir.glob("checkpoint-*") if CHECKPOINT.fullmatch(path.name) and path.is_dir())
+    return sorted(folders, key=checkpoint_step)
 
 
 def checkpoint_step(folder: Path) -> int:
     """The step in the name of a `checkpoint-<step>` folder."""
-    return int(folder.name[11:])
+    return int(folder.name.removeprefix("checkpoint-"))

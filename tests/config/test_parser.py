@@ -18,6 +18,12 @@ from minigpt.utils.errors import UserError
         ("corpus: [python-docs\n", "line 2: expected ',' or ']'"),
         ("- corpus\n", "expected a mapping of options to values"),
         ("corpus: {name: python-docs}\n", "corpus is a mapping; options are flat"),
+        ("train_file: [[a, b], c]\n", "train_file holds a list; give text, a number, yes or no"),
+        ("train_file: [a, null]\n", "train_file holds a NoneType; give text"),
+        ("train_file: !!binary aGVsbG8=\n", "train_file holds a bytes; give text"),
+        ("run_name: 2020-99-01\n", "not YAML: month must be in 1..12"),
+        (f"seed: {'9' * 5000}\n", "not YAML: Exceeds the limit"),
+        (f"train_file: {'[' * 5000}{']' * 5000}\n", "not YAML: maximum recursion depth exceeded"),
         (
             "corpus: python-docs\nsample_prompts: ['--use_cpu']\n",
             "the item '--use_cpu' of a list must not start with -",
@@ -57,6 +63,17 @@ def test_values_keep_their_meaning_on_the_way_to_the_options(tmp_path: Path, mon
     )
     assert (args.run_name, args.sample_prompts) == ("--name", ["", "a b", "x=1"])
     assert args.output_dir == str(tmp_path / "runs" / "one")
+
+
+def test_the_sample_prompts_of_a_preset_do_not_go_with_another_text(tmp_path: Path) -> None:
+    own = tmp_path / "own.yaml"
+    own.write_text("corpus: python-docs\nsample_prompts: [Mine]\n", encoding="utf-8")
+    given = ["--sample_prompts", "Given"]
+    assert len(parse_arguments(["quickstart"]).sample_prompts) == 3
+    for source in ("--train_file=a.txt", "--data=a", "--dataset-name=a"):
+        assert parse_arguments(["quickstart", source]).sample_prompts == [""]
+        assert parse_arguments(["quickstart", source, *given]).sample_prompts == ["Given"]
+        assert parse_arguments(["quickstart", str(own), source]).sample_prompts == ["Mine"]
 
 
 def test_options_written_by_a_run_are_read_back_unchanged(tmp_path: Path) -> None:

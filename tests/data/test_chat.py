@@ -34,9 +34,15 @@ def tokenizer(tmp_path: Path) -> PreTrainedTokenizerFast:
     return trained
 
 
-def prepared(tmp_path: Path, rows: list[dict], name: str = "out", **options) -> Path:
-    """The shards of `rows`."""
+def prepared(
+    tmp_path: Path, rows: list[dict], name: str = "out", validation: list[dict] | None = None, **options
+) -> Path:
+    """The shards of `rows`, a part of which is held out if no `validation` rows are given."""
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    if validation:
+        text = "".join(json.dumps(row) + "\n" for row in validation)
+        (tmp_path / "validation.jsonl").write_text(text, encoding="utf-8")
+        options["validation_file"] = [str(tmp_path / "validation.jsonl")]
     args = DataArguments(train_file=[str(tmp_path / "rows.jsonl")], tokenizer=str(tmp_path / "tokenizer"), **options)
     return prepare(args, tmp_path / name)
 
@@ -60,7 +66,8 @@ def expected(documents: list[list[tuple[list[int], bool]]]) -> tuple[list[int], 
 def test_a_completion_is_in_the_loss_and_its_prompt_is_not(
     tmp_path: Path, tokenizer: PreTrainedTokenizerFast, shard_tokens: int, completion_only: bool | None
 ) -> None:
-    folder = prepared(tmp_path, ROWS, shard_tokens=shard_tokens, completion_only_loss=completion_only)
+    options = {"shard_tokens": shard_tokens, "completion_only_loss": completion_only}
+    folder = prepared(tmp_path, ROWS[:18], validation=ROWS[18:], **options)
     shards = open_shards(folder)
 
     def ids(text: str) -> list[int]:
@@ -87,7 +94,7 @@ def test_a_conversation_is_written_by_the_chat_template_and_its_answers_are_in_t
         {"prompt": [question], "completion": [answer]},
         {"prompt": [question, answer, question], "completion": [more]},
     ]
-    folder = prepared(tmp_path, [*rows, rows[1]], validation_split_percentage=25)
+    folder = prepared(tmp_path, rows, validation=rows[1:2])
 
     def ids(text: str) -> list[int]:
         return tokenizer(text)["input_ids"]
@@ -113,7 +120,7 @@ def test_a_prompt_has_the_same_ids_as_without_its_completion(
     tmp_path: Path, tokenizer: PreTrainedTokenizerFast
 ) -> None:
     rows = [{"prompt": "Answer:", "completion": " 2"}, {"prompt": "Answer: ", "completion": "2"}]
-    ids, marks = content(open_shards(prepared(tmp_path, [*rows, rows[0]], validation_split_percentage=1)).train)
+    ids, marks = content(open_shards(prepared(tmp_path, rows, validation=rows[:1])).train)
     for row in rows:
         length = marks.index(IN_LOSS)
         assert ids[:length] == tokenizer(row["prompt"])["input_ids"]
@@ -214,7 +221,7 @@ def test_an_unusable_chat_template_is_refused_and_the_row_is_named(
     tokenizer.save_pretrained(tmp_path / "tokenizer")
     row = {"prompt": [{"role": "user", "content": "a"}], "completion": [{"role": "assistant", "content": "b"}]}
     with pytest.raises(UserError, match=message) as error:
-        prepared(tmp_path, [row, row])
+        prepared(tmp_path, [row], validation=[row])
     assert "\n" not in str(error.value)
 
 

@@ -52,6 +52,11 @@ def splits(corpus: Corpus) -> tuple[list[str], list[str]]:
     return whole(corpus.train.pieces()), whole(corpus.validation.pieces())
 
 
+def documents(corpus: Corpus) -> list[str]:
+    """Every document of a corpus without a validation split of its own, before it is divided."""
+    return whole(corpus.train.split.source.pieces(0, sys.maxsize))
+
+
 def corpus_of(*files: Path, **options) -> Corpus:
     return open_corpus(DataArguments(train_file=[str(file) for file in files], **options))
 
@@ -76,16 +81,75 @@ def test_one_text_file_is_split_where_nanogpt_splits_it(
     assert validation == [TEXT[int(len(TEXT) * 0.9) :]]
 
 
-def test_the_last_documents_are_held_out(tmp_path: Path) -> None:
-    texts = [f"document {index}\n" for index in range(25)]
+def sizes(texts: list[str]) -> int:
+    return sum(len(text.encode()) for text in texts)
+
+
+@pytest.mark.parametrize("percentage", [0.5, 5, 20, 50, 90])
+@pytest.mark.parametrize("seed", range(8))
+def test_the_held_out_share_of_the_bytes_is_near_the_wanted_one_whatever_the_sizes(
+    tmp_path: Path, percentage: float, seed: int
+) -> None:
+    generator = random.Random(seed)
+    # from equal documents to a few that are most of the text
+    texts = [
+        f"{index} {'é' * int(20 * generator.paretovariate(0.3 + seed / 4))}\n" for index in range(seed * seed + 1)
+    ]
+    texts = [text[:50_000] for text in texts]
+    train, validation = splits(corpus_of(lines(tmp_path / "a.jsonl", texts), validation_split_percentage=percentage))
+    share = sizes(validation) / sizes(texts)
+    # one character of every document at most is lost to rounding; the rest is the bound of the rule
+    assert share >= 0.5 * percentage / 100
+    assert share <= 1.5 * percentage / 100 + 2 * len(texts) / sizes(texts)
+    assert sizes(train) + sizes(validation) == sizes(texts)
+
+
+def test_documents_stay_whole_and_in_order_and_belong_to_one_split(tmp_path: Path) -> None:
+    texts = [f"document {index}\n" for index in range(100, 300)]
     train, validation = splits(corpus_of(lines(tmp_path / "a.jsonl", texts), validation_split_percentage=20))
-    assert (train, validation) == (texts[:20], texts[20:])
+    assert len(validation) == 40
+    assert sorted(train + validation) == texts
+    assert (train, validation) == (sorted(train), sorted(validation))
+    assert validation not in (texts[:40], texts[-40:])
 
 
-def test_both_splits_have_a_document_for_any_percentage(tmp_path: Path) -> None:
-    file = lines(tmp_path / "a.jsonl", ["one", "two"])
-    assert splits(corpus_of(file, validation_split_percentage=0.1)) == (["one"], ["two"])
-    assert splits(corpus_of(file, validation_split_percentage=99)) == (["one"], ["two"])
+def test_a_short_file_and_a_long_one_are_both_in_training_and_the_long_one_is_cut_as_if_alone(tmp_path: Path) -> None:
+    long = write(tmp_path / "z.txt", TEXT * 100)
+    write(tmp_path / "a.txt", "short")
+    train, validation = splits(corpus_of(tmp_path, validation_split_percentage=5))
+    assert train[0] == "short"
+    assert (train[1:], validation) == splits(corpus_of(long, validation_split_percentage=5))
+
+
+def test_a_text_and_a_folder_of_pages_are_both_in_both_splits(tmp_path: Path) -> None:
+    book = write(tmp_path / "book.txt", TEXT * 1000)
+    pages = lines(tmp_path / "pages.jsonl", [f"{index:03} {TEXT}" for index in range(200)])
+    train, validation = splits(corpus_of(book, pages))
+    assert validation[0] == (TEXT * 1000)[int(len(TEXT) * 1000 * 0.9) :]
+    assert len(validation) == 21
+    assert len(train) == 181
+
+
+def test_the_split_depends_on_the_documents_alone(tmp_path: Path) -> None:
+    texts = [f"document {index} {'x' * (index % 7)}\n" for index in range(300)]
+    file = lines(tmp_path / "a.jsonl", texts)
+    as_parquet(tmp_path, texts)
+    expected = splits(corpus_of(file))
+    assert splits(corpus_of(file, shard_tokens=7, preprocessing_num_workers=3)) == expected
+    assert splits(corpus_of(tmp_path / "a.parquet")) == expected
+    assert (
+        splits(corpus_of(lines(tmp_path / "1.jsonl", texts[:99]), lines(tmp_path / "2.jsonl", texts[99:]))) == expected
+    )
+
+
+@pytest.mark.parametrize("count", [2, 3, 9, 200])
+def test_examples_are_never_cut_and_both_splits_have_some(tmp_path: Path, count: int) -> None:
+    rows = [{"prompt": f"{index}", "completion": "x" * (index == 1) * 10_000} for index in range(count)]
+    file = write(tmp_path / "a.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+    train, validation = splits(corpus_of(file, validation_split_percentage=1))
+    assert sorted(train + validation) == sorted(row["prompt"] + row["completion"] for row in rows)
+    assert "1" + "x" * 10_000 in train  # it is nearly the whole text
+    assert validation
 
 
 def test_the_readable_files_of_a_folder_are_read_in_sorted_order(tmp_path: Path) -> None:
@@ -94,7 +158,7 @@ def test_the_readable_files_of_a_folder_are_read_in_sorted_order(tmp_path: Path)
     lines(tmp_path / "c.jsonl", ["third", "fourth", "fifth"])
     write(tmp_path / "picture.png", "not text")
     write(tmp_path / ".hidden.txt", "not read")
-    assert splits(corpus_of(tmp_path)) == (["first", "second", "third", "fourth"], ["fifth"])
+    assert documents(corpus_of(tmp_path)) == ["first", "second", "third", "fourth", "fifth"]
 
 
 def test_validation_files_are_the_validation_split(tmp_path: Path) -> None:
@@ -104,7 +168,7 @@ def test_validation_files_are_the_validation_split(tmp_path: Path) -> None:
 
 def test_line_separators_inside_json_text_do_not_end_a_line(tmp_path: Path) -> None:
     texts = ["one\u2028two\x85three", "four", "five"]
-    assert splits(corpus_of(lines(tmp_path / "a.jsonl", texts))) == (texts[:2], texts[2:])
+    assert documents(corpus_of(lines(tmp_path / "a.jsonl", texts))) == texts
 
 
 def test_a_byte_order_mark_at_the_start_is_not_text(tmp_path: Path) -> None:
@@ -230,10 +294,14 @@ def test_every_format_is_read_as_its_library_wrote_it_from_any_document_on(tmp_p
     save(tmp_path, texts)
     (file,) = tmp_path.glob("a.*")
     corpus = corpus_of(file)
-    assert splits(corpus) == (texts[:450], texts[450:])
-    assert corpus.train.source.count() == 500
+    assert documents(corpus) == texts
+    train, validation = splits(corpus)
+    assert len(validation) == 50
+    assert sorted(train + validation) == sorted(texts)
+    assert corpus.train.split.source.sizes().tolist() == [len(text.encode()) for text in texts]
     for start in (0, 1, 69, 70, 99, 100, 449, 450):
-        assert whole(corpus.train.pieces(start)) == texts[start:450]
+        assert whole(corpus.train.pieces(start)) == train[start:]
+        assert whole(corpus.validation.pieces(start)) == validation[start:]
 
 
 @pytest.mark.parametrize("save", FORMATS[:3] + FORMATS[5:7])
@@ -306,7 +374,7 @@ def test_only_the_type_of_the_text_column_matters(tmp_path: Path, name: str) -> 
     else:
         with pyarrow.ipc.new_stream(tmp_path / name, table.schema) as writer:
             writer.write_table(table)
-    assert splits(corpus_of(tmp_path / name)) == (texts[:2], texts[2:])
+    assert documents(corpus_of(tmp_path / name)) == texts
 
 
 def test_tables_without_rows_add_no_documents(tmp_path: Path) -> None:
@@ -316,7 +384,9 @@ def test_tables_without_rows_add_no_documents(tmp_path: Path) -> None:
         with pyarrow.parquet.ParquetWriter(tmp_path / name, table.schema) as writer:
             for _ in range(row_groups):
                 writer.write_table(table)
-    assert splits(corpus_of(tmp_path)) == (["one", "two"], ["three"])
+    corpus = corpus_of(tmp_path)
+    assert documents(corpus) == ["one", "two", "three"]
+    assert corpus.train.split.source.sizes().tolist() == [3, 3, 5]
     with pytest.raises(UserError, match=r"no documents in .*b\.parquet"):
         splits(corpus_of(tmp_path / "b.parquet"))
 
@@ -336,7 +406,7 @@ def test_a_replaced_parquet_file_is_read_anew_even_with_the_same_modification_ti
     for texts in (["one", "two"], ["six", "ten"]):
         as_parquet(tmp_path, texts)
         os.utime(file, (0, 0))
-        assert splits(corpus_of(file)) == (texts[:1], texts[1:])
+        assert documents(corpus_of(file)) == texts
 
 
 def test_special_characters_in_a_file_name_are_not_a_pattern(tmp_path: Path) -> None:
@@ -344,7 +414,7 @@ def test_special_characters_in_a_file_name_are_not_a_pattern(tmp_path: Path) -> 
         as_parquet(tmp_path, [name, "held out"])
         (tmp_path / "a.parquet").rename(tmp_path / name)
     for name in ("dump[12].parquet", "dump*.parquet"):
-        assert splits(corpus_of(tmp_path / name)) == ([name], ["held out"])
+        assert documents(corpus_of(tmp_path / name)) == [name, "held out"]
 
 
 def test_a_full_disk_during_conversion_is_an_error_of_the_system_and_not_of_the_file(tmp_path: Path) -> None:
@@ -354,7 +424,7 @@ def test_a_full_disk_during_conversion_is_an_error_of_the_system_and_not_of_the_
     resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, hard))
     try:
         with pytest.raises(OSError, match="too large") as caught:
-            corpus.train.source.count()
+            corpus.train.split.source.count()
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert caught.value.errno == errno.EFBIG
@@ -382,8 +452,10 @@ def test_saved_data_sets_are_read_and_keep_their_own_validation_split(tmp_path: 
     splits_of_two = {"train": rows(texts), "validation": rows(["held out"]), "extra": rows(texts[:10])}
     datasets.DatasetDict(splits_of_two).save_to_disk(tmp_path / "two")
     alone, both = data_set(tmp_path / "one"), data_set(tmp_path / "two")
-    assert splits(alone) == (texts[:540], texts[540:])
-    assert whole(alone.train.pieces(257)) == texts[257:540]
+    assert documents(alone) == texts
+    train, validation = splits(alone)
+    assert sorted(train + validation) == sorted(texts)
+    assert whole(alone.train.pieces(257)) == train[257:]
     assert splits(both) == (texts, ["held out"])
     assert whole(data_set(tmp_path / "two", dataset_split="extra").train.pieces()) == texts[:10]
     assert data_set(tmp_path / "two").key == both.key != alone.key
@@ -396,7 +468,7 @@ def test_saved_data_sets_are_read_and_keep_their_own_validation_split(tmp_path: 
 def test_a_folder_of_data_files_is_loaded_as_a_data_set(tmp_path: Path) -> None:
     rows(["one", "two", "three"]).to_parquet(tmp_path / "data" / "train-00000.parquet")
     corpus = data_set(tmp_path / "data")
-    assert splits(corpus) == (["one", "two"], ["three"])
+    assert documents(corpus) == ["one", "two", "three"]
     assert corpus.origin["dataset_revision"]
     with pytest.raises(ValueError, match=r"no such folder") as caught:
         data_set(tmp_path / "missing")
@@ -423,7 +495,7 @@ def test_a_named_corpus_reads_files_of_its_schema(
     datasets.Dataset.from_dict(columns).to_parquet(tmp_path / "train-00000.parquet")
     local = dataclasses.replace(hub_datasets.CORPORA[name], dataset=str(tmp_path), config=None)
     monkeypatch.setitem(hub_datasets.CORPORA, name, local)
-    assert splits(open_corpus(DataArguments(corpus=name))) == (["one", "two"], ["three"])
+    assert documents(open_corpus(DataArguments(corpus=name))) == ["one", "two", "three"]
     assert "GB of text; downloads about" in capsys.readouterr().err
     assert splits(open_corpus(DataArguments(corpus=name, streaming=True))) == (["two", "three"], ["one"])
     assert "streamed" in capsys.readouterr().err

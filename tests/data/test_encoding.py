@@ -153,7 +153,7 @@ def test_an_unknown_character_is_an_error_that_names_it() -> None:
     plain = encoder(train_characters(["abc"]))
     with pytest.raises(UserError, match=r"the character 'é' \(U\+00E9\) is not in"):
         plain.encode(["abc", "abéc"])
-    with pytest.raises(UserError, match=r"documents 7 to 8, counted from 0: the character 'é'"):
+    with pytest.raises(UserError, match=r"documents 7 to 8 of the split, counted from 0: the character 'é'"):
         plain.encode_batch(DocumentBatch(7, 0, [("abc", True), ("é", True)]))
 
 
@@ -279,7 +279,7 @@ def test_batches_come_back_in_order_from_any_number_of_processes(workers: int) -
 
 def test_an_error_in_a_worker_reaches_the_caller() -> None:
     spec = EncoderSpec.from_tokenizer(train_characters(["abc"]), np.dtype("<u2"))
-    with pytest.raises(UserError, match=r"documents 1 to 1, counted from 0: the character 'x'"):
+    with pytest.raises(UserError, match=r"document 1 of the split, counted from 0: the character 'x'"):
         list(encode_all(batches([("abc", True), ("x", True)], characters=3), spec, 2))
 
 

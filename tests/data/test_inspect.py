@@ -19,9 +19,10 @@ DOCUMENTS = ["one and two", "", "three 🙂", "one and two", "", *(f"document {i
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    file = tmp_path / "data.jsonl"
-    file.write_text("".join(json.dumps({"text": text}) + "\n" for text in DOCUMENTS))
-    args = DataArguments(train_file=[str(file)], tokenizer_vocab_size=300, shard_tokens=100)
+    for name, texts in (("data", DOCUMENTS[:45]), ("validation", DOCUMENTS[45:])):
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    files = {"train_file": [str(tmp_path / "data.jsonl")], "validation_file": [str(tmp_path / "validation.jsonl")]}
+    args = DataArguments(**files, tokenizer_vocab_size=300, shard_tokens=100)
     return prepare(args, tmp_path / "out")
 
 

@@ -46,10 +46,13 @@ def test_shards_are_the_tokenizers_ids_of_each_document_and_its_end(
         encoded = tokenizer(texts, split_special_tokens=True)["input_ids"]
         return [token for document in encoded for token in [*document, tokenizer.eos_token_id]]
 
-    assert shards.train.read(0, len(shards.train)).tolist() == ids(DOCUMENTS[:27])
-    assert shards.validation.read(0, len(shards.validation)).tolist() == ids(DOCUMENTS[27:])
+    validation = shards.validation.read(0, len(shards.validation)).tolist()
+    held_out = [text for text in DOCUMENTS if tokenizer.decode(validation).count(text)]
+    train = [text for text in DOCUMENTS if text not in held_out]
+    assert validation == ids(held_out)
+    assert shards.train.read(0, len(shards.train)).tolist() == ids(train)
     assert (shards.train.documents, shards.validation.documents) == (27, 3)
-    assert shards.train.text_bytes == sum(len(text.encode()) for text in DOCUMENTS[:27])
+    assert shards.train.text_bytes == sum(len(text.encode()) for text in train)
     assert shards.tokenizer_hash == tokenizer_hash(tokenizer) == tokenizer_hash(load_tokenizer(tokenizer_folder))
     assert shards.vocab_size == len(tokenizer)
 
@@ -111,6 +114,20 @@ def test_a_vocabulary_beyond_16_bits_gets_32_bit_shards(tmp_path: Path) -> None:
     )
     assert shards.train.dtype == np.dtype("<u4")
     assert shards.train.read(0, 10).tolist() == list(range(10))
+
+
+def test_a_folder_that_cannot_be_written_is_refused_before_text_is_read(tmp_path: Path) -> None:
+    for folder, place in (("/proc/x", "/proc"), ("/dev/null/x", "/dev/null")):
+        with pytest.raises(UserError, match=rf"output_dir={folder}: nothing can be written into {place} \("):
+            prepare(DataArguments(train_file=["missing"]), folder)
+
+
+def test_the_summary_shows_the_shares_of_the_splits(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "a.txt").write_text("x" * 1000, encoding="utf-8")
+    prepare(DataArguments(train_file=[str(tmp_path / "a.txt")], tokenizer="char"), tmp_path / "out")
+    summary = capsys.readouterr().err
+    assert "train: 1 document, 901 tokens, 900 bytes of text (90.0%)" in summary
+    assert "validation: 1 document, 101 tokens, 100 bytes of text (10.0%)" in summary
 
 
 def bad_line(tmp_path: Path) -> list[str]:

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from minigpt.config.arguments import DataArguments
+from minigpt.data import prepare as prepare_module
 from minigpt.data.prepare import prepare
 from minigpt.data.shard_writer import JOURNAL
 from minigpt.data.tokenizer import train_bpe
@@ -102,6 +103,27 @@ def test_a_killed_preparation_resumes_after_the_last_complete_shard(job, tmp_pat
     rewritten = [name for name, written in kept.items() if (output_dir / name).stat().st_mtime_ns != written]
     assert rewritten in ([], [max(kept)])
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+@pytest.mark.parametrize("suffix", ["bin", "marks"])
+def test_a_shard_that_was_cut_since_the_journal_recorded_it_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str
+) -> None:
+    rows = [{"prompt": f"{index} + 1 = ", "completion": str(index + 1)} for index in range(500)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    args = DataArguments(train_file=[str(tmp_path / "rows.jsonl")], tokenizer="char", shard_tokens=1_000)
+    with monkeypatch.context() as killed:
+        killed.setattr(prepare_module, "write_manifest", lambda *_, **__: os.kill(os.getpid(), signal.SIGINT))
+        with pytest.raises(KeyboardInterrupt):
+            prepare(args, tmp_path / "out")
+    partial = tmp_path / ".out.partial"
+    whole = (partial / f"train-00002.{suffix}").read_bytes()
+    (partial / f"train-00002.{suffix}").write_bytes(whole[:-2])
+    for _ in range(2):  # the complete shards are still there after the error
+        with pytest.raises(UserError, match=rf"train-00002\.{suffix} has {len(whole) - 2} bytes where {len(whole)} "):
+            prepare(args, tmp_path / "out")
+    (partial / f"train-00002.{suffix}").write_bytes(whole)
+    assert content(prepare(args, tmp_path / "out")) == content(prepare(args, tmp_path / "uninterrupted"))
 
 
 @pytest.mark.slow

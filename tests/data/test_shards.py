@@ -151,6 +151,33 @@ def test_damaged_shards_of_other_programs_are_reported(tmp_path: Path) -> None:
         open_shards(tmp_path)
 
 
+def test_negative_ids_are_refused_with_the_name_of_their_file(tmp_path: Path) -> None:
+    ids = np.arange(10_000, dtype=np.int32)
+    for name in ("train_0", "train_1", "val_0"):
+        np.save(tmp_path / f"{name}.npy", ids)
+    assert open_shards(tmp_path).train.read(9_999, 10_001).tolist() == [9_999, 0]
+    ids[7_777] = -100  # as a label that is not in the loss
+    np.save(tmp_path / "train_1.npy", ids)
+    with pytest.raises(UserError, match=r"train_1\.npy holds token id -100; ids are 0 or more"):
+        open_shards(tmp_path)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32", "int32", "bool", "uint8", "nonsense", None, 2])
+def test_only_unsigned_ids_are_read_through_a_manifest(tmp_path: Path, dtype: object) -> None:
+    folder = write(tmp_path, np.arange(100))
+    manifest = json.loads((folder / "manifest.json").read_text())
+    (folder / "manifest.json").write_text(json.dumps(manifest | {"dtype": dtype}))
+    with pytest.raises(UserError, match=rf"manifest\.json: dtype is {dtype!r}, not 'uint16' or 'uint32'"):
+        open_shards(folder)
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.int16, np.int64, bool, ">u2"])
+def test_only_16_and_32_bit_ids_are_read_from_npy_files(tmp_path: Path, dtype: object) -> None:
+    np.save(tmp_path / "train.npy", np.arange(100).astype(dtype))
+    with pytest.raises(UserError, match=r"train\.npy: an array of .* not a list of 16 or 32-bit ids"):
+        open_shards(tmp_path)
+
+
 def damage_missing(folder: Path) -> None:
     (folder / "train-00001.bin").unlink()
 

@@ -2,6 +2,7 @@
 
 import json
 import random
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -10,9 +11,12 @@ import torch
 from minigpt.cli import main
 from minigpt.data.tokenizer import load_tokenizer, train_bpe
 from minigpt.evaluation.hellaswag_items import cleaned, encode_item, load_rows
+from minigpt.training.checkpoint_files import find_damage
 from minigpt.utils.errors import UserError
+from minigpt.utils.run_files import find_checkpoints
 from modeling_minigpt import MiniGPTForCausalLM
 from support.runs import command, finish, launch, metrics
+from support.tensors import different_tensors
 from support.tiny import tiny_model
 
 POSITIONS = 36
@@ -100,22 +104,76 @@ def test_a_trailing_space_of_the_context_belongs_to_the_ending(folder: Path) -> 
     assert tokenizer.decode(item.context + item.endings[0]) == "a: the bar he lifts"
 
 
+ITEM = {"activity_label": "a", "ctx_a": "b", "ctx_b": "", "endings": ["c", "d", "e", "f"], "label": "0"}
+
+
 @pytest.mark.parametrize(
-    ("line", "message"),
-    [("{}", "line 2: not a HellaSwag item"), ("no json", "line 2: not a HellaSwag item")],
-)
-def test_a_line_that_is_not_an_item_is_named(folder: Path, tmp_path: Path, line: str, message: str) -> None:
-    good = (folder / "items.jsonl").read_text(encoding="utf-8").splitlines()[0]
-    (tmp_path / "bad.jsonl").write_text(f"{good}\n{line}\n", encoding="utf-8")
-    with pytest.raises(UserError, match=message):
+    "line",
+    [
+        "{}", "no json", "[]", "null", "",
+        *(
+            json.dumps(ITEM | wrong)
+            for wrong in (
+                {"activity_label": None}, {"ctx_a": 5}, {"ctx_b": None}, {"label": 4}, {"label": "x"}, {"label": True},
+                {"label": None}, {"label": 1.5}, {"endings": "abcd"}, {"endings": ["c"] * 3}, {"endings": None},
+                {"endings": ["c", "d", "e", None]}, {"endings": ["c", "d", "e", " "]},
+            )
+        ),
+    ],
+)  # fmt: skip
+def test_a_line_that_is_not_an_item_is_named(tmp_path: Path, line: str) -> None:
+    (tmp_path / "bad.jsonl").write_text(f"{json.dumps(ITEM)}\n{line}\n", encoding="utf-8")
+    with pytest.raises(UserError, match=r"bad\.jsonl line 2: not a HellaSwag item"):
         load_rows(tmp_path / "bad.jsonl", None)
-    assert len(load_rows(tmp_path / "bad.jsonl", 1)) == 1
-    (tmp_path / "latin.jsonl").write_bytes(f"{good}\n".encode() + b'"caf\xe9"\n')
+    assert load_rows(tmp_path / "bad.jsonl", 1) == [ITEM]
+
+
+def test_a_file_without_items_or_with_another_encoding_is_named(tmp_path: Path) -> None:
+    (tmp_path / "latin.jsonl").write_bytes(f"{json.dumps(ITEM)}\n".encode() + b'"caf\xe9"\n')
     with pytest.raises(UserError, match="not UTF-8"):
         load_rows(tmp_path / "latin.jsonl", None)
     (tmp_path / "empty.jsonl").touch()
     with pytest.raises(UserError, match="no HellaSwag items"):
         load_rows(tmp_path / "empty.jsonl", None)
+
+
+def test_an_item_that_the_tokenizer_cannot_encode_ends_a_run_before_it_writes_anything(
+    tiny_run: list[str], train_here: Callable[[list[str]], int], tmp_path: Path
+) -> None:
+    (tmp_path / "items.jsonl").write_text(json.dumps(ITEM), encoding="utf-8")
+    items = ["--hellaswag_steps", "5", "--hellaswag_file", str(tmp_path / "items.jsonl")]
+    with pytest.raises(
+        UserError, match=r"items\.jsonl line 1: the tokenizer cannot encode it"
+    ):  # no colon in the text
+        train_here([*tiny_run, *items])
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("failing", ["summed_loss", "evaluate", "sample_text"])
+def test_a_due_checkpoint_is_saved_even_if_the_evaluation_of_its_step_fails(
+    tiny_run: list[str],
+    train_here: Callable[[list[str]], int],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    failing: str,
+) -> None:
+    (tmp_path / "items.jsonl").write_text(json.dumps(ITEM), encoding="utf-8")
+    words = [*tiny_run, "--tokenizer", "bpe", "--eval_steps", "5", "--sample_steps", "5", "--hellaswag_steps", "5"]
+    words += ["--hellaswag_file", str(tmp_path / "items.jsonl"), "--max_steps", "10"]
+    assert train_here([*words, "--output_dir", str(tmp_path / "uninterrupted")]) == 0
+
+    def fail(*args: object, **options: object) -> None:
+        raise ArithmeticError("broken")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(f"minigpt.training.periodic.{failing}", fail)
+        with pytest.raises(ArithmeticError, match="broken"):
+            train_here(words)
+    run_dir = tmp_path / "run"
+    assert [(path.name, find_damage(path)) for path in find_checkpoints(run_dir)] == [("checkpoint-5", None)]
+    assert train_here([*words, "--resume_from_checkpoint", "latest"]) == 0
+    assert different_tensors(run_dir, tmp_path / "uninterrupted") == []
+    assert list(metrics(run_dir, "train/loss")) == list(range(1, 11))
 
 
 def test_training_measures_what_the_command_measures(folder: Path, tmp_path: Path, tiny_run: list[str]) -> None:

@@ -120,13 +120,18 @@ def test_damaged_models_are_user_errors(folder: Path, damage: Callable[[Path], o
     ("name", "message"),
     [
         ("{}/none", "no such folder"),
-        ("./none", "no such folder"),
+        ("./none", "no such folder$"),
+        ("a/b/none", "no such folder$"),
+        ("model/none", "no such folder$"),
         ("{}", r"neither config\.json nor a checkpoint"),
         ("{}/model/config.json", "is a file"),
         ("someone/nothing", "no such folder, and not found on the Hub"),  # not in the cache, and the tests are offline
     ],
 )
-def test_models_that_do_not_exist_are_user_errors(folder: Path, name: str, message: str) -> None:
+def test_models_that_do_not_exist_are_user_errors(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, name: str, message: str
+) -> None:
+    monkeypatch.chdir(folder.parent)
     with pytest.raises(UserError, match=message):
         load_model(name.format(folder.parent), device="cpu")
 

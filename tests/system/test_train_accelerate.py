@@ -138,6 +138,7 @@ def test_a_run_of_one_process_can_resume_on_two(tiny_run: list[str], tmp_path: P
     words = with_option(words, per_device_train_batch_size=2, output_dir=wider, resume_from_checkpoint="latest")
     run = finish(command(*words, processes=2))
     assert run.returncode == 0, run.stderr
+    assert "resumed with other options" not in run.stdout
     assert losses(wider) == pytest.approx(losses(tmp_path / "run")[5:], rel=1e-5)
 
 

@@ -3,15 +3,20 @@
 import os
 import shutil
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
+import torch
 
+import train_accelerate
 from minigpt.training.checkpoint_files import find_damage, newest_undamaged
-from minigpt.utils.errors import EXIT_FAILURE, UserError
+from minigpt.utils.errors import EXIT_FAILURE, RunFailure, UserError
+from minigpt.utils.files import append_line
 from minigpt.utils.run_files import checkpoint_step, find_checkpoints
-from support.runs import command, finish
+from support.runs import command, finish, metrics
 from support.tensors import different_tensors
+from train_accelerate import Run
 
 Train = Callable[[list[str]], int]
 
@@ -128,32 +133,114 @@ def test_checkpoints_written_in_the_background_equal_synchronous_ones(
             assert different_tensors(checkpoint, in_background / checkpoint.name, file) == []
 
 
-def test_a_full_disk_is_reported_and_harms_no_existing_checkpoint(
-    small_disk: tuple[Path, Callable[[int], None]], tiny_run: list[str], tmp_path: Path
+Fill = Callable[[], Callable[[], None]]
+
+
+@pytest.fixture
+def fill(small_disk: tuple[Path, Callable[[int], None]]) -> Fill:
+    """Fills the small disk to its last byte, and returns a function that makes room again."""
+    ballast = small_disk[0] / "ballast"
+
+    def fill() -> Callable[[], None]:
+        with suppress(OSError), ballast.open("wb", buffering=0) as file:
+            while file.write(bytes(4096)):
+                pass
+        return ballast.unlink
+
+    return fill
+
+
+def before_steps(monkeypatch: pytest.MonkeyPatch, actions: dict[int, Callable[[], object]]) -> None:
+    """Call an action before the step after `state.step`."""
+    take_step = train_accelerate.take_step
+
+    def wrapped(run: Run, learning_rate: float) -> tuple[torch.Tensor, float]:
+        actions.get(run.state.step, lambda: None)()
+        return take_step(run, learning_rate)
+
+    monkeypatch.setattr("train_accelerate.take_step", wrapped)
+
+
+def test_a_disk_that_is_full_for_a_while_costs_only_what_is_written_in_that_time(
+    small_disk: tuple[Path, Callable[[int], None]],
+    fill: Fill,
+    tiny_run: list[str],
+    train_here: Train,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    disk, resize = small_disk
-    larger = ["--hidden_size", "128", "--save_steps", "3", "--eval_steps", "0", "--save_total_limit", "10"]
-    words = [*tiny_run, *larger, "--output_dir"]
-    full = finish(command(*words, disk / "run"))
-    assert full.returncode == EXIT_FAILURE, full.stdout + full.stderr
-    assert "WARNING: checkpoint-9 was not saved: " in full.stdout
-    assert "; training continues" in full.stdout
-    assert "train_accelerate.py: checkpoint-12 was not saved: " in full.stderr
-    assert "MB are needed" in full.stderr
-    assert [find_damage(folder) for folder in find_checkpoints(disk / "run")] == [None, None]
+    words = [*tiny_run, "--save_steps", "3", "--eval_steps", "2", "--sample_steps", "2", "--report_to", "tensorboard"]
+    assert train_here(words) == 0
+    run_dir = small_disk[0] / "run"
+    make_room: list[Callable[[], None]] = []
+    before_steps(monkeypatch, {4: lambda: make_room.append(fill()), 7: lambda: make_room[0]()})
+    capsys.readouterr()
+    assert train_here([*words, "--output_dir", str(run_dir)]) == 0
+    output = capsys.readouterr().out
+    assert list(metrics(run_dir, "train/loss")) == [1, 2, 3, 4, 8, 9, 10, 11, 12]
+    assert "checkpoint-6" not in names_of_checkpoints(run_dir)
+    assert output.count("WARNING: metrics are not written") == 1
+    assert "there is room again, metrics are written" in output
+    assert {find_damage(folder) for folder in find_checkpoints(run_dir)} == {None}
+    assert different_tensors(run_dir, tmp_path / "run") == []
 
-    refused = finish(command(*words, disk / "other"))
-    assert refused.returncode == 2
-    assert "MB are needed for one checkpoint and the final model" in refused.stderr
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [("take_step", "checkpoint-12 was not saved"), ("write_final_model", "the final model was not")],
+)
+def test_a_disk_that_is_full_at_the_end_harms_no_checkpoint_and_the_run_can_be_finished(
+    small_disk: tuple[Path, Callable[[int], None]],
+    fill: Fill,
+    tiny_run: list[str],
+    train_here: Train,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    message: str,
+) -> None:
+    disk, _ = small_disk
+    words = [*tiny_run, "--save_steps", "3", "--eval_steps", "0"]
+    assert train_here(words) == 0
+    make_room: list[Callable[[], None]] = []
+    with monkeypatch.context() as patch:
+        if name == "take_step":
+            before_steps(patch, {11: lambda: make_room.append(fill())})
+        else:
+            write = train_accelerate.write_final_model
+
+            def wrapped(*args: object) -> None:
+                make_room.append(fill())
+                write(*args)  # type: ignore[arg-type]
+
+            patch.setattr("train_accelerate.write_final_model", wrapped)
+        with pytest.raises(RunFailure, match=f"{message}.* MB are needed; free some space and resume with") as failure:
+            train_here([*words, "--output_dir", str(disk / "run")])
+    assert failure.value.exit_code == EXIT_FAILURE
+    assert {find_damage(folder) for folder in find_checkpoints(disk / "run")} == {None}
+
+    with pytest.raises(UserError, match="MB are needed for one checkpoint and the final model"):
+        train_here([*words, "--output_dir", str(disk / "other")])
     assert not (disk / "other").exists()
+    make_room[0]()
+    assert train_here([*words, "--output_dir", str(disk / "run"), "--resume_from_checkpoint", "latest"]) == 0
+    assert different_tensors(disk / "run", tmp_path / "run") == []
 
-    resize(64)
-    resumed = finish(command(*words, disk / "run", "--resume_from_checkpoint", "latest"))
-    assert resumed.returncode == 0, resumed.stderr
-    assert "after step 6" in resumed.stdout
-    uninterrupted = finish(command(*words, tmp_path / "uninterrupted"))
-    assert uninterrupted.returncode == 0, uninterrupted.stderr
-    assert different_tensors(disk / "run", tmp_path / "uninterrupted") == []
+
+def test_a_line_that_finds_no_room_leaves_no_part_of_itself(
+    small_disk: tuple[Path, Callable[[int], None]], fill: Fill
+) -> None:
+    path = small_disk[0] / "metrics.jsonl"
+    content = b'{"step": 1}\n' * 340  # the rest of its block takes a part of the next line
+    path.write_bytes(content)
+    make_room = fill()
+    with pytest.raises(OSError, match="No space left"):
+        append_line(path, '{"step": 2, "train/loss": 1.0, "train/lr": 0.001}')
+    assert path.read_bytes() == content
+    make_room()
+    append_line(path, '{"step": 2}')
+    assert path.read_bytes() == content + b'{"step": 2}\n'
 
 
 def names_of_checkpoints(run_dir: Path) -> list[str]:
@@ -209,3 +296,26 @@ def test_latest_in_a_folder_that_holds_no_run_changes_nothing(
     with pytest.raises(UserError, match="is not empty and holds no run of MiniGPT"):
         train_here([*tiny_run, "--resume_from_checkpoint", "latest"])
     assert [path.name for path in thesis.parent.iterdir()] == ["thesis.tex"]
+
+
+def test_a_linked_checkpoint_is_resumed_and_only_its_link_is_deleted(
+    run_dir: Path, tiny_run: list[str], train_here: Train, tmp_path: Path
+) -> None:
+    elsewhere = tmp_path / "large_disk"
+    elsewhere.mkdir()
+    for name in ("checkpoint-10", "checkpoint-12"):
+        (run_dir / name).rename(elsewhere / name)
+        (run_dir / name).symlink_to(elsewhere / name)
+    words = [*tiny_run, "--resume_from_checkpoint", "latest", "--save_total_limit", "1", "--max_steps", "15"]
+    assert train_here(words) == 0
+    assert names_of_checkpoints(run_dir) == ["checkpoint-15"]
+    assert [find_damage(elsewhere / name) for name in ("checkpoint-10", "checkpoint-12")] == [None, None]
+
+
+def test_a_folder_with_the_name_of_another_step_is_refused(
+    run_dir: Path, tiny_run: list[str], train_here: Train
+) -> None:
+    shutil.rmtree(run_dir / "checkpoint-12")
+    (run_dir / "checkpoint-10").rename(run_dir / "checkpoint-11")
+    with pytest.raises(UserError, match="checkpoint-11 holds the checkpoint of step 10; rename it to checkpoint-10"):
+        train_here([*tiny_run, "--resume_from_checkpoint", "latest"])

@@ -45,7 +45,7 @@ def test_bad_input_is_one_line_and_exit_code_2(profile: str) -> None:
     ("option", "value", "message"),
     [
         ("--profile", "singel_gpu", "did you mean single_gpu?"),
-        ("--num_processes", "two", "argument --num_processes/--num-processes: invalid int value: 'two'"),
+        ("--num_processes", "two", "--num_processes: invalid int value: 'two'"),
     ],
 )
 def test_bad_options_of_the_launcher_are_one_line(option: str, value: str, message: str) -> None:

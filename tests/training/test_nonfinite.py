@@ -92,6 +92,24 @@ def test_a_run_that_diverges_stops_on_all_ranks_after_saving_a_checkpoint(
     assert "in a micro-batch whose loss is not finite" in output
 
 
+def test_records_of_skipped_steps_leave_room_for_the_checkpoint(
+    small_disk: tuple[Path, Callable[[int], None]],
+    tiny_run: list[str],
+    train_here: Train,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    disk, _ = small_disk
+    (disk / "ballast").write_bytes(bytes(6_000_000))  # room for a checkpoint and the final model, and not much more
+    diverging = ["--learning_rate", "1e30", "--warmup_steps", "0", "--max_grad_norm", "0", "--max_skipped_steps", "2"]
+    assert train_here([*tiny_run, *diverging, "--output_dir", str(disk / "run")]) == EXIT_DIVERGED
+    output = capsys.readouterr().out
+    assert output.count("WARNING: records of skipped steps are not written while the disk is full") == 1
+    assert output.count("skipped: its gradient is not finite") == 3
+    assert "minigpt replay" not in output
+    assert not (disk / "run" / "skipped_steps").exists()
+    assert find_damage(find_checkpoints(disk / "run")[-1]) is None
+
+
 def test_an_fp16_overflow_is_left_to_the_scaler_until_its_scale_is_1() -> None:
     assert is_applicable(1.0, None)
     assert not is_applicable(float("inf"), None)

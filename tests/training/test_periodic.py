@@ -1,10 +1,16 @@
 """Laws of what a run does between its steps."""
 
+from collections.abc import Sequence
+
+import pytest
 import torch
 from accelerate import Accelerator
 
 from minigpt.config.arguments import RunArguments
-from minigpt.training.periodic import SampleTexts
+from minigpt.data.samples import Batch, Samples
+from minigpt.modeling.loss import IGNORE_INDEX
+from minigpt.training.periodic import SampleTexts, ValidationLoss
+from minigpt.utils.errors import UserError
 from support.tiny import byte_tokenizer, tiny_model
 
 
@@ -19,3 +25,27 @@ def test_weights_that_are_not_finite_give_a_note_instead_of_a_sample() -> None:
     notes = samples.run(model, accelerator)
     assert notes.keys() == sound.keys()
     assert all(note.startswith("(no sample: probability tensor contains") for note in notes.values())
+
+
+class LabeledSamples(Samples):
+    """One sample per list of labels."""
+
+    def __init__(self, labels: list[list[int]]) -> None:
+        self.labels = labels
+
+    def __getitems__(self, sample_ids: list[int]) -> Batch:
+        labels = torch.tensor([self.labels[sample] for sample in sample_ids])
+        return {"input_ids": torch.zeros_like(labels), "shift_labels": labels}
+
+    def target_count(self, sample_ids: Sequence[int]) -> int:
+        return int((self.__getitems__(list(sample_ids))["shift_labels"] != IGNORE_INDEX).sum())
+
+    def full_pass(self) -> Sequence[int]:
+        return range(len(self.labels))
+
+
+def test_validation_text_without_a_target_is_refused_before_the_first_step() -> None:
+    masked = [IGNORE_INDEX, IGNORE_INDEX]
+    ValidationLoss(LabeledSamples([masked, [IGNORE_INDEX, 5]]), batch_size=1, eval_steps=1, max_steps=1)
+    with pytest.raises(UserError, match="no token of the validation text is in the loss"):
+        ValidationLoss(LabeledSamples([masked, masked]), batch_size=1, eval_steps=1, max_steps=1)

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from minigpt.training.plot import plot_runs, smoothed
+from minigpt.utils.errors import UserError
 
 
 def write_run(folder: Path, steps: int) -> Path:
@@ -22,11 +23,33 @@ def write_run(folder: Path, steps: int) -> Path:
 
 def test_one_and_several_runs_become_a_png_and_a_pdf(tmp_path: Path) -> None:
     runs = [write_run(tmp_path / name, steps) for name, steps in [("a", 300), ("b", 3)]]
-    for run_dirs in ([runs[0]], runs):
-        png, pdf = plot_runs(run_dirs)
-        assert png.parent == runs[0]
+    for run_dirs, folder in ((runs[:1], None), (runs, tmp_path / "both")):
+        png, pdf = plot_runs(run_dirs, folder)
+        assert png.parent == (folder or runs[0])
         assert png.read_bytes().startswith(b"\x89PNG")
         assert pdf.read_bytes().startswith(b"%PDF")
+
+
+def test_a_figure_of_several_runs_replaces_none_unless_told_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs = [write_run(tmp_path / name, steps) for name, steps in [("a", 30), ("b", 3)]]
+    own = plot_runs(runs[:1])
+    before = [file.read_bytes() for file in own]
+    monkeypatch.chdir(tmp_path)
+    files = plot_runs(runs)
+    assert [file.absolute() for file in files] == [tmp_path / "loss.png", tmp_path / "loss.pdf"]
+    assert [file.read_bytes() for file in own] == before
+    (tmp_path / "loss.png").write_bytes(b"mine")
+    (tmp_path / "loss.pdf").unlink()
+    for run_dirs, folder in ((runs, None), (runs, tmp_path), (runs[:1], tmp_path)):
+        with pytest.raises(
+            UserError, match=r"loss\.png exists; give another folder with --output_dir, or --overwrite"
+        ):
+            plot_runs(run_dirs, folder)
+    assert (tmp_path / "loss.png").read_bytes() == b"mine"
+    plot_runs(runs, overwrite=True)
+    assert (tmp_path / "loss.png").read_bytes() != b"mine"
 
 
 def test_a_folder_without_a_training_loss_is_refused(tmp_path: Path) -> None:

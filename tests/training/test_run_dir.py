@@ -5,13 +5,17 @@ import re
 import signal
 import subprocess
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
+import transformers
+from transformers import AutoTokenizer
 
 from minigpt.utils.errors import UserError
 from minigpt.utils.run_files import LOCK_FILE, REPLACED_DIR
 from support.runs import command
+from support.tiny import byte_tokenizer
 
 Train = Callable[[list[str]], int]
 
@@ -139,6 +143,20 @@ def test_a_training_whose_output_nobody_reads_continues_to_its_end(tiny_run: lis
     assert (tmp_path / "run" / "model.safetensors").is_file()
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
+def test_a_training_whose_output_goes_to_a_full_disk_continues_to_its_end(
+    tiny_run: list[str], train_here: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = Path("/dev/full").open("w", encoding="utf-8")  # noqa: SIM115  # closing it fails, too
+    transformers.utils.logging.disable_progress_bar()  # as the program does; a bar would flush the log
+    with monkeypatch.context() as patch:
+        patch.setattr("sys.stdout", log)
+        assert train_here([*tiny_run, "--max_steps", "3"]) == 0
+    with suppress(OSError):
+        log.close()
+    assert (tmp_path / "run" / "checkpoint-3").is_dir()
+
+
 def test_damaged_metrics_are_reported_before_a_resume_changes_anything(
     tiny_run: list[str], train_here: Train, tmp_path: Path
 ) -> None:
@@ -150,3 +168,67 @@ def test_damaged_metrics_are_reported_before_a_resume_changes_anything(
     with pytest.raises(UserError, match=r"metrics\.jsonl line 4 is not a line of metrics"):
         train_here([*tiny_run, "--resume_from_checkpoint", "latest", "--max_steps", "14"])
     assert content(tmp_path / "run") == before
+
+
+def test_what_a_run_could_not_write_over_is_refused_before_anything_changes(
+    tiny_run: list[str], train_here: Train, tmp_path: Path
+) -> None:
+    run_dir = tmp_path / "run"
+    assert train_here(tiny_run) == 0
+    obstacles: dict[str, Callable[[Path], object]] = {
+        "checkpoint-7": Path.touch,
+        "checkpoint-8": Path.mkdir,
+        "checkpoint-9": lambda path: path.symlink_to(tmp_path / "nowhere"),
+        "model-00001-of-00002.safetensors": Path.mkdir,
+        "README.md": Path.mkdir,
+        "loss.png": lambda path: path.symlink_to(tmp_path / "nowhere"),
+        "metrics.jsonl": Path.mkdir,
+        "skipped_steps": Path.touch,
+        "tensorboard": Path.touch,
+    }
+    for name, make in obstacles.items():
+        path, saved = run_dir / name, tmp_path / "saved"
+        if path.exists():
+            path.rename(saved)
+        make(path)
+        before = content(run_dir)
+        for option in ("--overwrite_output_dir", "--resume_from_checkpoint=latest"):
+            with pytest.raises(UserError, match=f"{name} (is no|has the name of).*; move it away, or give another"):
+                train_here([*tiny_run, option, "--max_steps", "14"])
+        assert content(run_dir) == before
+        path.rmdir() if path.is_dir() else path.unlink()
+        if saved.exists():
+            saved.rename(path)
+    assert train_here([*tiny_run, "--resume_from_checkpoint", "latest", "--max_steps", "14"]) == 0
+
+
+def test_names_like_that_of_a_checkpoint_are_left_alone(
+    tiny_run: list[str], train_here: Train, tmp_path: Path
+) -> None:
+    run_dir = tmp_path / "run"
+    assert train_here(tiny_run) == 0
+    (run_dir / "checkpoint-007").mkdir()
+    (run_dir / "checkpoint-007" / "notes.txt").write_text("mine", encoding="utf-8")
+    strays = ("checkpoint-x", "checkpoint-\N{SUPERSCRIPT TWO}", "checkpoint-5.txt", "checkpoint-")
+    for name in strays:
+        (run_dir / name).write_text("mine", encoding="utf-8")
+    resume = ["--resume_from_checkpoint", "latest", "--save_total_limit", "1", "--max_steps", "14"]
+    for option in (resume, ["--overwrite_output_dir"]):
+        assert train_here([*tiny_run, *option]) == 0
+        for name in ("checkpoint-007/notes.txt", *strays):
+            assert (run_dir / name).read_text(encoding="utf-8") == "mine"
+
+
+def test_a_tokenizer_with_several_chat_templates_is_written_whole_every_time(
+    tiny_run: list[str], train_here: Train, tmp_path: Path
+) -> None:
+    tokenizer = byte_tokenizer(eos_token="<|endoftext|>")
+    tokenizer.chat_template = {"default": "{{ messages }}", "tool_use": "{{ tools }}"}
+    tokenizer.save_pretrained(tmp_path / "tokenizer")
+    words = [*tiny_run, "--tokenizer", str(tmp_path / "tokenizer")]
+    resume = ["--resume_from_checkpoint", "latest", "--max_steps", "14"]
+    for option in ([], ["--overwrite_output_dir"], [*resume, "--load_best_model_at_end"]):
+        assert train_here([*words, *option]) == 0
+        written = AutoTokenizer.from_pretrained(tmp_path / "run")
+        assert written.chat_template == tokenizer.chat_template
+        assert not list((tmp_path / "run").glob(".writing*"))

@@ -1,6 +1,7 @@
 """Laws of the log of a run and of its counters."""
 
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -55,11 +56,13 @@ def test_the_state_survives_a_round_trip_and_other_files_are_refused(tmp_path: P
     assert state.is_best(2.0)
     assert not state.is_best(2.5)
     assert not state.is_best(None)
+    assert not state.is_best(math.nan)
+    assert not TrainingState().is_best(math.nan)
     state.save(tmp_path / "state.json")
     assert TrainingState.load(tmp_path / "state.json") == state
     for content in (b"", b"[1]", b'{"step": 1}', b"\xff\xfe"):
         (tmp_path / "other.json").write_bytes(content)
-        with pytest.raises(ValueError, match="not a training state"):
+        with pytest.raises(ValueError, match="not a training state|not UTF-8"):
             TrainingState.load(tmp_path / "other.json")
 
 
