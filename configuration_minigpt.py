@@ -31,6 +31,7 @@ GPT2_IGNORED = (
     "n_ctx",
     "_num_labels",
 )
+MAX_WEIGHTS = 10**13  # a typing error: the largest GPT has a tenth of them
 
 
 @strict
@@ -138,10 +139,21 @@ class MiniGPTConfig(PreTrainedConfig):
             value = getattr(self, name)
             if not value > 0:
                 problems.append(f"{name}={value} must be above 0")
+        if not problems and self.matrix_weights > MAX_WEIGHTS:
+            sizes = ("vocab_size", "max_position_embeddings", "hidden_size", "intermediate_size", "num_hidden_layers")
+            given = ", ".join(f"{name}={getattr(self, name)}" for name in sizes)
+            problems.append(f"{given} make a model of {self.matrix_weights:.1e} weights; {MAX_WEIGHTS:.0e} are the most")
         if self.hidden_act not in ACT2FN:
             problems.append(f"hidden_act={self.hidden_act!r} is not one of {', '.join(sorted(ACT2FN))}")
         if problems:
             raise ValueError("; ".join(problems))
+
+    @property
+    def matrix_weights(self) -> int:
+        """The number of weights without biases and norms, which are few."""
+        layer = 4 * self.hidden_size**2 + 2 * self.hidden_size * (self.intermediate_size or 4 * self.hidden_size)
+        embeddings = self.vocab_size * (1 if self.tie_word_embeddings else 2) + self.max_position_embeddings
+        return self.num_hidden_layers * layer + embeddings * self.hidden_size
 
     @classmethod
     def get_config_dict(

@@ -1,10 +1,10 @@
 """Start Accelerate with the settings of the launch profile and the options, and share work between its processes."""
 
 import os
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import timedelta
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from accelerate import Accelerator
@@ -19,11 +19,16 @@ from accelerate.utils import (
     ProjectConfiguration,
     TorchDynamoPlugin,
     gather_object,
+    send_to_device,
 )
 from torch import nn
 from torch.distributed.fsdp import MixedPrecisionPolicy
+from torch.distributed.tensor import DTensor
+from transformers import PreTrainedConfig
 
 from minigpt.config.arguments import Arguments
+from minigpt.data.samples import Batch
+from minigpt.modeling.document_mask import document_mask
 from minigpt.training.run_log import requested_trackers
 from minigpt.utils.errors import UserError, file_errors_are_user_errors
 from minigpt.utils.malloc import keep_freed_memory
@@ -100,6 +105,42 @@ def exchange_gradients(accelerator: Accelerator, model: nn.Module, is_last: bool
         return nullcontext()
     context: AbstractContextManager[None] = accelerator.no_sync(model)
     return context
+
+
+def clear_gradients(accelerator: Accelerator, optimizer: torch.optim.Optimizer) -> None:
+    """Forget the gradients of a step.
+
+    Those of DDP are part of its buckets. Set to None, each would be allocated again next to its bucket.
+    """
+    has_buckets = accelerator.distributed_type in (DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
+    optimizer.zero_grad(set_to_none=not has_buckets)
+
+
+def on_device(batches: Iterator[Batch], device: torch.device, config: PreTrainedConfig) -> Iterator[Batch]:
+    """The batches on the device, packed documents with their attention mask.
+
+    Each is fetched before the one before it is used, so that the device never waits for it after a look at a result.
+    """
+    ready: Batch | None = None
+    for batch in batches:
+        following = send_to_device(batch, device, non_blocking=True)
+        if "position_ids" in following:
+            following["attention_mask"] = document_mask(following["position_ids"], config)
+        if ready is not None:
+            yield ready
+        ready = following
+
+
+def whole_tensor(tensor: torch.Tensor) -> torch.Tensor:
+    """A tensor that FSDP2 may have sharded, complete on every rank. Every rank must call this."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+@contextmanager
+def uncompiled(model: nn.Module, accelerator: Accelerator) -> Iterator[Any]:
+    """The model without its wrappers and without compilation, for calls whose shapes change all the time."""
+    with torch.compiler.set_stance("force_eager"):
+        yield accelerator.unwrap_model(model, keep_fp32_wrapper=True, keep_torch_compile=False)
 
 
 def use_deterministic_kernels() -> None:

@@ -2,7 +2,6 @@
 
 import argparse
 import difflib
-import math
 import os
 import re
 import sys
@@ -64,6 +63,8 @@ OTHER_NAMES = {
 
 MAY_BE_EMPTY = ("prompt", "sample_prompts")  # the start of a new text
 
+MAX_FLOAT32 = 3.4e38
+
 DTYPES = ("float32", "bfloat16", "float16")
 
 
@@ -83,8 +84,8 @@ def unknown_option(word: str, known: Iterable[str]) -> str:
 class OneLineParser(argparse.ArgumentParser):
     """An argument parser that reports an error in one line, and refuses what no option can mean.
 
-    That is: an empty word (except for a prompt), a number that is not finite or has more than 64 bits, and a text with
-    a NUL or with bytes that are not UTF-8.
+    That is: an empty word (except for a prompt), a number that is not finite in float32 or has more than 64 bits, and
+    a text with a NUL or with bytes that are not UTF-8.
     """
 
     _words: Sequence[str] = ()
@@ -128,8 +129,8 @@ def _impossible(value: object, word: str, may_be_empty: bool) -> str | None:
         return f"{word!r} has a NUL character"
     if not word.isascii() and any("\ud800" <= letter <= "\udfff" for letter in word):
         return f"{word!r} is not UTF-8; give another name"
-    if isinstance(value, float) and not math.isfinite(value):
-        return f"{word} is not a finite number"
+    if isinstance(value, float) and not abs(value) <= MAX_FLOAT32:
+        return f"{word} is not a finite number of float32"
     if isinstance(value, int) and value.bit_length() > 63:
         return f"{word} has more than 64 bits"
     return None

@@ -15,6 +15,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import TracebackType
 from typing import NoReturn
 
 EXIT_FAILURE, EXIT_BAD_INPUT, EXIT_STOPPED, EXIT_DIVERGED, EXIT_CTRL_C = 1, 2, 75, 76, 130
@@ -85,6 +86,18 @@ def _end_process_group() -> None:
     distributed = sys.modules.get("torch.distributed")
     if distributed is not None and distributed.is_available() and distributed.is_initialized():
         distributed.destroy_process_group()
+
+
+def end_quietly_on_ctrl_c(program: str) -> None:
+    """Make Ctrl-C outside of `one_line_errors`, as while libraries are imported, one line and exit code 130."""
+
+    def hook(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
+        if issubclass(kind, KeyboardInterrupt):
+            print(f"{program}: interrupted", file=sys.stderr, flush=True)
+            os._exit(EXIT_CTRL_C)
+        sys.__excepthook__(kind, error, traceback)
+
+    sys.excepthook = hook
 
 
 def drop_stdout() -> None:

@@ -60,12 +60,18 @@ def read_text(path: Path, errors: str = "strict") -> str:
     Raises UserError if it is no regular file (opening a pipe could wait forever), cannot be read or is not UTF-8;
     FileNotFoundError if there is none.
     """
+    try:
+        return read_bytes(path).decode(errors=errors).replace("\r\n", "\n")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not UTF-8 text: byte {error.start} cannot be read") from error
+
+
+def read_bytes(path: Path) -> bytes:
+    """The content of a file that the user has named. Raises UserError and FileNotFoundError as `read_text`."""
     if path.exists() and not path.is_file():
         raise UserError(f"{path} is not a file")
     try:
-        return path.read_text(encoding="utf-8", errors=errors)
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not UTF-8 text: byte {error.start} cannot be read") from error
+        return path.read_bytes()
     except OSError as error:
         if error.filename is None:  # it was opened, but reading failed
             raise UserError(f"{path}: {error.strerror}") from error

@@ -93,12 +93,17 @@ def start_ranks(words: list[str], processes: int, env: dict[str, str] | None = N
     env = {**os.environ, "ACCELERATE_MIXED_PRECISION": "no", **(env or {})}
     if processes == 1:
         return [start(words, env)]
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
+    address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     world = {"WORLD_SIZE": str(processes), "LOCAL_WORLD_SIZE": str(processes)}
     ranks = [{"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(processes)]
     return [start(words, {**env, **address, **world, **rank}) for rank in ranks]
+
+
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port: int = free.getsockname()[1]
+    return port
 
 
 def finish_ranks(ranks: list[Process], timeout: float) -> int:
