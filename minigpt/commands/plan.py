@@ -10,13 +10,19 @@ from collections.abc import Sequence
 from itertools import takewhile
 from typing import TYPE_CHECKING
 
-from minigpt.utils.command_line import CommandParser, unknown_option
+from minigpt.utils.command_line import CommandParser, check_positive, unknown_option
 from minigpt.utils.errors import UserError
 
 if TYPE_CHECKING:
     from minigpt.config.arguments import Arguments
 
 PROGRAM = "minigpt plan"
+EPILOG = """\
+For GPUs a table shows what fits into 90 % of their memory, with DDP and FSDP2 and each --gradient_checkpointing, and
+the command line of the fastest. Communication takes the time of a ring: (n - 1) / n x size / bandwidth + (n - 1) x
+latency for an all-gather or a reduce-scatter, twice that for an all-reduce. It reaches 80 % of the slowest link, and
+hides behind up to 80 % of the computing. docs/plan.md has all formulas and assumptions.
+"""
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
@@ -25,12 +31,24 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         PROGRAM,
         __doc__,
         usage="%(prog)s PRESET [--option value ...] [--devices N] [--fsdp] [--memory GIB] [--device D] [--json]",
+        epilog=EPILOG,
     )
     add = parser.add_argument
     add("--devices", type=int, default=1, metavar="N", help="number of devices, one process each (default: 1)")
     add("--fsdp", action="store_true", help="shard over the devices, as the launch profile fsdp2 does (default: DDP)")
-    add("--memory", type=float, metavar="GIB", help="memory of one device: propose the largest micro-batch that fits")
-    add("--device", metavar="D", help="cpu, cuda, or an absent GPU such as H100 (default: the device of this machine)")
+    add("--memory", type=float, metavar="GIB", help="memory of one device, to propose what fits (default: the GPU's)")
+    add(
+        "--device",
+        metavar="D",
+        help='cpu, cuda, or an absent GPU such as A10G or "NVIDIA H100 80GB HBM3" (default: that of this machine)',
+    )
+    add("--devices_per_node", type=int, default=8, metavar="N", help="devices of one node (default: %(default)s)")
+    add("--link", metavar="L", help='what connects them, such as "PCIe 4" or "NVLink 4" (default: what the GPU has)')
+    add(
+        "--network",
+        metavar="GBIT",
+        help="Gbit/s from each node to the others, such as 100 or 8x400 (default: 8x400 with NVLink 4, 100 with PCIe)",
+    )
     add(
         "--efficiency",
         type=float,
@@ -41,8 +59,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     add("--no_probe", action="store_true", help="do not measure the time of a step")
     add("--json", action="store_true", help="print the figures as JSON")
     args, words = parser.parse_known_args(argv)
-    if args.devices < 1:
-        raise UserError(f"devices={args.devices} must be at least 1")
+    check_positive(args, "devices", "devices_per_node")
     if args.memory is not None and not 0 < args.memory < float("inf"):
         raise UserError(f"memory={args.memory} must be a number of GiB above 0")
     if not 0 < args.efficiency <= 1:
@@ -50,7 +67,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     if args.fsdp and args.devices == 1:
         raise UserError("fsdp shards over several devices; give --devices")
     _check_spelling(words, list(parser._option_string_actions))
-    args.training = _parse_run(words)
+    args.training, args.words = _parse_run(words), words
     return args
 
 
@@ -64,8 +81,12 @@ def run(args: argparse.Namespace) -> None:
         fsdp=args.fsdp,
         memory_gib=args.memory,
         device=args.device,
+        devices_per_node=args.devices_per_node,
+        link=args.link,
+        network=args.network,
         efficiency=args.efficiency,
         probe=not args.no_probe,
+        words=args.words,
     )
     print(json.dumps(plan.as_dict(), indent=2) if args.json else plan.as_table())
 

@@ -2,29 +2,43 @@
 
 A step has several phases that can be its peak: the end of the forward pass, the backward pass of the loss, its end,
 the update, an evaluation. The memory of each is a sum of named parts, in bytes; the largest sum is the estimate.
-Nothing here runs a model: the formulas follow from what autograd saves in modeling_minigpt.py.
+Nothing here runs a model: the formulas follow from what autograd saves in modeling_minigpt.py, and from how DDP and
+FSDP2 store parameters and gradients.
 
 Letters: N tokens of a micro-batch, C hidden size, I intermediate size, H heads, T block size, V vocabulary, L layers.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
 from configuration_minigpt import MiniGPTConfig
 from minigpt.modeling.loss import CHUNK_ELEMENTS
-from minigpt.utils.errors import UserError
 
 FLOAT32 = 4  # bytes
 RUNTIME_BYTES = 0.05 * 2**30  # what a training process on a CPU needs beyond its imports: threads, kernels, loader
 MALLOC_OVERHEAD = 0.2  # share of the activations that glibc's malloc keeps and cannot reuse. Measured, not derived
+
+# What a process on a GPU needs beyond its tensors. The first, second and fourth are assumptions, not measured here.
+CUDA_CONTEXT_BYTES = 0.5 * 2**30  # driver and loaded kernels; nvidia-smi shows 0.3 to 0.5 GiB for an idle process
+NCCL_BYTES = 0.5 * 2**30  # up to 32 channels, whose buffers take 4 MiB (NCCL_BUFFSIZE) and more per ring or tree
+# PyTorch's default on Hopper, CUBLAS_WORKSPACE_CONFIG in its documentation (other GPUs: 8 MiB). The forward and the
+# backward pass run in two threads, each with its own cuBLAS handle
+CUBLAS_WORKSPACE_BYTES = 2 * 32 * 2**20
+# of what a step allocates and frees: share that PyTorch's allocator reserves in blocks that no tensor fits into
+FRAGMENTATION = 0.1
+BEYOND_TENSORS = ("process", "CUDA context", "NCCL buffers", "fragmentation", "kept by malloc")  # parts that are not
 
 Parts = dict[str, float]  # name → bytes
 
 
 @dataclass(frozen=True)
 class TrainingSetup:
-    """What decides the memory of one device. `compute_bytes` is 2 under mixed precision, else 4."""
+    """What decides the memory of one device. `compute_bytes` is 2 under mixed precision, else 4.
+
+    Mixed precision is autocast on one device and under DDP. FSDP2 instead gathers bfloat16 copies of its float32
+    shards, and the whole model computes in bfloat16.
+    """
 
     config: MiniGPTConfig
     block_size: int
@@ -49,6 +63,19 @@ class TrainingSetup:
     @property
     def is_mixed(self) -> bool:
         return self.compute_bytes < FLOAT32
+
+    @property
+    def is_autocast(self) -> bool:
+        return self.is_mixed and not self.sharded
+
+    @property
+    def hidden_bytes(self) -> int:
+        """Bytes per number of the hidden states between the layers; autocast leaves them in float32."""
+        return self.compute_bytes if self.sharded else FLOAT32
+
+    @property
+    def is_ddp(self) -> bool:
+        return self.devices > 1 and not self.sharded
 
     @property
     def shards(self) -> int:
@@ -104,16 +131,19 @@ def optimizer_bytes(config: MiniGPTConfig, optimizer: str) -> int:
 def update_bytes(setup: TrainingSetup) -> float:
     """Working memory of the update. AdamW's kernel has none; Muon stacks the matrices of one shape and their products.
 
-    Two stacks in float32 (the averages, and the update of the shape before) and two stacks and two Gram matrices of
-    the iteration, which runs in bfloat16 on a GPU.
+    Stacks in float32 are the averages and the update of the shape before; with DDP also the updates of all processes,
+    with FSDP2 the buffers of two exchanges. The iteration, on the share of one process, has two stacks and two Gram
+    matrices, in bfloat16 on a GPU.
     """
     if setup.optimizer != "muon":
         return 0.0
-    iteration = 2 if setup.device == "cuda" else FLOAT32
+    iteration = (2 if setup.device == "cuda" else FLOAT32) / setup.devices
+    stacks = 6 / setup.shards if setup.sharded else 3 if setup.is_ddp else 2
     sizes = []
     for (rows, columns), count in layer_matrices(setup.config).items():
         matrices, short = setup.config.num_hidden_layers * count, min(rows, columns)
-        sizes.append(matrices * (2 * FLOAT32 * rows * columns + 2 * iteration * (rows * columns + short * short)))
+        per_matrix = stacks * FLOAT32 * rows * columns + 2 * iteration * (rows * columns + short * short)
+        sizes.append(matrices * per_matrix)
     return max(sizes)
 
 
@@ -142,15 +172,21 @@ def attention_bytes(setup: TrainingSetup) -> float:
 def layer_activation_bytes(setup: TrainingSetup) -> float:
     """What autograd saves in one layer without checkpointing.
 
-    In float32 the three projections share their input; autocast converts the norm's output once for each of them.
+    The three projections share their input, except under autocast, which converts it once for each of them.
     """
     config, compute_bytes = setup.config, setup.compute_bytes
     hidden, intermediate = _widths(setup)
-    norms = 2 * (hidden * FLOAT32 + 2 * setup.tokens * FLOAT32)  # inputs, means and deviations
-    projections = hidden * compute_bytes * ((3 if setup.is_mixed else 1) + 2)
+    norms = 2 * (hidden * setup.hidden_bytes + _norm_statistics_bytes(setup))
+    projections = hidden * compute_bytes * ((3 if setup.is_autocast else 1) + 2)
     activation = 2 * intermediate * compute_bytes  # the input of the activation function and of the down projection
     masks = 2 * hidden * _dropout_mask_bytes(setup, compute_bytes) if config.resid_pdrop > 0 else 0
     return norms + projections + activation + attention_bytes(setup) + masks
+
+
+def is_attention_recomputed(setup: TrainingSetup) -> bool:
+    """Whether the backward pass computes attention again; selective checkpointing keeps the output of some kernels."""
+    is_kept = setup.attention == "sdpa" and setup.config.attn_pdrop == 0
+    return setup.gradient_checkpointing == "full" or (setup.gradient_checkpointing == "selective" and not is_kept)
 
 
 def kept_layer_activation_bytes(setup: TrainingSetup) -> float:
@@ -158,10 +194,10 @@ def kept_layer_activation_bytes(setup: TrainingSetup) -> float:
     if setup.gradient_checkpointing == "no":
         return layer_activation_bytes(setup)
     hidden, intermediate = _widths(setup)
-    kept = hidden * FLOAT32  # the layer's input
+    kept = hidden * setup.hidden_bytes  # the layer's input
     if setup.gradient_checkpointing == "selective":
         kept += (5 * hidden + intermediate) * setup.compute_bytes  # the results of six products
-        if setup.attention == "sdpa" and setup.config.attn_pdrop == 0:
+        if not is_attention_recomputed(setup):
             kept += hidden * setup.compute_bytes + setup.tokens * setup.config.num_attention_heads * FLOAT32
     return kept
 
@@ -171,8 +207,8 @@ def activation_bytes(setup: TrainingSetup) -> float:
     config, tokens = setup.config, setup.tokens
     hidden = tokens * config.hidden_size
     ids = 8 * tokens * (2 if setup.document_attention else 1)  # token ids, and positions
-    embedding = ids + (hidden * _dropout_mask_bytes(setup, FLOAT32) if config.embd_pdrop > 0 else 0)
-    last_norm = hidden * FLOAT32 + 2 * tokens * FLOAT32
+    embedding = ids + (hidden * _dropout_mask_bytes(setup, setup.hidden_bytes) if config.embd_pdrop > 0 else 0)
+    last_norm = hidden * setup.hidden_bytes + _norm_statistics_bytes(setup)
     layers = config.num_hidden_layers * kept_layer_activation_bytes(setup)
     return layers + embedding + last_norm + hidden * setup.compute_bytes
 
@@ -189,11 +225,11 @@ def loss_bytes(setup: TrainingSetup, phase: Literal["forward", "backward", "eval
 
 
 def low_precision_weight_bytes(setup: TrainingSetup) -> float:
-    """Matrices that autocast has converted and that the backward pass needs; FSDP2 converts what it gathers instead.
+    """Matrices that autocast has converted and that the backward pass needs.
 
     With checkpointing only the head's is kept: those of the layers are converted again.
     """
-    if not setup.is_mixed or setup.sharded:
+    if not setup.is_autocast:
         return 0.0
     config = setup.config
     layers = config.num_hidden_layers if setup.gradient_checkpointing == "no" else 0
@@ -206,60 +242,108 @@ def backward_bytes(setup: TrainingSetup) -> float:
     return hidden * (FLOAT32 + setup.compute_bytes) + 2 * intermediate * setup.compute_bytes
 
 
-def communication_bytes(setup: TrainingSetup, backward: bool) -> float:
-    """What FSDP2 gathers beyond its own shard: everything outside the layers, and two layers.
-
-    It communicates in the compute dtype, and holds whole gradients of what it has gathered until they are reduced.
-    """
-    if not setup.sharded:
-        return 0.0
-    gathered = non_layer_parameters(setup.config) + 2 * layer_parameters(setup.config)
-    return gathered * setup.compute_bytes * (2 if backward else 1)
-
-
 def memory_by_phase(setup: TrainingSetup) -> dict[str, Parts]:
-    """The parts of each phase that can be the peak of one device."""
+    """The parts of each phase that can be the peak of one device.
+
+    Gradients are float32. DDP has one per parameter, inside its buckets, which are never freed. FSDP2 has shards, also
+    between micro-batches. It gathers the parameters of two layers, the one that computes and the next, and keeps those
+    outside the layers until the end of the step. The whole gradients of a layer are in the compute dtype like its
+    parameters, and are copied to a float32 buffer that is reduced.
+    """
     config = setup.config
     weights = parameters(config) * FLOAT32 / setup.shards
-    ddp_buckets = weights if setup.devices > 1 and not setup.sharded else 0.0  # hold the gradients, are never freed
+    ddp_buckets = weights if setup.is_ddp else 0.0
     accumulated = weights if setup.accumulation > 1 else ddp_buckets  # gradients of the micro-batches before
     activations, working = activation_bytes(setup), backward_bytes(setup)
     recomputed = layer_activation_bytes(setup) - kept_layer_activation_bytes(setup)  # of the layer at work
     converted = low_precision_weight_bytes(setup)
-    tied_table = config.vocab_size * config.hidden_size * FLOAT32 / setup.shards if config.tie_word_embeddings else 0.0
+    head = config.vocab_size * config.hidden_size
+    layer, non_layer = layer_parameters(config), non_layer_parameters(config)
+    # bytes per number of whole parameters and gradients, and of the buffer in which gradients are summed
+    whole, summed = (setup.compute_bytes, FLOAT32) if setup.sharded else (0, 0)
+    gathered = (non_layer + 2 * layer) * whole
+    # the head's gradient stays until the end: whole with FSDP2, otherwise in its place
+    head_gradient = 0.0 if setup.sharded else max(0.0, head * FLOAT32 - accumulated)
+    # autocast's gradient of a matrix, before and after its conversion to float32
+    matrix = max(rows * columns for rows, columns in layer_matrices(config))
+    working += matrix * (setup.compute_bytes + FLOAT32) if setup.is_autocast else 0.0
+    # a tied table has two gradients at the end: one as the head, one as the embedding
+    tied_table = head * (whole or FLOAT32) if config.tie_word_embeddings else 0.0
 
     always: Parts = {
         "process": setup.process_bytes,
         "weights": weights,
         "optimizer state": optimizer_bytes(config, setup.optimizer) / setup.shards,
-        # room for all gradients; DDP allocates its buckets again after the first step
-        "kept by malloc": weights + ddp_buckets + MALLOC_OVERHEAD * activations if setup.device == "cpu" else 0.0,
     }
+    if setup.device == "cuda":
+        always |= {
+            "CUDA context": CUDA_CONTEXT_BYTES,
+            "cuBLAS workspaces": CUBLAS_WORKSPACE_BYTES,
+            "NCCL buffers": NCCL_BYTES if setup.devices > 1 else 0.0,
+        }
     forward: Parts = {
         "gradients": accumulated,
         "activations": activations,
         "weights in low precision": converted,
-        "communication": communication_bytes(setup, backward=False),
+        "gathered by FSDP2": gathered,
     }
-    backward: Parts = {"communication": communication_bytes(setup, backward=True)}
-    return {
-        "forward": always | forward | {"logits and loss": loss_bytes(setup, "forward")},
-        "loss": always | forward | {"logits and loss": loss_bytes(setup, "backward")},
-        "layers": always | forward | backward | {"activations": activations + recomputed, "working memory": working},
+    last_layer: Parts = forward | {
+        "activations": activations + recomputed,
+        "gradients": accumulated + head_gradient,
+        "working memory": working,
+        "whole gradients of FSDP2": (head + layer) * whole,
+    }
+    phases: dict[str, Parts] = {
+        "forward": forward | {"logits and loss": loss_bytes(setup, "forward")},
+        "loss": forward
+        | {"logits and loss": loss_bytes(setup, "backward"), "working memory": head * setup.compute_bytes},
+        "layers": last_layer,
         # the backward pass has all gradients except this layer's, and needs only this layer's activations
-        "first layer": always
-        | backward
-        | {
-            "gradients": ddp_buckets or weights - layer_parameters(config) * FLOAT32 / setup.shards,
+        "first layer": {
+            "gradients": ddp_buckets or weights - (0.0 if setup.sharded else layer * FLOAT32),
             "activations": layer_activation_bytes(setup),
             "weights in low precision": converted / config.num_hidden_layers,
             "working memory": working,
+            "gathered by FSDP2": gathered - layer * whole,
+            "whole gradients of FSDP2": (head + layer) * whole + layer * summed,
         },
-        # a tied table has two gradients at the end: one as the head, one as the embedding
-        "end of backward": always | backward | {"gradients": weights, "working memory": tied_table},
-        "update": always | {"gradients": weights, "working memory": update_bytes(setup)},
-        "evaluation": always | {"gradients": ddp_buckets, "logits and loss": loss_bytes(setup, "evaluation")},
+        "end of backward": {
+            "gradients": weights,
+            "working memory": tied_table,
+            "gathered by FSDP2": non_layer * whole,
+            "whole gradients of FSDP2": non_layer * (whole + summed),
+        },
+        "update": {"gradients": weights, "working memory": update_bytes(setup)},
+        "evaluation": {
+            "gradients": ddp_buckets,
+            "gathered by FSDP2": gathered,
+            "logits and loss": loss_bytes(setup, "evaluation"),
+        },
     }
+    if setup.sharded and config.num_hidden_layers > 1:
+        # one layer later: its activations are gone, and its gradients are being reduced
+        phases["second layer from the end"] = last_layer | {
+            "activations": activations + recomputed - kept_layer_activation_bytes(setup),
+            "gradients": accumulated or layer * FLOAT32 / setup.shards,
+            "whole gradients of FSDP2": (head + layer) * whole + layer * summed,
+        }
+    if setup.is_ddp and setup.device == "cuda":  # on a CPU this is part of what malloc keeps
+        # after the first step DDP knows the order of the gradients, and allocates its buckets again
+        phases["buckets"] = {"gradients": 2 * ddp_buckets}
+    return {name: always | parts | _overhead(setup, weights + ddp_buckets, parts) for name, parts in phases.items()}
+
+
+def _overhead(setup: TrainingSetup, gradients: float, parts: Parts) -> Parts:
+    """What the allocator keeps beyond the tensors."""
+    if setup.device == "cpu":  # room for all gradients; DDP allocates its buckets again after the first step
+        return {"kept by malloc": gradients + MALLOC_OVERHEAD * activation_bytes(setup)}
+    lasting = parts["gradients"] if setup.is_ddp else 0.0
+    return {"fragmentation": FRAGMENTATION * (sum(parts.values()) - lasting)}
+
+
+def tensor_bytes(parts: Parts) -> float:
+    """The part of a phase that PyTorch's allocator counts as allocated (`torch.cuda.max_memory_allocated`)."""
+    return sum(size for name, size in parts.items() if name not in BEYOND_TENSORS)
 
 
 def peak_phase(setup: TrainingSetup) -> tuple[str, Parts]:
@@ -282,22 +366,35 @@ def setups_of_same_batch(setup: TrainingSetup) -> Iterator[TrainingSetup]:
             yield replace(setup, micro_batch=micro_batch, accumulation=samples // micro_batch)
 
 
-def largest_that_fits(setup: TrainingSetup, memory_bytes: float) -> TrainingSetup:
-    """The setup with the same global batch and the largest micro-batch that needs at most `memory_bytes`.
+def largest_that_fits(setup: TrainingSetup, memory_bytes: float) -> TrainingSetup | None:
+    """The setup with the same global batch and the largest micro-batch that needs at most `memory_bytes`, if any."""
+    return next((same for same in setups_of_same_batch(setup) if peak_bytes(same) <= memory_bytes), None)
 
-    Raises UserError that names the smallest need if none fits.
-    """
-    for candidate in setups_of_same_batch(setup):
-        if peak_bytes(candidate) <= memory_bytes:
-            return candidate
-    smallest = min(peak_bytes(candidate) for candidate in setups_of_same_batch(setup))
-    advice = ["a smaller model or block_size"]
-    advice += [] if setup.gradient_checkpointing == "full" else ["--gradient_checkpointing full"]
-    advice += [] if setup.sharded else ["--fsdp on several --devices"]
-    raise UserError(
-        f"memory={memory_bytes / 2**30:.2f} GiB is too little: even with per_device_train_batch_size=1 this run needs "
-        f"{smallest / 2**30:.2f} GiB; try {' or '.join(advice)}"
+
+def variants(setup: TrainingSetup, sharded: Sequence[bool]) -> list[TrainingSetup]:
+    """The setup with each kind of activation checkpointing, and with DDP and FSDP2 as `sharded` says."""
+    return [
+        replace(setup, gradient_checkpointing=checkpointing, sharded=is_sharded)
+        for is_sharded in sharded
+        for checkpointing in ("no", "selective", "full")
+    ]
+
+
+def too_little_memory(setups: Sequence[TrainingSetup], memory_bytes: float) -> str:
+    """A message that names the smallest need of `setups` with any micro-batch, and how to get below it."""
+    smallest = min((same for setup in setups for same in setups_of_same_batch(setup)), key=peak_bytes)
+    options = ["per_device_train_batch_size=1", f"gradient_checkpointing={smallest.gradient_checkpointing}"]
+    options += ["fsdp"] if smallest.sharded else []
+    advice = "a smaller model or block_size" + (" or more --devices" if smallest.device == "cuda" else "")
+    return (
+        f"memory={memory_bytes / 2**30:.2f} GiB is too little: even with {', '.join(options)} this run needs "
+        f"{peak_bytes(smallest) / 2**30:.2f} GiB; try {advice}"
     )
+
+
+def _norm_statistics_bytes(setup: TrainingSetup) -> float:
+    """Mean and deviation per token; a CPU keeps them in the dtype of the norm's weights."""
+    return 2 * setup.tokens * (setup.hidden_bytes if setup.device == "cpu" else FLOAT32)
 
 
 def _widths(setup: TrainingSetup) -> tuple[int, int]:

@@ -1,6 +1,9 @@
 """Plan a run: its memory, time and steps before it starts."""
 
+import re
+import shlex
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,101 +17,244 @@ from minigpt.data.prepare import make_tokenizer
 from minigpt.data.samplers import BlockOrder
 from minigpt.data.shards import open_shards
 from minigpt.data.tokenizer import load_tokenizer
+from minigpt.planning.communication import LINK_EFFICIENCY, OVERLAP, Cluster, exposed_s
 from minigpt.planning.memory import (
+    FLOAT32,
     RUNTIME_BYTES,
     TrainingSetup,
     largest_that_fits,
     parameters,
     peak_bytes,
     peak_phase,
+    tensor_bytes,
+    too_little_memory,
+    variants,
 )
 from minigpt.planning.step_time import StepTime, estimate_step_time, flops_per_token, measure_step_time
 from minigpt.training.overview import PRECISION_NAMES
 from minigpt.training.setup import build_config
 from minigpt.utils.errors import UserError
 from minigpt.utils.formatting import format_flops, format_seconds
-from minigpt.utils.hardware import PEAK_FLOPS, peak_memory_gib
+from minigpt.utils.hardware import GBIT, GPUS, LINKS, Gpu, find_gpu, peak_memory_gib
 
 GIB = 2**30
+ABOUT_AS_FAST = 1.03  # times of a step that differ by less are equal, for an estimate
+GPU_MARGIN = 0.1  # share of a GPU's memory that a proposal leaves free: no forecast for a GPU has been measured
+
+
+@dataclass(frozen=True)
+class Hardware:
+    """The devices of a run. `gpu` and `cluster` are None for a CPU and for a GPU whose figures are unknown."""
+
+    device: str
+    gpu: Gpu | None = None
+    cluster: Cluster | None = None
+    link: str | None = None
+    memory_bytes: float | None = None  # that a proposal may use; None: nothing is proposed
+
+    def describe(self, devices: int) -> list[str]:
+        """Lines that say what is assumed."""
+        if self.gpu is None or self.cluster is None:
+            return [f"{devices} x {self.device}"]
+        device = (
+            f"{devices} x {self.device}: dense bfloat16 peak {format_flops(self.gpu.peak_flops)}, "
+            f"{self.gpu.memory_bytes / GIB:.1f} GiB at {self.gpu.bytes_per_s / 1e9:,.0f} GB/s"
+        )
+        if devices == 1:
+            return [device]
+        nodes = "one node"
+        if self.cluster.nodes > 1:
+            network = f"{self.cluster.network_bytes_per_s / GBIT:,.0f} Gbit/s from each"
+            nodes = f"{self.cluster.nodes} nodes of {self.cluster.devices_per_node}, {network}"
+        return [device, f"{self.link}, {self.cluster.link.bytes_per_s / 1e9:,.1f} GB/s in each direction; {nodes}"]
+
+
+@dataclass(frozen=True)
+class Timing:
+    """The time of a step: that of its computing, and the time in which its devices only communicate."""
+
+    computing: StepTime
+    accumulation: int
+    exposed_s: float = 0.0
+
+    @property
+    def step_s(self) -> float:
+        return self.computing.step_s(self.accumulation) + self.exposed_s
+
+    @property
+    def efficiency(self) -> float:
+        """Tokens per second and device, relative to a run without communication."""
+        return self.computing.step_s(self.accumulation) / self.step_s
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A setup that fits into the memory, and its time if it can be estimated."""
+
+    setup: TrainingSetup
+    timing: Timing | None
+
+    def as_dict(self) -> dict[str, Any]:
+        """The options that give this setup, its memory and its time."""
+        return {
+            "fsdp": self.setup.sharded,
+            "gradient_checkpointing": self.setup.gradient_checkpointing,
+            "per_device_train_batch_size": self.setup.micro_batch,
+            "gradient_accumulation_steps": self.setup.accumulation,
+            "peak_gib": peak_bytes(self.setup) / GIB,
+            "step_s": self.timing.step_s if self.timing else None,
+        }
 
 
 @dataclass(frozen=True)
 class RunPlan:
     """Estimated memory and time of a run on each of its devices.
 
-    `proposal` is the same run with the largest micro-batch that fits, if a limit was given. `steps` is None if
-    it is only known after tokenizing, `time` is None if it was not measured.
+    `candidates` are the variants of the run that fit into the memory, each with its largest micro-batch; `proposal`
+    is the fastest of them, or about as fast. `steps` is None if it is only known after tokenizing, `timing` is None
+    if it was not measured. `words` are the run's words on the command line.
     """
 
     setup: TrainingSetup
-    proposal: TrainingSetup | None
+    candidates: Sequence[Candidate]
+    proposal: Candidate | None
     steps: int | None
     precision: str
-    device: str
-    time: StepTime | None
+    hardware: Hardware
+    timing: Timing | None
     time_from: str
+    efficiency: float
+    words: Sequence[str]
 
     def as_dict(self) -> dict[str, Any]:
         """The figures, in GiB and seconds."""
-        setup = self.setup
+        setup, timing = self.setup, self.timing
         phase, parts = peak_phase(setup)
-        step_s = self.time.step_s(setup.accumulation) if self.time else None
+        step_s = timing.step_s if timing else None
+        limit = self.hardware.memory_bytes
         figures: dict[str, Any] = {
             "parameters": parameters(setup.config),
             "tokens_per_step": setup.tokens * setup.accumulation * setup.devices,
             "steps": self.steps,
             "flops_per_token": flops_per_token(setup.config, setup.block_size),
-            "device": self.device,
+            "device": self.hardware.device,
             "devices": setup.devices,
+            "fsdp": setup.sharded,
             "precision": self.precision,
             "memory_gib": {name: size / GIB for name, size in parts.items() if size},
             "peak_gib": peak_bytes(setup) / GIB,
             "peak_at": phase,
+            "tensors_gib": tensor_bytes(parts) / GIB,
+            "limit_gib": limit / GIB if limit is not None else None,
             "step_s": step_s,
+            "communication_s": timing.exposed_s if timing else None,
+            "scaling_efficiency": timing.efficiency if timing else None,
             "run_s": step_s * self.steps if step_s is not None and self.steps else None,
             "time_from": self.time_from,
         }
         if self.proposal is not None:
-            figures["proposal"] = {
-                "per_device_train_batch_size": self.proposal.micro_batch,
-                "gradient_accumulation_steps": self.proposal.accumulation,
-                "peak_gib": peak_bytes(self.proposal) / GIB,
-            }
+            figures["candidates"] = [candidate.as_dict() for candidate in self.candidates]
+            figures["proposal"] = self.proposal.as_dict() | {"command": self.command(self.proposal.setup)}
         return figures
 
     def as_table(self) -> str:
         """The figures as lines of text."""
         figures, setup = self.as_dict(), self.setup
         unknown_steps = "known after tokenizing; give --max_steps, or prepared shards with --data"
+        device, *connection = self.hardware.describe(setup.devices)
+        parallel = f", {'FSDP2' if setup.sharded else 'DDP'}" if setup.devices > 1 else ""
         lines = [
             f"  parameters       {figures['parameters']:,}",
             f"  tokens per step  {figures['tokens_per_step']:,} = {setup.micro_batch} samples x "
             f"{setup.accumulation} micro-batches x {setup.devices} device(s) x {setup.block_size} tokens",
             f"  steps            {format(figures['steps'], ',') if figures['steps'] else unknown_steps}",
-            f"  device           {setup.devices} x {self.device}, {PRECISION_NAMES[self.precision]}",
+            f"  device           {device}",
+            *(f"  connection       {line}" for line in connection),
+            f"  run as           {PRECISION_NAMES[self.precision]}{parallel}, "
+            f"gradient_checkpointing={setup.gradient_checkpointing}",
             "",
             f"  peak memory per device, GiB; reached in the phase: {figures['peak_at']}",
             *(f"    {name:<26}{size:>9.3f}" for name, size in figures["memory_gib"].items()),
             f"    {'sum':<26}{figures['peak_gib']:>9.3f}",
-            "",
         ]
-        if figures["step_s"] is not None:
+        if setup.device == "cuda":
+            lines.append(f"    {'of which PyTorch counts':<26}{figures['tensors_gib']:>9.3f}")
+        lines.append("")
+        if self.timing is not None:
             rate = figures["tokens_per_step"] / figures["step_s"]
             achieved = figures["flops_per_token"] * rate / setup.devices
-            lines += [
-                f"  time per step    {format_seconds(figures['step_s'])}, {rate:,.0f} tokens/s ({self.time_from})",
+            lines.append(
+                f"  time per step    {format_seconds(figures['step_s'])}, {rate:,.0f} tokens/s ({self.time_from})"
+            )
+            if self.hardware.cluster is not None and setup.devices > 1:
+                lines.append(
+                    f"  communication    {format_seconds(self.timing.exposed_s)} of these; scaling efficiency "
+                    f"{self.timing.efficiency:.1%}"
+                )
+            lines.append(
                 f"  arithmetic       {figures['flops_per_token'] / 1e6:,.1f} MFLOP per token, "
-                f"{format_flops(achieved)} per device",
-            ]
+                f"{format_flops(achieved)} per device"
+            )
         if figures["run_s"] is not None:
             lines.append(f"  time of the run  {format_seconds(figures['run_s'])}, without evaluation and saving")
-        if self.proposal is not None:
-            lines.append(
-                f"  largest to fit   --per_device_train_batch_size {self.proposal.micro_batch} "
-                f"--gradient_accumulation_steps {self.proposal.accumulation}  "
-                f"({figures['proposal']['peak_gib']:.3f} GiB)"
-            )
+        lines += [*self._proposal_lines(), *self._assumptions()]
         return "\n".join(lines).rstrip()
+
+    def command(self, setup: TrainingSetup) -> str:
+        """The command line that trains with the micro-batch, checkpointing and sharding of `setup`."""
+        cluster = self.hardware.cluster
+        nodes = cluster.nodes if cluster else 1
+        if setup.device == "cpu":
+            profile = "cpu" if setup.devices == 1 else "cpu_ddp"
+        elif setup.sharded:
+            profile = "fsdp2"
+        else:
+            profile = "single_gpu" if setup.devices == 1 else "multi_gpu" if nodes == 1 else "multi_node"
+        words = ["minigpt", "train", *self.words, "--profile", profile]
+        words += ["--num_processes", str(setup.devices)] if setup.devices > 1 else []
+        words += ["--num_machines", str(nodes), "--machine_rank", "R"] if nodes > 1 else []
+        words += ["--main_process_ip", "ADDRESS_OF_RANK_0"] if nodes > 1 else []
+        words += ["--per_device_train_batch_size", str(setup.micro_batch)]
+        words += ["--gradient_accumulation_steps", str(setup.accumulation)]
+        words += ["--gradient_checkpointing", setup.gradient_checkpointing]
+        return shlex.join(words)
+
+    def _proposal_lines(self) -> list[str]:
+        limit = self.hardware.memory_bytes
+        if limit is None:
+            return []
+        if self.proposal is None:
+            return ["", "  nothing fits     " + too_little_memory(self._all_variants(), limit)]
+        lines = [
+            "",
+            f"  what fits into {limit / GIB:.1f} GiB with the same global batch (* proposed)",
+            "      parallel  checkpointing  micro-batch  accumulation  peak GiB  time per step",
+        ]
+        for candidate in self.candidates:
+            same, mark = candidate.setup, "*" if candidate is self.proposal else " "
+            parallel = "one" if same.devices == 1 else "FSDP2" if same.sharded else "DDP"
+            time = format_seconds(candidate.timing.step_s) if candidate.timing else "?"
+            lines.append(
+                f"    {mark} {parallel:<8}  {same.gradient_checkpointing:<13}  {same.micro_batch:>11}  "
+                f"{same.accumulation:>12}  {peak_bytes(same) / GIB:>8.3f}  {time:>13}"
+            )
+        return [*lines, "", f"  {self.command(self.proposal.setup)}"]
+
+    def _all_variants(self) -> list[TrainingSetup]:
+        return variants(self.setup, _sharding(self.setup))
+
+    def _assumptions(self) -> list[str]:
+        if self.hardware.gpu is None:
+            return []
+        lines = [f"times that are not measured: {self.efficiency:.0%} of the peak, for each micro-batch"]
+        if self.setup.devices > 1:
+            lines += [
+                f"communication: a ring at {LINK_EFFICIENCY:.0%} of the slowest link, "
+                f"hidden behind up to {OVERLAP:.0%} of the computing",
+                "scaling efficiency: relative to the same work per device without communication",
+            ]
+        lines.append(f"proposals leave {GPU_MARGIN:.0%} of the memory free; see docs/plan.md")
+        return ["", *(f"  {'assumptions' * (number == 0):<17}{line}" for number, line in enumerate(lines))]
 
 
 def plan_run(
@@ -118,23 +264,34 @@ def plan_run(
     fsdp: bool = False,
     memory_gib: float | None = None,
     device: str | None = None,
+    devices_per_node: int = 8,
+    link: str | None = None,
+    network: str | None = None,
     efficiency: float = 0.4,
     probe: bool = True,
+    words: Sequence[str] = (),
 ) -> RunPlan:
     """Plan the run of `args` on `devices` devices, with FSDP2 if `fsdp`, otherwise with DDP.
 
-    memory_gib: memory of one device, for which the largest micro-batch that fits is proposed.
-    device: cpu, cuda or a name in `PEAK_FLOPS`; None is the device of this machine.
+    memory_gib: memory of one device, for which the largest micro-batch that fits is proposed; None is that of the GPU.
+    device: cpu, cuda or a name of an absent GPU that `find_gpu` knows; None is the device of this machine.
+    link: what connects the GPUs of a node, a name in `LINKS`; None is what the GPU usually has.
+    network: Gbit/s from each node, as 100 or 8x400; None is what machines with that link usually have.
     efficiency: the share of its peak that an absent GPU is assumed to reach.
     probe: whether to measure the time on a device that is available.
+    words: the run's words on the command line, which the proposed command repeats.
 
-    Raises UserError if the device is unknown, the model cannot be built, or no micro-batch fits into the memory.
+    Raises UserError if the device is unknown or a GPU is meant but not named, the model cannot be built, or nothing
+    fits into `memory_gib`.
     """
-    available = "cuda" if torch.cuda.is_available() and not args.use_cpu else "cpu"
-    device = device or available
-    if device not in ("cpu", available, *PEAK_FLOPS):
-        raise UserError(f"device={device} is not available and not one of {', '.join(PEAK_FLOPS)}")
-    kind = "cpu" if device == "cpu" else "cuda"
+    present = "cuda" if torch.cuda.is_available() and not args.use_cpu else "cpu"
+    means_gpus = devices > 1 or fsdp or memory_gib is not None or link is not None or network is not None
+    if device is None and present == "cpu" and means_gpus and not args.use_cpu:
+        raise UserError(_which_gpu(memory_gib))
+    hardware = find_hardware(device or present, present, devices, devices_per_node, link, network, memory_gib)
+    kind = "cpu" if hardware.device == "cpu" else "cuda"
+    if fsdp and kind == "cpu":
+        raise UserError("fsdp needs GPUs; name one with --device")
     precision = args.mixed_precision or ("no" if kind == "cpu" else "bf16")  # as the launch profiles have it
     config = planned_config(args)
     setup = TrainingSetup(
@@ -153,19 +310,121 @@ def plan_run(
         sharded=fsdp,
         process_bytes=_process_bytes() if kind == "cpu" else 0.0,
     )
-    proposal = largest_that_fits(setup, memory_gib * GIB) if memory_gib is not None else None
-    time: StepTime | None = None
-    time_from = "not measured"
-    if probe and device in PEAK_FLOPS:
-        time_from = f"{efficiency:.0%} of the data sheet's peak"
-        time = estimate_step_time(
-            device, config, args.block_size, setup.micro_batch, is_mixed=setup.is_mixed, efficiency=efficiency
-        )
-    elif probe:
+    gradient_bytes = FLOAT32 if args.ddp_comm_hook == "no" else 2
+
+    def estimate(same: TrainingSetup, computing: StepTime | None = None) -> Timing | None:
+        if computing is None:
+            if hardware.gpu is None:
+                return None
+            computing = estimate_step_time(hardware.gpu, same, efficiency)
+        waiting_s = 0.0
+        if hardware.cluster is not None:
+            waiting_s = exposed_s(same, hardware.cluster, computing.micro_batch_s, gradient_bytes)
+        return Timing(computing, same.accumulation, waiting_s)
+
+    limit = hardware.memory_bytes
+    candidates: list[Candidate] = []
+    if limit is not None:
+        all_variants = variants(setup, _sharding(setup))
+        fitting = [same for variant in all_variants if (same := largest_that_fits(variant, limit)) is not None]
+        candidates = [Candidate(same, estimate(same)) for same in fitting]
+        if not candidates and memory_gib is not None:
+            raise UserError(too_little_memory(all_variants, limit))
+    timing, time_from = None, "not measured"
+    if device is not None and hardware.gpu is not None:
+        timing, time_from = estimate(setup), f"{efficiency:.0%} of the data sheet's peak"
+    elif probe and (limit is None or peak_bytes(setup) <= limit):
         time_from = "measured on this machine"
         print("measuring the time of a step (--no_probe skips this) ...", file=sys.stderr, flush=True)
-        time = measure_step_time(args, config, setup.micro_batch, precision, torch.device(device))
-    return RunPlan(setup, proposal, planned_steps(args, devices), precision, device, time, time_from)
+        measured = measure_step_time(args, config, setup.micro_batch, precision, torch.device(kind))
+        timing = estimate(setup, measured)
+    return RunPlan(
+        setup=setup,
+        candidates=candidates,
+        proposal=_best(candidates),
+        steps=planned_steps(args, devices),
+        precision=precision,
+        hardware=hardware,
+        timing=timing,
+        time_from=time_from,
+        efficiency=efficiency,
+        words=words,
+    )
+
+
+def find_hardware(
+    device: str,
+    present: str,
+    devices: int,
+    devices_per_node: int = 8,
+    link: str | None = None,
+    network: str | None = None,
+    memory_gib: float | None = None,
+) -> Hardware:
+    """The figures of `device`: cpu, the `present` device of this machine, or the name of a GPU.
+
+    Raises UserError for an unknown device, link or network.
+    """
+    if device == "cpu":
+        return Hardware("cpu", memory_bytes=None if memory_gib is None else memory_gib * GIB)
+
+    def usable_bytes(memory_bytes: float) -> float:
+        return (1 - GPU_MARGIN) * min(memory_bytes, memory_bytes if memory_gib is None else memory_gib * GIB)
+
+    is_present = device == present
+    full_name = torch.cuda.get_device_name() if is_present else device
+    name = find_gpu(full_name)
+    if name is None:
+        if not is_present:
+            raise UserError(f"device={device} is not available and not one of {', '.join(GPUS)}")
+        return Hardware(full_name, memory_bytes=usable_bytes(torch.cuda.get_device_properties(0).total_memory))
+    gpu = GPUS[name]
+    if link is not None and link not in LINKS:
+        raise UserError(f"link={link} is not one of {', '.join(LINKS)}")
+    link = link or gpu.link
+    cluster = Cluster(
+        devices,
+        devices_per_node,
+        LINKS[link],
+        LINKS[link].network_bytes_per_s if network is None else _network_bytes_per_s(network),
+    )
+    return Hardware(name, gpu, cluster, link, usable_bytes(gpu.memory_bytes))
+
+
+def _network_bytes_per_s(network: str) -> float:
+    """Bytes per second of Gbit/s given as 100 or 8x400."""
+    match = re.fullmatch(r"(?:(\d+)x)?(\d+(?:\.\d+)?)", network)
+    rate = int(match[1] or 1) * float(match[2]) if match else 0
+    if rate <= 0:
+        raise UserError(f"network={network} must be the Gbit/s of a node, such as 100 or 8x400")
+    return rate * GBIT
+
+
+def _which_gpu(memory_gib: float | None) -> str:
+    """A message that asks for the GPU, and names those with about that memory."""
+    names = [
+        name for name, gpu in GPUS.items() if memory_gib is not None and abs(gpu.memory_gb / memory_gib - 1) < 0.1
+    ]
+    return f"this machine has no GPU; name the one to plan for with --device: {', '.join(names or GPUS)}, or cpu"
+
+
+def _sharding(setup: TrainingSetup) -> list[bool]:
+    """Which of DDP (False) and FSDP2 (True) can be proposed. FSDP2 needs several GPUs; if it is given, it stays."""
+    if setup.sharded:
+        return [True]
+    return [False, True] if setup.devices > 1 and setup.device == "cuda" else [False]
+
+
+def _best(candidates: Sequence[Candidate]) -> Candidate | None:
+    """The first candidate that is about as fast as the fastest; the first if no time is known.
+
+    DDP comes before FSDP2, and less recomputation before more.
+    """
+    times = [candidate.timing.step_s if candidate.timing else 0.0 for candidate in candidates]
+    return next(
+        (candidate for candidate, time in zip(candidates, times, strict=True) if time <= ABOUT_AS_FAST * min(times)),
+        None,
+    )
 
 
 def planned_config(args: Arguments) -> MiniGPTConfig:

@@ -2,7 +2,8 @@
 
 The time of a step is `accumulation` micro-batches and one update. Both are linear in the number of layers: a constant
 part outside the layers, and a part per layer with its products and its small operations. For a GPU that is not
-available here, the time is the model's arithmetic divided by a share of the GPU's peak.
+available here, the time is the model's arithmetic divided by a share of the GPU's peak, and the memory traffic of the
+update divided by a share of its memory bandwidth.
 """
 
 import statistics
@@ -17,8 +18,14 @@ from minigpt.modeling.activation_checkpointing import enable_activation_checkpoi
 from minigpt.modeling.flops import train_flops_per_token
 from minigpt.modeling.loss import in_place_cross_entropy
 from minigpt.optim.optimizer import build_optimizer
-from minigpt.planning.memory import parameters
-from minigpt.utils.hardware import PEAK_FLOPS
+from minigpt.planning.memory import (
+    TrainingSetup,
+    is_attention_recomputed,
+    layer_matrices,
+    layer_matrix_parameters,
+    parameters,
+)
+from minigpt.utils.hardware import Gpu
 from minigpt.utils.malloc import keep_freed_memory
 from modeling_minigpt import MiniGPTForCausalLM
 
@@ -27,6 +34,13 @@ MAX_WHOLE_LAYERS = 4  # a model with at most this many layers is measured whole
 PROBE_LAYERS = (1, 3)  # otherwise two models with so many layers are measured
 WARM_UP_S, MEASURING_S = 1.0, 4.0
 MIN_ROUNDS, MAX_ROUNDS = 2, 60  # of measured steps
+
+BANDWIDTH_EFFICIENCY = 0.8  # share of a GPU's memory bandwidth that the update reaches; an assumption
+SELECTIVE_OVERHEAD = 0.04  # of selective checkpointing, in addition to what has FLOPs; measured on a CPU
+# AdamW reads weight, gradient and two moments and writes all but the gradient; clipping reads the gradient twice and
+# writes it once. All in float32
+UPDATE_BYTES_PER_PARAMETER = (4 + 3 + 3) * 4
+NEWTON_SCHULZ_STEPS = 5  # of Muon
 
 
 @dataclass(frozen=True)
@@ -135,9 +149,33 @@ def flops_per_token(config: MiniGPTConfig, block_size: int) -> float:
     return train_flops_per_token(parameters(config), config, block_size)
 
 
-def estimate_step_time(
-    gpu: str, config: MiniGPTConfig, block_size: int, micro_batch: int, is_mixed: bool, efficiency: float
-) -> StepTime:
+def recomputed_flops_per_token(setup: TrainingSetup) -> float:
+    """FLOPs that activation checkpointing repeats for one token: layers in the forward pass, or their attention."""
+    config = setup.config
+    attention = 4 * config.num_hidden_layers * config.hidden_size * setup.block_size
+    if setup.gradient_checkpointing == "full":
+        return attention + 2 * config.num_hidden_layers * layer_matrix_parameters(config)
+    return attention if is_attention_recomputed(setup) else 0.0
+
+
+def muon_flops(config: MiniGPTConfig) -> float:
+    """FLOPs of Muon's Newton-Schulz iterations: two products with the Gram matrix of each matrix, and its square."""
+    total = 0.0
+    for (rows, columns), count in layer_matrices(config).items():
+        short, long = sorted((rows, columns))
+        total += count * NEWTON_SCHULZ_STEPS * (4 * short**2 * long + 2 * short**3)
+    return config.num_hidden_layers * total
+
+
+def estimate_step_time(gpu: Gpu, setup: TrainingSetup, efficiency: float) -> StepTime:
     """The time on a GPU that is not available, at `efficiency` of its peak; float32 counts as TF32, half as fast."""
-    rate = PEAK_FLOPS[gpu] * efficiency * (1.0 if is_mixed else 0.5)
-    return StepTime(micro_batch * block_size * flops_per_token(config, block_size) / rate, 0.0)
+    rate = gpu.peak_flops * efficiency
+    flops = flops_per_token(setup.config, setup.block_size)
+    if setup.gradient_checkpointing == "selective":
+        flops *= 1 + SELECTIVE_OVERHEAD
+    flops += recomputed_flops_per_token(setup)
+    update_s = UPDATE_BYTES_PER_PARAMETER * parameters(setup.config) / setup.shards
+    update_s /= BANDWIDTH_EFFICIENCY * gpu.bytes_per_s
+    if setup.optimizer == "muon":
+        update_s += muon_flops(setup.config) / setup.devices / rate  # each computes a share of the matrices
+    return StepTime(setup.tokens * flops / (rate if setup.is_mixed else rate / 2), update_s)
