@@ -170,8 +170,12 @@ def run_steps(run: Run, stop: StopRequest) -> int:
 
 def is_pause(run: Run) -> bool:
     """Whether the host waits for the device after this step, to log, evaluate or save."""
-    consumers = [run.log, run.checkpoints, run.samples, run.validation, run.hellaswag]
-    return any(consumer is not None and consumer.due(run.state) for consumer in consumers)
+    state = run.state
+    return (
+        any(part.due(state) for part in (run.log, run.checkpoints, run.samples))
+        or (run.validation is not None and run.validation.due(state))
+        or (run.hellaswag is not None and run.hellaswag.due(state))
+    )
 
 
 def validate(run: Run) -> bool:

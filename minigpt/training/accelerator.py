@@ -89,9 +89,8 @@ def _compilation(args: Arguments, is_sharded: bool) -> TorchDynamoPlugin:
 
     A sharded model gathers its weights layer by layer, which the compiler cannot trace: each layer is compiled alone.
     """
-    plugin = TorchDynamoPlugin(
-        backend=DynamoBackend(args.torch_compile_backend.upper()) if args.torch_compile else None
-    )
+    backend = {"backend": DynamoBackend(args.torch_compile_backend.upper())} if args.torch_compile else {}
+    plugin = TorchDynamoPlugin(**backend)
     plugin.use_regional_compilation = plugin.use_regional_compilation or is_sharded
     return plugin
 
@@ -147,7 +146,7 @@ def use_deterministic_kernels() -> None:
     """Make operations on a GPU repeat bit for bit. Must run before the first of them."""
     os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"  # required by cuBLAS, read when its first handle is made
     torch.use_deterministic_algorithms(True)
-    torch.utils.deterministic.fill_uninitialized_memory = False  # our code never reads such memory
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # it is never read
     torch.backends.cudnn.benchmark = False
 
 
