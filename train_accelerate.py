@@ -11,8 +11,8 @@ import math
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 
 from minigpt.utils.errors import end_quietly_on_ctrl_c
@@ -23,7 +23,7 @@ if __name__ == "__main__":
 import torch
 import transformers
 from accelerate import Accelerator
-from accelerate.utils import send_to_device, set_seed
+from accelerate.utils import set_seed
 from transformers import PreTrainedTokenizerFast
 
 from minigpt.config.arguments import Arguments
@@ -44,10 +44,17 @@ from minigpt.hub.secret_scan import refuse_secrets_on_command_line
 from minigpt.modeling.flops import train_flops_per_token
 from minigpt.optim.lr_schedule import Schedule, build_schedule, learning_rate_at, set_learning_rate
 from minigpt.optim.optimizer import build_optimizer
-from minigpt.training.accelerator import read_once_per_host, start_accelerator
+from minigpt.training.accelerator import (
+    clear_gradients,
+    exchange_gradients,
+    on_device,
+    read_once_per_host,
+    start_accelerator,
+    whole_tensor,
+)
 from minigpt.training.checkpoint import Checkpoints
 from minigpt.training.model_files import write_final_model
-from minigpt.training.nonfinite import SkippedSteps, is_applicable
+from minigpt.training.nonfinite import SkippedSteps
 from minigpt.training.optional_files import LINE_BYTES, SMALL_FILES_BYTES, OptionalFiles
 from minigpt.training.overview import describe
 from minigpt.training.periodic import HellaSwagEvaluation, SampleTexts, ValidationLoss
@@ -66,7 +73,7 @@ from minigpt.training.resume import (
     set_aside_later_checkpoints,
 )
 from minigpt.training.run_dir import OutputDir, check_room
-from minigpt.training.run_log import TrainingLog, as_float
+from minigpt.training.run_log import TrainingLog
 from minigpt.training.setup import build_model
 from minigpt.training.state import TrainingClock, TrainingState, seed_step
 from minigpt.utils.errors import EXIT_DIVERGED, EXIT_STOPPED, UserError, file_errors_are_user_errors, one_line_errors
@@ -120,14 +127,17 @@ def run_steps(run: Run, stop: StopRequest) -> int:
         loss, grad_norm = take_step(run, learning_rate)
         run.output_dir.discard_earlier_run()
         log.step_done()
+        stopping = stop.received_by_any_rank()
+        if stopping or is_pause(run):
+            run.skipped_steps.settle(state, run.model)
         diverged = run.skipped_steps.too_many(state)
-        stopping = stop.received_by_any_rank() or diverged
+        stopping |= diverged
         save_due = run.checkpoints.due(state) or stopping
         try:
             if log.due(state) or stopping:
                 mean_loss = float(accelerator.reduce(loss, "mean"))
                 clock.tick()
-                log.training(state, mean_loss, grad_norm, learning_rate)
+                log.training(state, mean_loss, float(grad_norm), learning_rate)
             with clock.paused():
                 improved = validate(run)
         except Exception:
@@ -163,6 +173,16 @@ def run_steps(run: Run, stop: StopRequest) -> int:
     return 0
 
 
+def is_pause(run: Run) -> bool:
+    """Whether the host waits for the device after this step, to log, evaluate or save."""
+    state = run.state
+    return (
+        any(part.due(state) for part in (run.log, run.checkpoints, run.samples))
+        or (run.validation is not None and run.validation.due(state))
+        or (run.hellaswag is not None and run.hellaswag.due(state))
+    )
+
+
 def validate(run: Run) -> bool:
     """Measure the validation loss if it is due. Returns whether it is the lowest so far."""
     if run.validation is None or not run.validation.due(run.state):
@@ -182,10 +202,10 @@ def write_plot_and_card(run: Run) -> None:
     run.optional_files.write("model cards", LINE_BYTES, lambda: write_card(run.args.run_dir))
 
 
-def take_step(run: Run, learning_rate: float) -> tuple[torch.Tensor, float]:
+def take_step(run: Run, learning_rate: float) -> tuple[torch.Tensor, torch.Tensor]:
     """Make one update. Returns this rank's share of the mean loss (nats per token) and the norm of the gradient.
 
-    A step whose gradient is not finite is skipped.
+    A step whose gradient is not finite is skipped. Both results stay on the device, so that the host need not wait.
     """
     args, accelerator, state = run.args, run.accelerator, run.state
     samples = samples_per_step(args, accelerator.num_processes)
@@ -195,18 +215,15 @@ def take_step(run: Run, learning_rate: float) -> tuple[torch.Tensor, float]:
     seed_step(args.seed, state.step, accelerator.process_index)
     loss = torch.zeros((), device=accelerator.device)
     for batch, is_last in micro_batches(run.batches, args.gradient_accumulation_steps):
-        batch = send_to_device(batch, accelerator.device, non_blocking=True)
-        with nullcontext() if is_last else accelerator.no_sync(run.model):
-            share = run.model(**batch, num_items_in_batch=divisor, use_cache=False, skip_logits=True).loss
+        with exchange_gradients(accelerator, run.model, is_last):
+            share = run.model(**batch, num_items_in_batch=1, use_cache=False, skip_logits=True).loss / divisor
             accelerator.backward(share)
         loss += share.detach()
-    grad_norm = as_float(accelerator.clip_grad_norm_(run.model.parameters(), args.max_grad_norm or math.inf))
-    if is_applicable(grad_norm, accelerator.scaler):
-        run.optimizer.step()
-    else:
-        sample_ids = run.data_module.sample_ids(state.samples_seen, samples)
-        run.skipped_steps.record(state, run.model, accelerator, sample_ids, learning_rate, grad_norm)
-    run.optimizer.zero_grad()
+    grad_norm = whole_tensor(accelerator.clip_grad_norm_(run.model.parameters(), args.max_grad_norm or math.inf))
+    sample_ids = partial(run.data_module.sample_ids, state.samples_seen, samples)
+    run.skipped_steps.settle(state, run.model)  # the step before: by now the device has finished it
+    run.skipped_steps.update(run.optimizer, grad_norm, sample_ids, learning_rate, state, run.model)
+    clear_gradients(accelerator, run.optimizer)
     state.advance(samples, targets)
     return loss, grad_norm
 
@@ -253,6 +270,7 @@ def set_up(args: Arguments, output_dir: OutputDir) -> Run:
     model, optimizer = accelerator.prepare(model, optimizer)
     if resume_from is not None:
         restore_optimizer(resume_from, state, model, optimizer, accelerator)
+    batches = data_module.batches(args, state.samples_seen, accelerator.process_index, accelerator.num_processes)
     optional_files, flops = OptionalFiles(args.run_dir), train_flops_per_token(parameters, config, args.block_size)
     log = TrainingLog(args, state, accelerator, max_steps, flops, optional_files)
     log.print(describe(args, accelerator, config, parameters, shards, data_module, max_steps))
@@ -270,14 +288,14 @@ def set_up(args: Arguments, output_dir: OutputDir) -> Run:
         optimizer=optimizer,
         schedule=schedule,
         data_module=data_module,
-        batches=data_module.batches(args, state.samples_seen, accelerator.process_index, accelerator.num_processes),
+        batches=on_device(batches, accelerator.device, config),
         state=state,
         log=log,
         validation=validation,
         hellaswag=hellaswag,
         samples=SampleTexts(args, args.seed, tokenizer, max_steps),
         optional_files=optional_files,
-        skipped_steps=SkippedSteps(args, tokenizer, optional_files),
+        skipped_steps=SkippedSteps(args, tokenizer, optional_files, accelerator),
         checkpoints=Checkpoints(args, tokenizer, max_steps),
         pushes=pushes,
         output_dir=output_dir,

@@ -31,6 +31,7 @@ VERBS = {
     "bench generate": "measure decoding beside transformers' GPT-2",
     "bench tokenize": "measure tokenizing beside tokenizers and tiktoken",
     "bench load": "measure loading batches",
+    "bench gpu": "check and measure everything that needs a GPU, in one run",
 }
 
 

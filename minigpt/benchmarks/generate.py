@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from transformers import CompileConfig, GPT2LMHeadModel, PreTrainedModel
+from transformers import GPT2LMHeadModel, PreTrainedModel
 
 from configuration_minigpt import MiniGPTConfig
+from minigpt.generation.static_cache import compile_config
 from minigpt.modeling.gpt2 import gpt2_config, gpt2_state_dict
 from minigpt.utils.formatting import markdown_table
 from modeling_minigpt import MiniGPTForCausalLM
@@ -44,13 +45,19 @@ def equal_models(dtype: str, device: str, layers: int = 12) -> tuple[MiniGPTForC
 
 
 def measure(
-    minigpt: PreTrainedModel, gpt2: PreTrainedModel, mode: str, batch_size: int, new_tokens: int, turns: int
+    minigpt: PreTrainedModel,
+    gpt2: PreTrainedModel,
+    mode: str,
+    batch_size: int,
+    new_tokens: int,
+    turns: int,
+    compile_backend: str = "inductor",
 ) -> Row:
     """Let both models decode in turns. The first turn, which compiles, is not counted."""
     minigpt_s, gpt2_s = [], []
     for _ in range(turns + 1):
-        minigpt_s.append(decode_seconds(minigpt, mode, batch_size, new_tokens))
-        gpt2_s.append(decode_seconds(gpt2, mode, batch_size, new_tokens))
+        minigpt_s.append(decode_seconds(minigpt, mode, batch_size, new_tokens, compile_backend))
+        gpt2_s.append(decode_seconds(gpt2, mode, batch_size, new_tokens, compile_backend))
     del minigpt_s[0], gpt2_s[0]
     ratios = [gpt2_turn / minigpt_turn for minigpt_turn, gpt2_turn in zip(minigpt_s, gpt2_s, strict=True)]
     steps_per_s = new_tokens / statistics.median(minigpt_s)
@@ -67,15 +74,15 @@ def measure(
     )
 
 
-def decode_seconds(model: PreTrainedModel, mode: str, batch_size: int, new_tokens: int) -> float:
+def decode_seconds(
+    model: PreTrainedModel, mode: str, batch_size: int, new_tokens: int, compile_backend: str = "inductor"
+) -> float:
     """Seconds that `generate` takes for the prompt and exactly `new_tokens` greedy tokens."""
     prompt = torch.arange(batch_size * PROMPT_TOKENS, device=model.device).view(batch_size, PROMPT_TOKENS)
     options: dict[str, Any] = {"cache_implementation": "dynamic"}
     if mode == "compiled":
-        compile_config = CompileConfig(fullgraph=True, mode="default")
-        # transformers compiles on accelerators only otherwise
-        compile_config._compile_all_devices = True  # type: ignore[assignment]
-        options = {"cache_implementation": "static", "compile_config": compile_config}
+        compilation = compile_config(model.device.type, compile_backend, fullgraph=True)
+        options = {"cache_implementation": "static", "compile_config": compilation}
     synchronize(model.device)
     started = time.perf_counter()
     output: torch.Tensor = model.generate(  # type: ignore[operator]

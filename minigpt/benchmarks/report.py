@@ -20,6 +20,17 @@ def add_report_option(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--output", metavar="FILE", help="also write FILE.json and FILE.md")
 
 
+def add_nanogpt_option(parser: argparse.ArgumentParser) -> None:
+    """`--nanogpt`."""
+    parser.add_argument("--nanogpt", metavar="DIR", help="a checkout of nanoGPT; its model.py is imported unchanged")
+
+
+def check_nanogpt(nanogpt: str | None, advice: str) -> None:
+    """Raises UserError with `advice` if `nanogpt` is not a folder with nanoGPT's model."""
+    if not Path(nanogpt or "", "model.py").is_file():
+        raise UserError(f"nanogpt={nanogpt}: no model.py there; {advice}")
+
+
 def add_device_options(parser: argparse.ArgumentParser) -> None:
     """`--device` and `--threads`."""
     devices = ["cpu", "cuda", "mps"]

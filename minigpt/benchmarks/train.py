@@ -10,7 +10,6 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
-from itertools import pairwise
 from pathlib import Path
 
 import psutil
@@ -22,6 +21,7 @@ from minigpt.utils.run_files import METRICS_FILE, read_metrics
 # described in the help of `minigpt bench train`
 TRAINERS = ("minigpt", "minigpt-ddp", "bare", "nanogpt", "nanogpt-bf16", "transformers")
 SINGLE_PROCESS_TRAINERS = tuple(trainer for trainer in TRAINERS if trainer != "minigpt-ddp")
+TIMED_TOGETHER = 10  # short steps are timed ten at a time: waiting for the device after each one would slow them down
 
 
 @dataclass(frozen=True)
@@ -42,9 +42,11 @@ class Shape:
 
 
 SHAPES = {
-    "124m": Shape(layers=12, heads=12, hidden=768, vocab_size=50257, block_size=1024, batch_size=1),
+    # 50,257 ids, rounded up to a multiple of 64 as in nanoGPT
+    "124m": Shape(layers=12, heads=12, hidden=768, vocab_size=50304, block_size=1024, batch_size=1),
     "shakespeare": Shape(layers=4, heads=4, hidden=128, vocab_size=65, block_size=64, batch_size=12),
 }
+GPU_BATCH_SIZE = 12  # of 124m on a GPU
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,7 @@ class Options:
     device: str
     mixed_precision: str = "no"  # or bf16
     compile: bool = False
+    compile_backend: str = "inductor"
     gradient_checkpointing: str = "no"  # of MiniGPT's trainer only
     steps: int = 4
     warmup: int = 2
@@ -65,7 +68,7 @@ class Options:
 class Turn:
     """What one turn of one trainer measured."""
 
-    seconds: list[float]  # of each timed step
+    seconds: list[float]  # of each timed step, or the mean of ten steps that are timed together
     memory_gib: float
 
 
@@ -80,9 +83,21 @@ class Row:
     step_ms_high: float
     memory_gib: float  # the largest of the turns
     mfu: float  # share of the measured rate of a matrix product
+    mfu_data_sheet: float | None  # share of the data sheet's peak; None if that is unknown
     ratio: float  # median over turns of (this trainer's step / MiniGPT's): how many times as fast MiniGPT is
     ratio_low: float
     ratio_high: float
+
+
+def steps_timed_together(shape: Shape, device: str) -> int:
+    """How many steps the clock counts as one measurement."""
+    is_short = device == "cuda" or shape.hidden * shape.block_size < 1 << 18
+    return TIMED_TOGETHER if is_short else 1
+
+
+def round_up(steps: int, multiple: int) -> int:
+    """The smallest multiple of `multiple` that is at least `steps`."""
+    return -(-steps // multiple) * multiple
 
 
 def take_turn(trainer: str, shape: Shape, options: Options, folder: Path) -> Turn:
@@ -93,7 +108,8 @@ def take_turn(trainer: str, shape: Shape, options: Options, folder: Path) -> Tur
     if trainer.startswith("nanogpt"):  # as shipped it has no autocast on a CPU, and bfloat16 on a GPU
         bf16 = trainer == "nanogpt-bf16" or options.device == "cuda"
     task = {"trainer": trainer.removesuffix("-bf16"), "bf16": bf16, "shape": asdict(shape)}
-    task |= {name: getattr(options, name) for name in ("compile", "device", "steps", "warmup", "threads", "nanogpt")}
+    names = ("compile", "compile_backend", "device", "steps", "warmup", "threads", "nanogpt")
+    task |= {name: getattr(options, name) for name in names}
     words = [sys.executable, "-m", "minigpt.benchmarks.train_worker", json.dumps(task)]
     process = subprocess.run(words, capture_output=True, text=True, env=_environment(options))
     if process.returncode:
@@ -101,13 +117,22 @@ def take_turn(trainer: str, shape: Shape, options: Options, folder: Path) -> Tur
     return Turn(**json.loads(process.stdout.splitlines()[-1]))
 
 
-def _minigpt_turn(shape: Shape, options: Options, processes: int, folder: Path) -> Turn:
-    """Start train_accelerate.py as a user would, and end it when it has logged enough steps.
+def kill_tree(process: psutil.Popen) -> None:
+    """Kill a process and those that it has started: a launcher's workers would continue without it."""
+    process_tree: list[psutil.Process] = []
+    with suppress(psutil.NoSuchProcess):
+        process_tree = process.children(recursive=True)
+    for member in (*process_tree, process):
+        with suppress(psutil.NoSuchProcess):
+            member.kill()
+    psutil.wait_procs([*process_tree, process])
 
-    Fast steps are logged ten at a time, because the log has a resolution of milliseconds.
-    """
-    log_every = 10 if shape.hidden * shape.block_size < 1 << 18 else 1
-    last_step = (options.warmup + options.steps) * log_every
+
+def _minigpt_turn(shape: Shape, options: Options, processes: int, folder: Path) -> Turn:
+    """Start train_accelerate.py as a user would, and end it when it has logged enough steps."""
+    log_every = steps_timed_together(shape, options.device)
+    warmup = round_up(options.warmup, log_every)
+    last_step = warmup + round_up(options.steps, log_every)
     is_last_line = re.compile(rf"step +{last_step}/").match
     words = [*_minigpt_command(shape, options, processes, folder), "--logging_steps", str(log_every)]
     process = psutil.Popen(
@@ -122,17 +147,16 @@ def _minigpt_turn(shape: Shape, options: Options, processes: int, folder: Path) 
         output.append(line)
         if is_last_line(line):
             break
-    process_tree = [*process.children(recursive=True), process]  # a launcher's workers would continue without it
-    for member in process_tree:
-        with suppress(psutil.NoSuchProcess):
-            member.kill()
-    psutil.wait_procs(process_tree)
+    kill_tree(process)
     process.stdout.close()
     if not output or not is_last_line(output[-1]):
         raise RuntimeError("minigpt failed:\n" + "".join(output[-20:]))
     metrics = {int(line["step"]): line for line in read_metrics(folder / "run" / METRICS_FILE)}
-    elapsed_s = [metrics[step]["elapsed_s"] for step in range(options.warmup * log_every, last_step + 1, log_every)]
-    seconds = [(end - start) / log_every for start, end in pairwise(elapsed_s)]
+    # elapsed_s is rounded to milliseconds, the speed is not
+    seconds = [
+        shape.tokens / metrics[step]["train/tokens_per_sec"]
+        for step in range(warmup + log_every, last_step + 1, log_every)
+    ]
     return Turn(seconds, processes * metrics[last_step]["train/peak_memory_gib"])
 
 
@@ -148,12 +172,8 @@ def _minigpt_command(shape: Shape, options: Options, processes: int, folder: Pat
         ids.astype(np.uint16).tofile(data / "train.bin")
         train_characters(["a"]).save_pretrained(data)
     profile: str | None = None
-    launcher_options: list[str] = []
-    if options.compile or processes > 1:
-        on_gpu = options.device == "cuda"
-        profile = ("multi_gpu" if on_gpu else "cpu_ddp") if processes > 1 else ("single_gpu" if on_gpu else "cpu")
-        launcher_options = ["--num_processes", str(processes)]
-        launcher_options += ["--dynamo_backend", "inductor"] if options.compile else []
+    if processes > 1:
+        profile = "multi_gpu" if options.device == "cuda" else "cpu_ddp"
     words = f"--hidden_size {shape.hidden} --num_hidden_layers {shape.layers} --vocab_size {shape.vocab_size} "
     words += f"--num_attention_heads {shape.heads} --block_size {shape.block_size} --dropout 0 "
     words += f"--per_device_train_batch_size {shape.batch_size // processes} --max_steps 1000000 "
@@ -161,7 +181,9 @@ def _minigpt_command(shape: Shape, options: Options, processes: int, folder: Pat
     words += "--report_to none --save_steps 0 --eval_steps 0 "
     words += f"--mixed_precision {options.mixed_precision} --gradient_checkpointing {options.gradient_checkpointing}"
     words += " --use_cpu" if options.device == "cpu" else ""
-    return trainer_command(words.split(), profile, launcher_options)
+    if options.compile:
+        words += f" --torch_compile --torch_compile_backend {options.compile_backend}"
+    return trainer_command(words.split(), profile, ["--num_processes", str(processes)] if profile else [])
 
 
 def _environment(options: Options, processes: int = 1) -> dict[str, str]:
@@ -173,12 +195,14 @@ def _environment(options: Options, processes: int = 1) -> dict[str, str]:
 
 
 def matrix_product_flops(device: str, bf16: bool, threads: int | None = None) -> float:
-    """FLOP/s of the fastest of many matrix products, 4096 wide on a GPU, 1024 on a CPU."""
+    """FLOP/s of the fastest of many matrix products, 8192 wide on a GPU, 1024 on a CPU. On a GPU, float32 is TF32."""
     import torch
 
     if threads is not None:
         torch.set_num_threads(threads)
-    size = 1024 if device == "cpu" else 4096
+    if device == "cuda":
+        torch.set_float32_matmul_precision("high")  # as every trainer does
+    size = 1024 if device == "cpu" else 8192
     matrix = torch.randn(size, size, device=device, dtype=torch.bfloat16 if bf16 else torch.float32)
     best_s = float("inf")
     for _ in range(20):
@@ -190,8 +214,14 @@ def matrix_product_flops(device: str, bf16: bool, threads: int | None = None) ->
     return 2 * size**3 / best_s
 
 
-def summarize(turns: Mapping[str, Sequence[Turn]], shape: Shape, peak_flops: float) -> list[Row]:
-    """The rows of the table; `minigpt` must be among the trainers of `turns`."""
+def summarize(
+    turns: Mapping[str, Sequence[Turn]], shape: Shape, product_flops: float, data_sheet_flops: float | None = None
+) -> list[Row]:
+    """The rows of the table; `minigpt` must be among the trainers of `turns`.
+
+    `product_flops` is the measured rate of a matrix product, `data_sheet_flops` the peak that the manufacturer names.
+    """
+    step_flops = shape.tokens * flops_per_token(shape)
     medians = {
         trainer: [statistics.median(turn.seconds) for turn in its_turns] for trainer, its_turns in turns.items()
     }
@@ -207,7 +237,8 @@ def summarize(turns: Mapping[str, Sequence[Turn]], shape: Shape, peak_flops: flo
                 step_ms_low=min(step_s) * 1e3,
                 step_ms_high=max(step_s) * 1e3,
                 memory_gib=max(turn.memory_gib for turn in turns[trainer]),
-                mfu=tokens_per_s * flops_per_token(shape) / peak_flops,
+                mfu=step_flops / statistics.median(step_s) / product_flops,
+                mfu_data_sheet=step_flops / statistics.median(step_s) / data_sheet_flops if data_sheet_flops else None,
                 ratio=statistics.median(ratios),
                 ratio_low=min(ratios),
                 ratio_high=max(ratios),
@@ -224,13 +255,14 @@ def flops_per_token(shape: Shape) -> float:
     return step_time.flops_per_token(build_config(shape), shape.block_size)
 
 
-def describe(shape: Shape, options: Options, peak_flops: float) -> str:
+def describe(shape: Shape, options: Options, product_flops: float, data_sheet_flops: float | None = None) -> str:
     """The sentences above the table that do not describe the machine."""
     return (
         f"{shape.layers} layers, {shape.hidden} wide, {shape.vocab_size:,} ids; {shape.batch_size} x "
         f"{shape.block_size} tokens per step; mixed_precision={options.mixed_precision}"
         f"{', compiled' if options.compile else ''}; gradient_checkpointing={options.gradient_checkpointing}. "
-        f"A matrix product reaches {format_flops(peak_flops)}."
+        f"A matrix product reaches {format_flops(product_flops)}"
+        f"{f' of the {format_flops(data_sheet_flops)} in the data sheet' if data_sheet_flops else ''}."
     )
 
 
@@ -241,16 +273,18 @@ def markdown(rows: Sequence[Row]) -> str:
         "tokens/s",
         "step ms (fastest to slowest turn)",
         "peak GiB",
-        "MFU",
+        "MFU (matrix product)",
+        "MFU (data sheet)",
         "minigpt is … times as fast",
     )
     cells = (
         (
             row.trainer,
             f"{row.tokens_per_s:,.0f}",
-            f"{row.step_ms:,.1f} ({row.step_ms_low:,.1f} to {row.step_ms_high:,.1f})",
+            f"{row.step_ms:,.3f} ({row.step_ms_low:,.3f} to {row.step_ms_high:,.3f})",
             f"{row.memory_gib:.2f}",
-            f"{row.mfu:.0%}",
+            f"{row.mfu:.1%}",
+            "" if row.mfu_data_sheet is None else f"{row.mfu_data_sheet:.1%}",
             f"{row.ratio:.2f} ({row.ratio_low:.2f} to {row.ratio_high:.2f})",
         )
         for row in rows

@@ -9,7 +9,7 @@ import json
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from typing import Any
@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from configuration_minigpt import MiniGPTConfig
-from minigpt.benchmarks.train import Shape, Turn
+from minigpt.benchmarks.train import Shape, Turn, round_up, steps_timed_together
 from minigpt.modeling.gpt2 import gpt2_config
 from minigpt.modeling.loss import in_place_cross_entropy
 from minigpt.utils.hardware import peak_memory_gib
@@ -41,6 +41,7 @@ class Task:
     device: str
     steps: int
     warmup: int
+    compile_backend: str = "inductor"
     threads: int | None = None
     nanogpt: str | None = None
 
@@ -66,37 +67,59 @@ def build_config(shape: Shape) -> MiniGPTConfig:
 
 
 def step_seconds(task: Task) -> list[float]:
-    """Seconds of every timed step."""
+    """Seconds of every timed step, or of several timed together: their mean (see `steps_timed_together`)."""
     torch.manual_seed(0)
+    if task.device == "cuda":
+        torch.set_float32_matmul_precision("high")  # TF32, as MiniGPT's trainer and nanoGPT's train.py
     if task.trainer == "transformers":
         return _trainer_step_seconds(task)
-    build = _build_nanogpt if task.trainer == "nanogpt" else _build_bare
-    model, optimizer, compute_loss = build(task)
+    model, optimizer, compute_loss = (build_nanogpt if task.trainer == "nanogpt" else build_bare)(task)
     if task.compile:
-        model.compile()
+        model.compile(backend=task.compile_backend)
+    together, warmup, steps = _rounded_counts(task)
+    batches = random_batches(task)
+    ends = []
+    for step in range(1, warmup + steps + 1):
+        loss = take_step(task, model, optimizer, compute_loss, next(batches))
+        if step % together == 0:
+            loss.item()  # waits for the device
+            ends.append(time.perf_counter())
+    return [(end - start) / together for start, end in pairwise(ends[warmup // together - 1 :])]
+
+
+def take_step(
+    task: Task, model: nn.Module, optimizer: torch.optim.Optimizer, compute_loss: "ComputeLoss", batch: list[Tensor]
+) -> Tensor:
+    """One update in a minimal training loop, which nowhere waits for the device. Returns the loss."""
+    with torch.autocast(task.device, torch.bfloat16, enabled=task.bf16):
+        loss = compute_loss(*batch)
+    loss.backward()
+    nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    return loss
+
+
+def random_batches(task: Task) -> Iterator[list[Tensor]]:
+    """Inputs and targets [B, T] of random tokens, without end."""
     batch_size, block_size = task.shape.batch_size, task.shape.block_size
     tokens = torch.randint(task.shape.vocab_size, (task.shape.tokens * 8 + 1,))
-    seconds = []
-    for step in range(task.warmup + task.steps):
-        started = time.perf_counter()
+    while True:
         starts = torch.randint(len(tokens) - block_size, (batch_size,)).tolist()
-        inputs, targets = (
-            torch.stack([tokens[start + shift : start + shift + block_size] for start in starts]).to(task.device)
-            for shift in (0, 1)
-        )
-        with torch.autocast(task.device, torch.bfloat16, enabled=task.bf16):
-            loss = compute_loss(inputs, targets)
-        loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        loss.item()  # waits for the device
-        if step >= task.warmup:
-            seconds.append(time.perf_counter() - started)
-    return seconds
+        shifted = [torch.stack([tokens[start + shift :][:block_size] for start in starts]) for shift in (0, 1)]
+        if task.device == "cuda":  # only a copy from pinned memory does not make the host wait
+            shifted = [tensor.pin_memory() for tensor in shifted]
+        yield [tensor.to(task.device, non_blocking=True) for tensor in shifted]
 
 
-def _build_bare(task: Task) -> tuple[nn.Module, torch.optim.Optimizer, ComputeLoss]:
+def _rounded_counts(task: Task) -> tuple[int, int, int]:
+    """How many steps are timed together, and the steps of warm-up and of measurement, as multiples of that."""
+    together = steps_timed_together(task.shape, task.device)
+    return together, round_up(task.warmup, together), round_up(task.steps, together)
+
+
+def build_bare(task: Task) -> tuple[nn.Module, torch.optim.Optimizer, ComputeLoss]:
+    """MiniGPT's model with its loss, and AdamW."""
     if task.device == "cpu":
         keep_freed_memory()
     model = MiniGPTForCausalLM(build_config(task.shape)).train()
@@ -115,7 +138,8 @@ def _build_bare(task: Task) -> tuple[nn.Module, torch.optim.Optimizer, ComputeLo
     return model, optimizer, compute_loss
 
 
-def _build_nanogpt(task: Task) -> tuple[nn.Module, torch.optim.Optimizer, ComputeLoss]:
+def build_nanogpt(task: Task) -> tuple[nn.Module, torch.optim.Optimizer, ComputeLoss]:
+    """The model and optimizer of nanoGPT's checkout."""
     sys.path.insert(0, str(task.nanogpt))
     from model import GPT, GPTConfig  # type: ignore[import-not-found]
 
@@ -130,15 +154,18 @@ def _trainer_step_seconds(task: Task) -> list[float]:
     """Train GPT-2 under transformers' Trainer with fused AdamW. A step is timed from the end of the one before it."""
     from transformers import GPT2LMHeadModel, Trainer, TrainerCallback, TrainingArguments
 
-    step_ends: list[float] = []
+    together, warmup, timed_steps = _rounded_counts(task)
+    ends: list[float] = []
 
     class Clock(TrainerCallback):
-        def on_step_end(self, *_: Any, **__: Any) -> None:
+        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            if state.global_step % together:
+                return
             if task.device == "cuda":
                 torch.cuda.synchronize()
-            step_ends.append(time.perf_counter())
+            ends.append(time.perf_counter())
 
-    shape, steps = task.shape, task.warmup + task.steps
+    shape, steps = task.shape, warmup + timed_steps
     samples = torch.randint(shape.vocab_size, (steps * shape.batch_size, shape.block_size))
     with tempfile.TemporaryDirectory() as folder:
         arguments = TrainingArguments(
@@ -150,7 +177,9 @@ def _trainer_step_seconds(task: Task) -> list[float]:
             adam_beta2=BETAS[1],
             optim="adamw_torch_fused",
             bf16=task.bf16,
+            tf32=True if task.device == "cuda" else None,
             torch_compile=task.compile,
+            torch_compile_backend=task.compile_backend if task.compile else None,
             use_cpu=task.device == "cpu",
             save_strategy="no",
             logging_strategy="no",
@@ -160,7 +189,7 @@ def _trainer_step_seconds(task: Task) -> list[float]:
         model = GPT2LMHeadModel(gpt2_config(build_config(shape)))
         dataset: Any = [{"input_ids": sample, "labels": sample} for sample in samples]
         Trainer(model, arguments, train_dataset=dataset, callbacks=[Clock()]).train()
-    return [end - start for start, end in pairwise(step_ends[task.warmup - 1 :])]
+    return [(end - start) / together for start, end in pairwise(ends[warmup // together - 1 :])]
 
 
 def main() -> None:

@@ -55,9 +55,29 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         metavar="TEXT",
         help="end before this text appears in the continuation (repeatable)",
     )
+    add(
+        "--cache_implementation",
+        choices=["dynamic", "static"],
+        help="cache of keys and values: dynamic grows with the text, static has a fixed size and can be compiled "
+        "(default: dynamic; static with --torch_compile)",
+    )
+    add(
+        "--torch_compile",
+        action="store_true",
+        help="compile the decoding step, on a GPU with CUDA graphs; pays off for long or many texts",
+    )
+    add(
+        "--torch_compile_backend",
+        choices=["inductor", "aot_eager", "eager", "cudagraphs"],
+        default="inductor",
+        help="compiler of --torch_compile (default: %(default)s)",
+    )
     add("--interactive", action="store_true", help="read prompt after prompt; Ctrl-C stops an answer, Ctrl-D ends")
     add("--json", action="store_true", help="print one JSON object per line")
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    if args.torch_compile and args.cache_implementation == "dynamic":
+        raise UserError("torch_compile requires cache_implementation=static: a growing cache cannot be compiled once")
+    return args
 
 
 def run(args: argparse.Namespace) -> None:
@@ -67,6 +87,7 @@ def run(args: argparse.Namespace) -> None:
     from minigpt.data.tokenizer import load_tokenizer
     from minigpt.generation.interactive import run_session
     from minigpt.generation.sampling import Sampling, complete, context_length, prompt_ids
+    from minigpt.generation.static_cache import use_static_cache
     from minigpt.modeling.loading import find_model, load_model
 
     sampling = Sampling(
@@ -83,6 +104,8 @@ def run(args: argparse.Namespace) -> None:
     model = load_model(
         source, dtype=args.dtype, device=args.device, trust_remote_code=args.trust_remote_code, pack=True
     )
+    if args.torch_compile or args.cache_implementation == "static":
+        use_static_cache(model, args.torch_compile_backend if args.torch_compile else None)
     if args.interactive:
         run_session(model, tokenizer, sampling, args.seed[0])
         return

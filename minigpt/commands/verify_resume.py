@@ -51,5 +51,7 @@ def run(args: argparse.Namespace) -> None:
         difference = next(differences(uninterrupted, resumed, args.stop_after, args.steps), None)
     if difference is not None:
         print(f"NOT equal: {difference}")
+        if "--full_determinism" not in args.options:
+            print("On a GPU, some kernels add in another order each time; --full_determinism avoids them.")
         sys.exit(1)
     print(f"equal, bit for bit: losses, gradient norms, weights and moments after step {args.steps}")

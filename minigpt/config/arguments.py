@@ -276,6 +276,15 @@ class RunArguments(Checked):
         "Precision in which DDP averages gradients; no: float32", "no"
     )
     tf32: bool = option("Use TF32 for float32 matrix products on GPUs that have it", True)
+    full_determinism: bool = option(
+        "Use only deterministic GPU kernels, so that a run repeats bit for bit; slower. On a CPU it always does", False
+    )
+    torch_compile: bool = option(
+        "Compile the model: the whole of it, or every layer under FSDP2 (default: the launch profile's)", False
+    )
+    torch_compile_backend: Literal["inductor", "aot_eager", "eager", "cudagraphs"] = option(
+        "Compiler of torch_compile", "inductor"
+    )
     gradient_checkpointing: Literal["no", "selective", "full"] = option(
         "Recompute activations in the backward pass to save memory. selective: the cheap ones; full: whole layers",
         "no",

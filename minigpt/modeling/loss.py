@@ -4,9 +4,14 @@ The logits are often the largest tensor of a training step: 12 sequences of 1,02
 2.5 GB in float32. The usual cross-entropy also holds their float32 copy, the log-probabilities and the gradients of
 both. But the gradient with respect to the logits is softmax(logits) - one_hot(target), which is known in the forward
 pass already, and training does not need the logits after that. So `in_place_cross_entropy` writes the gradient into
-the memory of the logits, a chunk of rows at a time; the backward pass multiplies it by the incoming gradient.
+the memory of the logits; the backward pass multiplies it by the incoming gradient.
+
+On a CPU this is done for a chunk of rows at a time, so that the float32 copies stay small. A GPU would start about
+twelve kernels per chunk; there, torch's compiler makes one or two kernels for all rows, without such copies.
 """
 
+import importlib.util
+from functools import cache
 from typing import Any
 
 import torch
@@ -51,18 +56,10 @@ class _InPlaceLossSum(torch.autograd.Function):
     def forward(ctx: Any, logits: Tensor, targets: Tensor) -> Tensor:
         """The sum in float32. Afterwards `logits` hold their gradient if they need one."""
         gradient = logits.detach()  # shares the memory of the logits
-        loss_sum = torch.zeros((), device=logits.device)
-        chunk_rows = max(1, CHUNK_ELEMENTS // logits.shape[1])
-        counted = (targets != IGNORE_INDEX).unsqueeze(1)  # [N, 1]
-        columns = targets.clamp(min=0).unsqueeze(1)  # [N, 1]; an ignored target becomes a valid index
-        chunks = zip(gradient.split(chunk_rows), columns.split(chunk_rows), counted.split(chunk_rows), strict=True)
-        for chunk, column, is_counted in chunks:
-            log_probabilities = torch.log_softmax(chunk, dim=1, dtype=torch.float32)
-            loss_sum -= log_probabilities.gather(1, column).masked_fill_(~is_counted, 0.0).sum()
-            if ctx.needs_input_grad[0]:
-                probabilities = log_probabilities.exp_()
-                minus_one = probabilities.new_full((), -1.0).expand_as(column)
-                chunk.copy_(probabilities.scatter_add_(1, column, minus_one)).mul_(is_counted)
+        if logits.is_cuda and importlib.util.find_spec("triton"):
+            loss_sum: Tensor = compiled_loss_sum()(gradient, targets, ctx.needs_input_grad[0])
+        else:
+            loss_sum = chunked_loss_sum(gradient, targets, ctx.needs_input_grad[0])
         ctx.gradient = gradient
         return loss_sum
 
@@ -72,3 +69,38 @@ class _InPlaceLossSum(torch.autograd.Function):
         # the caller may keep the loss, and with it ctx, for longer than the gradient is needed
         gradient, ctx.gradient = ctx.gradient, None
         return gradient.mul_(loss_sum_gradient), None
+
+
+def chunked_loss_sum(logits: Tensor, targets: Tensor, overwrite: bool) -> Tensor:
+    """The sum of the losses; `overwrite` replaces the logits [N, V] by their gradient. For any device."""
+    loss_sum = torch.zeros((), device=logits.device)
+    chunk_rows = max(1, CHUNK_ELEMENTS // logits.shape[1])
+    counted = (targets != IGNORE_INDEX).unsqueeze(1)  # [N, 1]
+    columns = targets.clamp(min=0).unsqueeze(1)  # [N, 1]; an ignored target becomes a valid index
+    chunks = zip(logits.split(chunk_rows), columns.split(chunk_rows), counted.split(chunk_rows), strict=True)
+    for chunk, column, is_counted in chunks:
+        log_probabilities = torch.log_softmax(chunk, dim=1, dtype=torch.float32)
+        loss_sum -= log_probabilities.gather(1, column).masked_fill_(~is_counted, 0.0).sum()
+        if overwrite:
+            probabilities = log_probabilities.exp_()
+            minus_one = probabilities.new_full((), -1.0).expand_as(column)
+            chunk.copy_(probabilities.scatter_add_(1, column, minus_one)).mul_(is_counted)
+    return loss_sum
+
+
+def fused_loss_sum(logits: Tensor, targets: Tensor, overwrite: bool) -> Tensor:
+    """The same in operations that torch's compiler fuses: reductions over the rows, then one pass that writes."""
+    counted = (targets != IGNORE_INDEX).unsqueeze(1)
+    columns = targets.clamp(min=0).unsqueeze(1)
+    log_sums = torch.logsumexp(logits.float(), dim=1, keepdim=True)
+    losses = torch.where(counted, log_sums - logits.gather(1, columns).float(), 0.0)
+    if overwrite:
+        is_target = torch.arange(logits.shape[1], device=logits.device) == columns
+        logits.copy_(((logits.float() - log_sums).exp() - is_target.float()) * counted)
+    return losses.sum()
+
+
+@cache
+def compiled_loss_sum() -> Any:
+    """`fused_loss_sum`, compiled once for every number of rows."""
+    return torch.compile(fused_loss_sum, dynamic=True)

@@ -33,6 +33,9 @@ class Muon(torch.optim.AdamW):
 
     With P processes each orthogonalizes 1/P of the matrices, whether every process has all of them (data parallel) or
     only some rows of each (FSDP2). So all processes must take every step together.
+
+    As in AdamW's fused kernel, a step while the attribute `found_inf` is a tensor with 1 changes nothing, and the host
+    does not wait to read it.
     """
 
     param_groups: list[dict[str, Any]]
@@ -64,6 +67,7 @@ class Muon(torch.optim.AdamW):
         return loss
 
     def _muon_step(self, group: dict[str, Any]) -> None:
+        found_inf = getattr(self, "found_inf", None)
         parameters_of_shape: dict[torch.Size, list[nn.Parameter]] = defaultdict(list)
         for parameter in group["params"]:
             if parameter.grad is not None:
@@ -71,6 +75,9 @@ class Muon(torch.optim.AdamW):
         for (rows, columns), parameters in parameters_of_shape.items():
             momenta = [_local(self._momentum(parameter)) for parameter in parameters]
             gradients = [_local(parameter.grad) for parameter in parameters if parameter.grad is not None]
+            if found_inf is not None:  # a gradient equal to the momentum leaves the momentum unchanged
+                pairs = zip(gradients, momenta, strict=True)
+                gradients = [torch.where(found_inf > 0, momentum, gradient) for gradient, momentum in pairs]
             torch._foreach_lerp_(momenta, gradients, 1 - self.momentum)
             looked_ahead = torch.stack(torch._foreach_lerp(gradients, momenta, self.momentum))
             if isinstance(parameters[0], DTensor):
@@ -78,7 +85,12 @@ class Muon(torch.optim.AdamW):
             else:
                 updates = orthogonalize_copies(looked_ahead)
             weights = [_local(parameter) for parameter in parameters]
-            torch._foreach_mul_(weights, 1 - group["lr"] * group["weight_decay"])
+            decay = 1 - group["lr"] * group["weight_decay"]
+            if found_inf is None:
+                torch._foreach_mul_(weights, decay)
+            else:
+                torch._foreach_mul_(weights, torch.where(found_inf > 0, 1.0, decay))
+                updates = updates * (found_inf == 0)
             # the root mean square of a semi-orthogonal matrix is 1 / sqrt(max(rows, columns)); scaled by this factor
             # it is 1 / sqrt(columns) for every shape
             scale = max(1.0, rows / columns) ** 0.5

@@ -3,6 +3,7 @@
 import json
 import math
 import shutil
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
@@ -53,63 +54,126 @@ class StepRecord:
         return numbers and bool(self.samples) and counts and rate and texts
 
 
-class SkippedSteps:
-    """The steps of a run that were not applied because their gradient contains a NaN or an infinity."""
+@dataclass(frozen=True)
+class Attempt:
+    """A step that may turn out not to be applicable."""
 
-    def __init__(self, args: Arguments, tokenizer: PreTrainedTokenizerFast, optional_files: OptionalFiles) -> None:
-        self.args, self.tokenizer, self.optional_files = args, tokenizer, optional_files
+    step: int  # 0-based
+    sample_ids: Callable[[], list[int]]  # of all ranks, in the order of the run
+    learning_rate: float
+    grad_norm: "HostCopy"
+
+
+class HostCopy:
+    """A number of the device that the host reads later, without waiting for what the device does in between."""
+
+    def __init__(self, number: torch.Tensor) -> None:
+        self.number, self._is_copied = number, None
+        if number.is_cuda:
+            self.number = torch.empty((), dtype=number.dtype, pin_memory=True)
+            self.number.copy_(number, non_blocking=True)
+            self._is_copied = torch.cuda.Event()
+            self._is_copied.record()
+
+    def read(self) -> float:
+        """The number; waits only until it was computed."""
+        if self._is_copied is not None:
+            self._is_copied.synchronize()
+        return float(self.number)
+
+
+class SkippedSteps:
+    """The steps of a run that were not applied because their gradient contains a NaN or an infinity.
+
+    A CPU looks at the gradient's norm before the update. On a GPU the host would have to wait for the whole step to do
+    so: the optimizer skips the update on the device, and the host looks when the next step is under way.
+    """
+
+    def __init__(
+        self,
+        args: Arguments,
+        tokenizer: PreTrainedTokenizerFast,
+        optional_files: OptionalFiles,
+        accelerator: Accelerator,
+    ) -> None:
+        self.args, self.tokenizer, self.optional_files, self.accelerator = args, tokenizer, optional_files, accelerator
+        self._attempt: Attempt | None = None
 
     def too_many(self, state: TrainingState) -> bool:
         """Whether more than `max_skipped_steps` steps were skipped."""
         return state.skipped_steps > self.args.max_skipped_steps
 
-    def record(
+    def update(
         self,
+        optimizer: torch.optim.Optimizer,
+        grad_norm: torch.Tensor,
+        sample_ids: Callable[[], list[int]],
+        learning_rate: float,
         state: TrainingState,
         model: nn.Module,
-        accelerator: Accelerator,
-        samples: list[int],
-        learning_rate: float,
-        grad_norm: float,
     ) -> None:
-        """Count step `state.step` as skipped, and save its weights, options and samples. Every rank must call this.
+        """Apply the gradient if `grad_norm` is finite; if not, leave weights and moments. Every rank must call this.
 
-        `samples` are the sample ids of all ranks, in the order of the run. A record for which the disk has no room
-        next to a checkpoint and the final model is dropped.
+        `sample_ids` returns those of all ranks, in the order of the run.
         """
+        self._attempt = Attempt(state.step, sample_ids, learning_rate, HostCopy(grad_norm))
+        inner: torch.optim.Optimizer = getattr(optimizer, "optimizer", optimizer)
+        device_skips = grad_norm.device.type != "cpu" and inner.defaults.get("fused") and not self.accelerator.scaler
+        if device_skips:
+            inner.found_inf = (~grad_norm.isfinite()).float()  # type: ignore[attr-defined]  # as GradScaler sets it
+            optimizer.step()
+        elif is_applicable(self._attempt.grad_norm.read(), self.accelerator.scaler):
+            optimizer.step()
+            self._attempt = None
+        else:
+            self.settle(state, model)
+
+    def settle(self, state: TrainingState, model: nn.Module) -> None:
+        """Look at the last step; if it was skipped, count and record it. Must come before the next update.
+
+        Until then the weights are those of a skipped step. Every rank must call this.
+        """
+        attempt, self._attempt = self._attempt, None
+        if attempt is not None and not math.isfinite(norm := attempt.grad_norm.read()):
+            self._record(attempt, norm, state, model)
+
+    def _record(self, attempt: Attempt, grad_norm: float, state: TrainingState, model: nn.Module) -> None:
+        """Count a skipped step, and save its weights, options and samples.
+
+        A record for which the disk has no room next to a checkpoint and the final model is dropped.
+        """
+        accelerator = self.accelerator
         state.skipped_steps += 1
         if accelerator.scaler is not None:
             accelerator.scaler.update()  # without it the scaler takes this gradient for unscaled already
         weights = gather_weights(model)
         if accelerator.is_main_process:
             record = StepRecord(
-                step=state.step,
-                samples=samples,
+                step=attempt.step,
+                samples=attempt.sample_ids(),
                 processes=accelerator.num_processes,
                 mixed_precision=accelerator.mixed_precision,
-                learning_rate=learning_rate,
+                learning_rate=attempt.learning_rate,
                 grad_norm=repr(grad_norm),
                 data_fingerprint=state.data_fingerprint,
             )
-            folder = self.args.run_dir / SKIPPED_STEPS_DIR / f"step-{state.step:06}"
+            folder = self.args.run_dir / SKIPPED_STEPS_DIR / f"step-{attempt.step:06}"
             weights_bytes = sum(tensor.nbytes for tensor in weights.values())
             is_saved = self.optional_files.write(
                 "records of skipped steps",
                 room_for_saving(weights_bytes) + weights_bytes + SMALL_FILES_BYTES,
-                lambda: self._write(folder, record, model, weights, accelerator),
+                lambda: self._write(folder, record, model, weights),
             )
             way_out = f" To inspect it: minigpt replay {folder / REPLAY_FILE}" if is_saved else ""
             print_line(
-                f"step {state.step + 1} skipped: its gradient is not finite ({grad_norm}); "
+                f"step {attempt.step + 1} skipped: its gradient is not finite ({grad_norm}); "
                 f"{state.skipped_steps} of {self.args.max_skipped_steps} allowed.{way_out}"
             )
         accelerator.wait_for_everyone()
 
-    def _write(
-        self, folder: Path, record: StepRecord, model: nn.Module, weights: Tensors, accelerator: Accelerator
-    ) -> None:
+    def _write(self, folder: Path, record: StepRecord, model: nn.Module, weights: Tensors) -> None:
         try:
-            write_model(folder, model, weights, self.tokenizer, accelerator)
+            write_model(folder, model, weights, self.tokenizer, self.accelerator)
             write_atomically(folder / ARGUMENTS_FILE, self.args.as_yaml())
             write_atomically(folder / REPLAY_FILE, json.dumps(asdict(record), indent=2) + "\n")
         except BaseException:

@@ -14,6 +14,7 @@ from minigpt.evaluation.loss import summed_loss
 from minigpt.evaluation.metrics import validation_metrics
 from minigpt.generation.sampling import sample_text
 from minigpt.modeling.loss import IGNORE_INDEX
+from minigpt.training.accelerator import uncompiled
 from minigpt.training.state import TrainingState, is_due
 from minigpt.utils.errors import UserError, first_line
 
@@ -56,8 +57,8 @@ class HellaSwagEvaluation:
 
     def run(self, model: nn.Module, accelerator: Accelerator) -> dict[str, float]:
         """The three accuracies, `hellaswag/...`."""
-        unwrapped = accelerator.unwrap_model(model, keep_fp32_wrapper=True, keep_torch_compile=False)
-        return summarize(evaluate(unwrapped, self.tokenizer, self.rows, self.batch_size, accelerator))
+        with uncompiled(model, accelerator) as plain_model:
+            return summarize(evaluate(plain_model, self.tokenizer, self.rows, self.batch_size, accelerator))
 
 
 class SampleTexts:
@@ -77,15 +78,16 @@ class SampleTexts:
         """
         prompts = self.args.sample_prompts
         try:
-            texts = sample_text(
-                accelerator.unwrap_model(model, keep_fp32_wrapper=True, keep_torch_compile=False),
-                self.tokenizer,
-                prompts,
-                max_new_tokens=self.args.sample_max_new_tokens,
-                temperature=0.8,
-                top_k=50,
-                seed=self.seed,
-            )
+            with uncompiled(model, accelerator) as plain_model:
+                texts = sample_text(
+                    plain_model,
+                    self.tokenizer,
+                    prompts,
+                    max_new_tokens=self.args.sample_max_new_tokens,
+                    temperature=0.8,
+                    top_k=50,
+                    seed=self.seed,
+                )
         except RuntimeError as error:
             texts = [f"(no sample: {first_line(error)})"] * len(prompts)
         return dict(zip(prompts, texts, strict=True))

@@ -43,7 +43,8 @@ class StopRequest:
         """Remember every signal from now on. Every rank must call this."""
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             # on the CPU, so that comparing the ranks after every step never waits for a GPU
-            self._group = torch.distributed.new_group(backend="gloo")
+            is_on_cpu = torch.distributed.get_backend() == "gloo"
+            self._group = torch.distributed.group.WORLD if is_on_cpu else torch.distributed.new_group(backend="gloo")
         for name in SIGNALS:
             if hasattr(signal, name):
                 self._handle(getattr(signal, name), self._receive)

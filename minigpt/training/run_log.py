@@ -3,10 +3,12 @@
 import importlib.util
 import json
 import math
+import time
 from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
+from accelerate.utils import DynamoBackend
 
 from minigpt.config.arguments import Arguments
 from minigpt.training.optional_files import LINE_BYTES, OptionalFiles
@@ -54,6 +56,8 @@ class TrainingLog:
         self.flops_per_token, self.optional_files = flops_per_token, optional_files
         self.path = args.run_dir / METRICS_FILE
         self._last_tokens, self._last_elapsed_s = state.tokens_seen, state.elapsed_s
+        is_compiled = accelerator.state.dynamo_plugin.backend != DynamoBackend.NO
+        self._compiles_since = time.perf_counter() if is_compiled else None
         if accelerator.is_main_process:
             forget_after(self.path, state.step)
         if accelerator.log_with:
@@ -140,7 +144,11 @@ class TrainingLog:
             )
 
     def step_done(self) -> None:
-        """Move the progress bar on by one step."""
+        """Move the progress bar on by one step. The first step of a compiled model is reported with its time."""
+        if self._compiles_since is not None:
+            seconds = time.perf_counter() - self._compiles_since
+            self.print(f"  the first step took {seconds:.1f} s, with compilation")
+            self._compiles_since = None
         self.progress.update()
 
     def close(self) -> None:
@@ -178,9 +186,3 @@ def _plain(values: dict[str, Any]) -> dict[str, Any]:
         for key, value in values.items()
         if value is not None
     }
-
-
-def as_float(number: Any) -> float:
-    """A number on the host. FSDP2 returns sharded tensors; a norm that was not computed is 0."""
-    whole = number.full_tensor() if hasattr(number, "full_tensor") else number
-    return float(whole or 0.0)

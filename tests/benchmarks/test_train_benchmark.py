@@ -20,10 +20,11 @@ def test_ratios_are_taken_turn_by_turn() -> None:
         return Turn([seconds, seconds, 9.0], memory_gib)
 
     turns = {"minigpt": [turn(1.0), turn(2.0), turn(4.0)], "bare": [turn(2.0), turn(2.0, 3.0), turn(6.0)]}
-    minigpt, bare = summarize(turns, SHAPE, peak_flops=1e9)
+    minigpt, bare = summarize(turns, SHAPE, product_flops=1e9, data_sheet_flops=4e9)
     assert (minigpt.ratio, minigpt.ratio_low, minigpt.ratio_high, minigpt.step_ms) == (1.0, 1.0, 1.0, 2000.0)
     assert (bare.ratio, bare.ratio_low, bare.ratio_high, bare.memory_gib) == (1.5, 1.0, 2.0, 3.0)
     assert minigpt.tokens_per_s == 16 / 2.0
+    assert minigpt.mfu_data_sheet == pytest.approx(minigpt.mfu / 4)
 
 
 @pytest.mark.slow
@@ -41,6 +42,8 @@ def test_report_agrees_with_its_turns(tmp_path: Path, capsys: pytest.CaptureFixt
         assert row["ratio"] == pytest.approx(medians[row["trainer"]] / medians["minigpt"])
         assert row["tokens_per_s"] == pytest.approx(16 / medians[row["trainer"]])
         assert row["memory_gib"] > 0
+    ten_steps_ms = [1e4 * seconds for seconds in report["turns"]["minigpt"][0]["seconds"]]
+    assert any(abs(duration - round(duration)) > 1e-6 for duration in ten_steps_ms), "times are cut to milliseconds"
     assert "| bare |" in unpadded((tmp_path / "report.md").read_text(encoding="utf-8"))
     assert report["machine"]["torch"] in capsys.readouterr().out
 
@@ -71,7 +74,6 @@ def test_run_of_the_preset_reports_the_time_and_loss_of_its_last_step(text_file:
         (["--nanogpt", "."], "nanogpt=.*no model.py there"),
         (["--trainers", "nanogpt", "minigpt"], "nanogpt=None: no model.py there"),
         (["--trainers", "bare"], "trainers must contain minigpt"),
-        (["--trainers", "minigpt", "minigpt-ddp", "--batch_size", "3"], "give an even --batch_size"),
         (["--steps", "0"], "steps=0 must be above 0"),
         (["--hidden", "-8"], "hidden=-8 must be above 0"),
     ],
@@ -82,6 +84,13 @@ def test_impossible_comparisons_of_training_are_refused(
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match=message):
         bench_train.parse(options)
+
+
+def test_an_odd_batch_for_two_processes_is_refused_before_anything_is_trained() -> None:
+    words = ["--trainers", "minigpt", "minigpt-ddp", "--device", "cpu"]
+    for batch in ([], ["--batch_size", "3"]):  # on a CPU, the default is a single sample
+        with pytest.raises(UserError, match="give an even --batch_size"):
+            bench_train.run(bench_train.parse([*words, *batch]))
 
 
 def test_impossible_comparisons_of_losses_are_refused(tmp_path: Path) -> None:

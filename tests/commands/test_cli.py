@@ -38,8 +38,8 @@ def test_the_first_word_of_a_group_of_verbs_lists_them(capsys: pytest.CaptureFix
         listed = [line.strip().split("  ")[0] for line in capsys.readouterr().out.splitlines()[2:]]
         assert listed == [verb for verb in VERBS if verb.startswith("bench ")]
     with pytest.raises(SystemExit):
-        main(["bench", "speed"])
-    assert capsys.readouterr().err.startswith("minigpt: unknown verb bench speed; did you mean bench loss?")
+        main(["bench", "losses"])
+    assert capsys.readouterr().err.startswith("minigpt: unknown verb bench losses; did you mean bench loss?")
 
 
 def test_help_imports_no_heavy_library() -> None:

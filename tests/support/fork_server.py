@@ -88,16 +88,22 @@ def start(words: list[str], env: dict[str, str] | None = None, cwd: Path | None 
     return Process(words, env, cwd)
 
 
-def start_ranks(words: list[str], processes: int, cwd: Path | None = None) -> list[Process]:
-    """Start a program in gloo processes, with the environment that `accelerate launch` would give them."""
+def start_ranks(words: list[str], processes: int, env: dict[str, str] | None = None) -> list[Process]:
+    """Start a program in gloo processes, with the environment that `accelerate launch` would give them, and `env`."""
+    env = {**os.environ, "ACCELERATE_MIXED_PRECISION": "no", **(env or {})}
     if processes == 1:
-        return [start(words, cwd=cwd)]
+        return [start(words, env)]
+    address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    world = {"WORLD_SIZE": str(processes), "LOCAL_WORLD_SIZE": str(processes)}
+    ranks = [{"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(processes)]
+    return [start(words, {**env, **address, **world, **rank}) for rank in ranks]
+
+
+def free_port() -> int:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
-    world = {"WORLD_SIZE": str(processes), "LOCAL_WORLD_SIZE": str(processes), "ACCELERATE_MIXED_PRECISION": "no"}
-    ranks = [{"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(processes)]
-    return [start(words, {**os.environ, **address, **world, **rank}, cwd) for rank in ranks]
+        port: int = free.getsockname()[1]
+    return port
 
 
 def finish_ranks(ranks: list[Process], timeout: float) -> int:

@@ -1,156 +1,85 @@
-"""Laws of sharded training (FSDP2): one rank and two sharded ranks resume from each other's checkpoints."""
+"""Laws of sharded training (FSDP2) and of DDP's gradients, with the trainer itself on gloo processes."""
 
-import os
-import socket
-from collections.abc import Sequence
+import json
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-import torch.multiprocessing
-from torch import nn
-from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
 
-from configuration_minigpt import MiniGPTConfig
-from minigpt.config.arguments import Arguments, OptimizerArguments
-from minigpt.data.samples import Batch, Samples
-from minigpt.modeling.activation_checkpointing import enable_activation_checkpointing
-from minigpt.optim.optimizer import build_optimizer
-from minigpt.training.checkpoint import Checkpoints
-from minigpt.training.periodic import ValidationLoss
-from minigpt.training.resume import restore_optimizer
-from minigpt.training.state import TrainingState
-from minigpt.utils.run_files import find_checkpoints
-from modeling_minigpt import MiniGPTForCausalLM
+from support import fork_server
+from support.runs import ROOT, metrics
 
-FULL = StateDictOptions(full_state_dict=True)
+FSDP2 = {
+    "ACCELERATE_USE_FSDP": "true",
+    "FSDP_VERSION": "2",
+    "FSDP_RESHARD_AFTER_FORWARD": "true",
+    "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP",
+    "FSDP_STATE_DICT_TYPE": "SHARDED_STATE_DICT",
+    "FSDP_CPU_RAM_EFFICIENT_LOADING": "false",
+}
+DDP: dict[str, str] = {}
 
 
-class FakeAccelerator:
-    """The part of an Accelerator that saving, loading and evaluation use."""
-
-    scaler = None
-    device = torch.device("cpu")
-
-    def __init__(self, rank: int, processes: int = 1) -> None:
-        self.process_index, self.num_processes, self.is_main_process = rank, processes, rank == 0
-
-    def reduce(self, numbers: torch.Tensor, how: str) -> torch.Tensor:
-        assert how == "sum"
-        torch.distributed.all_reduce(numbers)
-        return numbers
-
-    def unwrap_model(self, model: nn.Module, **_: Any) -> nn.Module:
-        return model
-
-    def wait_for_everyone(self) -> None:
-        if torch.distributed.is_initialized():
-            torch.distributed.barrier()
+@pytest.fixture
+def words(tiny_run: list[str]) -> list[str]:
+    """A run of six steps with eight micro-batches on one process, and no dropout, which differs between ranks."""
+    index = tiny_run.index("--output_dir")
+    options = ["--dropout", "0", "--max_steps", "6", "--save_steps", "3", "--eval_steps", "3"]
+    return [*tiny_run[:index], *tiny_run[index + 2 :], *options, "--save_total_limit", "3"]
 
 
-class Tokenizer:
-    def save_pretrained(self, folder: Path) -> None:
-        """Nothing to save."""
+def train(
+    words: list[str], run_dir: Path, processes: int, profile: dict[str, str], precision: str = "no"
+) -> list[dict[str, Any]]:
+    """Train with a global batch of 32; returns what the first rank holds after each backward pass."""
+    report = run_dir.with_suffix(".report")
+    accumulation = ["--gradient_accumulation_steps", str(8 // processes), "--output_dir", str(run_dir)]
+    program = [sys.executable, str(ROOT / "tests" / "support" / "observed_trainer.py"), *words, *accumulation]
+    environment = {**profile, "ACCELERATE_MIXED_PRECISION": precision, "REPORT": str(report)}
+    ranks = fork_server.start_ranks(program, processes, environment)
+    code = fork_server.finish_ranks(ranks, timeout=120)
+    assert code == 0, "".join(rank.stderr() for rank in ranks)
+    return [json.loads(line) for line in Path(f"{report}.0").read_text().splitlines()]
 
 
-class FiveTexts(Samples):
-    """An odd number: with one text per batch, one of two ranks has one batch more."""
-
-    def __getitems__(self, sample_ids: list[int]) -> Batch:
-        ids = torch.stack(
-            [torch.randint(0, 32, (17,), generator=torch.Generator().manual_seed(n)) for n in sample_ids]
-        )
-        return {"input_ids": ids[:, :-1], "shift_labels": ids[:, 1:].contiguous()}
-
-    def target_count(self, sample_ids: Sequence[int]) -> int:
-        return 16 * len(sample_ids)
-
-    def full_pass(self) -> range:
-        return range(5)
-
-
-def new_model() -> MiniGPTForCausalLM:
-    torch.manual_seed(0)
-    shape = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "max_position_embeddings": 16}
-    return MiniGPTForCausalLM(MiniGPTConfig(vocab_size=32, embd_pdrop=0.0, attn_pdrop=0.0, resid_pdrop=0.0, **shape))
-
-
-def take_steps(model: nn.Module, optimizer: torch.optim.Optimizer, steps: range) -> None:
-    """The same batch on every rank, so the mean over the ranks is the gradient of one."""
-    for step in steps:
-        ids = torch.randint(0, 32, (4, 16), generator=torch.Generator().manual_seed(step))
-        model(input_ids=ids, labels=ids).loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-
-
-def save(
-    run_dir: Path, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, accelerator: FakeAccelerator
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_two_sharded_ranks_train_as_one_process_and_resume_each_others_checkpoints(
+    words: list[str], tmp_path: Path, optimizer: str
 ) -> None:
-    args = Arguments(train_file=["text.txt"], output_dir=str(run_dir), save_total_limit=None)
-    checkpoints = Checkpoints(args, Tokenizer(), 10)
-    checkpoints.save(TrainingState(step=step), model, optimizer, accelerator)  # type: ignore[arg-type]
-
-
-def resume_sharded(rank: int, port: int, start: Path, run_dir: Path, args: OptimizerArguments) -> None:
-    """One of two ranks: load `start` into a sharded model, take a step, save."""
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "RANK": str(rank), "WORLD_SIZE": "2"}
-    torch.distributed.init_process_group("gloo")
-    weights = MiniGPTForCausalLM.from_pretrained(start).state_dict()
-    model, mesh = new_model(), init_device_mesh("cpu", (2,))
-    enable_activation_checkpointing(model, "selective")
-    for layer in model.transformer.layers:
-        fully_shard(layer, mesh=mesh)
-    fully_shard(model, mesh=mesh)
-    set_model_state_dict(model, weights, options=FULL)
-    optimizer = build_optimizer(model, args, torch.device("cpu"))
-    accelerator = FakeAccelerator(rank, 2)
-    restore_optimizer(start, TrainingState(), model, optimizer, accelerator)  # type: ignore[arg-type]
-    state = optimizer.state[model.transformer.layers[0].mlp.up_proj.weight]
-    moment = state["momentum" if args.optimizer == "muon" else "exp_avg"]
-    assert moment.to_local().numel() == moment.numel() // 2, "the moments are not sharded"
-    evaluation = ValidationLoss(FiveTexts(), batch_size=1, eval_steps=0, max_steps=10)
-    unsharded = MiniGPTForCausalLM.from_pretrained(start)
-    expected = evaluation.run(unsharded, FakeAccelerator(0))  # type: ignore[arg-type]
-    assert abs(evaluation.run(model, accelerator)["val/loss"] - expected["val/loss"]) < 1e-6  # type: ignore[arg-type]
-    take_steps(model, optimizer, range(3, 4))
-    save(run_dir, 4, model, optimizer, accelerator)
-    torch.distributed.destroy_process_group()
-
-
-@pytest.mark.parametrize("name", ["adamw", "muon"])
-def test_one_rank_and_two_sharded_ranks_resume_from_each_others_checkpoints(tmp_path: Path, name: str) -> None:
-    args = OptimizerArguments(optimizer=name)
+    words = [*words, "--optimizer", optimizer]
     alone, sharded = tmp_path / "alone", tmp_path / "sharded"
-    model = new_model()
-    optimizer = build_optimizer(model, args, torch.device("cpu"))
-    take_steps(model, optimizer, range(3))
-    alone.mkdir()
-    sharded.mkdir()
-    save(alone, 3, model, optimizer, FakeAccelerator(0))
-    take_steps(model, optimizer, range(3, 4))
+    train(words, alone, 1, DDP)
+    train(words, sharded, 2, FSDP2)
+    for name in ("train/loss", "val/loss", "train/grad_norm"):
+        assert metrics(sharded, name) == pytest.approx(metrics(alone, name), abs=2e-6), name
+    for start, processes, profile in ((alone, 2, FSDP2), (sharded, 1, DDP)):
+        resumed = tmp_path / f"resumed-{processes}"
+        train([*words, "--resume_from_checkpoint", str(start / "checkpoint-3")], resumed, processes, profile)
+        losses = metrics(resumed, "train/loss")
+        assert list(losses) == [4, 5, 6]
+        # AdamW divides by the root of a second moment that may be as small as the difference of two sums
+        assert losses == pytest.approx({step: metrics(alone, "train/loss")[step] for step in losses}, abs=2e-6)
 
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    (start,) = find_checkpoints(alone)
-    torch.multiprocessing.spawn(resume_sharded, (port, start, sharded, args), nprocs=2)
 
-    (end,) = find_checkpoints(sharded)
-    returned = MiniGPTForCausalLM.from_pretrained(end)
-    for (name, one), two in zip(model.named_parameters(), returned.parameters(), strict=True):
-        assert torch.allclose(one, two, rtol=0, atol=1e-6), name  # float32 sums in another order
-    restored = build_optimizer(returned, args, torch.device("cpu"))
-    restore_optimizer(end, TrainingState(), returned, restored, FakeAccelerator(0))  # type: ignore[arg-type]
-    for one, two in zip(model.parameters(), returned.parameters(), strict=True):
-        assert optimizer.state[one].keys() == restored.state[two].keys()
-        for moment, value in optimizer.state[one].items():
-            assert torch.allclose(value, restored.state[two][moment], rtol=0, atol=1e-6), moment
-    take_steps(model, optimizer, range(4, 6))
-    take_steps(returned.train(), restored, range(4, 6))
-    for one, two in zip(model.parameters(), returned.parameters(), strict=True):
-        # AdamW divides by the root of a second moment that may be as small as the difference of the sums
-        assert torch.allclose(one, two, rtol=0, atol=1e-5)
+def test_gradients_are_summed_in_float32_and_stay_sharded_while_they_accumulate(
+    words: list[str], tmp_path: Path
+) -> None:
+    """In bf16 the sums over four micro-batches and two ranks equal those of eight micro-batches on one rank."""
+    held = train(words, tmp_path / "two", 2, FSDP2, "bf16")
+    assert {(line["loss"], *line["gradients"]) for line in held} == {("torch.float32", "torch.float32")}
+    assert max(line["bytes"] for line in held) <= 0.51 * held[0]["parameter_bytes"]
+    one_rank = FSDP2 | {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1"}
+    one_rank |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(fork_server.free_port())}
+    train(words, tmp_path / "one", 1, one_rank, "bf16")
+    two, one = metrics(tmp_path / "two", "train/loss"), metrics(tmp_path / "one", "train/loss")
+    assert two == pytest.approx(one, abs=2e-6)  # bf16 sums would differ by 1e-3
+
+
+def test_ddp_holds_one_gradient_per_parameter_also_while_gradients_accumulate(
+    words: list[str], tmp_path: Path
+) -> None:
+    held = train(words, tmp_path / "run", 2, DDP)
+    after_the_first_step = held[4:]
+    assert max(line["storages"] for line in after_the_first_step) <= 2  # DDP's buckets
+    assert max(line["bytes"] for line in after_the_first_step) <= 1.05 * held[0]["parameter_bytes"]

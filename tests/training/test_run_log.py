@@ -62,7 +62,7 @@ def test_the_state_survives_a_round_trip_and_other_files_are_refused(tmp_path: P
     assert TrainingState.load(tmp_path / "state.json") == state
     for content in (b"", b"[1]", b'{"step": 1}', b"\xff\xfe"):
         (tmp_path / "other.json").write_bytes(content)
-        with pytest.raises(ValueError, match="not a training state|not UTF-8"):
+        with pytest.raises(ValueError, match=r"not a training state|not UTF-8"):
             TrainingState.load(tmp_path / "other.json")
 
 

@@ -1,0 +1,57 @@
+"""The trainer, with a report about its gradients; under FSDP2 on the CPU too.
+
+After every backward pass a line of JSON goes to the file $REPORT.<rank>. Accelerate uses FSDP2 only if it takes the
+processes for those of a GPU, so this program tells it that they are. Everything else is accelerate's own: it shards
+the model and the optimizer over the gloo processes.
+"""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.state import PartialState
+from accelerate.utils import DistributedType
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor
+
+from train_accelerate import main
+
+
+def start_as_gpu_processes(self: PartialState, *args: Any, **options: Any) -> None:
+    start(self, *args, **options)
+    if os.environ.get("ACCELERATE_USE_FSDP") == "true":
+        self.distributed_type = DistributedType.MULTI_GPU
+
+
+def observed_backward(self: Accelerator, loss: torch.Tensor, **options: Any) -> None:
+    backward(self, loss, **options)
+    gradients = held_gradients(self._models[0])
+    line = {
+        "loss": str(loss.dtype),
+        "gradients": sorted({str(gradient.dtype) for gradient in gradients}),
+        "bytes": sum({g.untyped_storage().data_ptr(): g.untyped_storage().nbytes() for g in gradients}.values()),
+        "parameter_bytes": sum(parameter.numel() * 4 for parameter in self._models[0].parameters()),
+        "storages": len({gradient.untyped_storage().data_ptr() for gradient in gradients}),
+    }
+    with Path(f"{os.environ['REPORT']}.{self.process_index}").open("a") as report:
+        report.write(json.dumps(line) + "\n")
+
+
+def held_gradients(model: torch.nn.Module) -> list[torch.Tensor]:
+    """The gradients that this process holds, those too that FSDP2 has not sharded yet."""
+    held = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+    held = [gradient.to_local() if isinstance(gradient, DTensor) else gradient for gradient in held]
+    for module in model.modules():
+        group = module._get_fsdp_state()._fsdp_param_group if isinstance(module, FSDPModule) else None
+        for parameter in group.fsdp_params if group is not None else []:
+            if (gradient := parameter.unsharded_accumulated_grad) is not None:
+                held.append(gradient)
+    return held
+
+
+start, PartialState.__init__ = PartialState.__init__, start_as_gpu_processes
+backward, Accelerator.backward = Accelerator.backward, observed_backward
+main()
