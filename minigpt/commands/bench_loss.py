@@ -46,10 +46,10 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         raise UserError(f"nanogpt={args.nanogpt}: no train.py there; give a checkout of nanoGPT")
     if not Path(args.train_file).is_file():
         raise UserError(f"train_file={args.train_file}: no such file")
+    find_preset(args.preset)
     prepare = Path("data", "shakespeare_char", "prepare.py")
     if not Path(args.nanogpt, prepare).is_file():
         raise UserError(f"nanogpt={args.nanogpt}: no {prepare} there; give a checkout of nanoGPT")
-    find_preset(args.preset)
     return args
 
 

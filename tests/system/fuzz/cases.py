@@ -103,7 +103,7 @@ PROGRAMS = {
     ),
     "hub_upload.py": Verb("hub_upload.py", (str(ROOT / "hub_upload.py"),), "tinyrun user/name --dry_run"),
 }
-GOOD = {
+GOOD = {  # a verb that is not listed needs no options
     "train": "recipe.yaml --output_dir out --cache_dir CACHE",
     "prepare": f"--train_file story.txt --tokenizer char {PREPARE}",
     "generate": f"--model tinyrun {GENERATE}",
@@ -123,7 +123,7 @@ GOOD = {
     "bench tokenize": "--train_file story.txt --megabytes 0.01 --workers 1 --turns 1 --tokenizer tinyrun",
     "bench load": "--tokens 10000 --shards 1 --sparse_tokens 10000 --block_size 16 --workers 0 --seconds 0.1",
 }
-PROGRAMS |= {verb: Verb(f"minigpt {verb}", (*MINIGPT, *verb.split()), GOOD[verb]) for verb in VERBS}
+PROGRAMS |= {verb: Verb(f"minigpt {verb}", (*MINIGPT, *verb.split()), GOOD.get(verb, "")) for verb in VERBS}
 
 TEXTS = ("story.txt", "story.txt.gz", "story.txt.zst", "story.jsonl", "chat.jsonl", "story.parquet", "story.arrow")
 INPUTS = [
