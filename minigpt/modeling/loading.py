@@ -58,6 +58,12 @@ def load_model(
         raise UserError(
             f"model={name_or_folder} is incomplete: {len(missing)} weights are missing, for example {missing[0]}"
         )
+    if isinstance(model, MiniGPTForCausalLM) and loading["unexpected_keys"]:
+        unexpected = sorted(loading["unexpected_keys"])
+        raise UserError(
+            f"model={name_or_folder} has {len(unexpected)} weights that its config.json has no place for, for example "
+            f"{unexpected[0]}"
+        )
     if not allow_nonfinite:
         _refuse_nonfinite(model, name_or_folder)
     try:
@@ -105,6 +111,7 @@ def _load(source: str, trust_remote_code: bool, **options: Any) -> tuple[PreTrai
     else:
         model_class = AutoModelForCausalLM
         options["trust_remote_code"] = trust_remote_code
+    options["use_safetensors"] = True  # a pickle from elsewhere is not read
     loaded = model_class.from_pretrained(source, output_loading_info=True, **options)
     return cast(tuple[PreTrainedModel, dict[str, set[str]]], loaded)  # declared as the model alone
 

@@ -48,8 +48,9 @@ COMMANDS = [
 def test_a_documented_command_parses(words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("configs", "accelerate_configs", "train_accelerate.py"):
         (tmp_path / name).symlink_to(ROOT / name)
-    (tmp_path / "DIR").mkdir()  # a checkout of nanoGPT
-    for placeholder in ("DIR/train.py", "DIR/model.py", "tinyshakespeare.txt"):
+    prepare = Path("DIR", "data", "shakespeare_char", "prepare.py")  # DIR is a checkout of nanoGPT
+    (tmp_path / prepare).parent.mkdir(parents=True)
+    for placeholder in (prepare, "DIR/train.py", "DIR/model.py", "tinyshakespeare.txt"):
         (tmp_path / placeholder).touch()
     monkeypatch.chdir(tmp_path)
     words = [word for word in words if word not in ("...", "…", "[...]")]

@@ -97,6 +97,7 @@ def change_config(**values: object) -> Callable[[Path], None]:
     ("damage", "message"),
     [
         (remove_a_weight, r"is incomplete: 1 weights are missing, for example transformer\.norm\.weight"),
+        (change_config(num_hidden_layers=1), r"has \d+ weights that its config.json has no place for, for example "),
         (change_config(vocab_size=300), "cannot be loaded"),
         (change_config(num_attention_heads=3), "hidden_size=16 is not divisible by num_attention_heads=3"),
         (change_config(vocab_size="many"), "vocab_size"),

@@ -44,8 +44,6 @@ ACCEPTED: list[tuple[str, str | None]] = [
     (r"nanoshards/train\.bin: not UTF-8", "any two bytes are an id"),
     (r"quiz\.jsonl: an extra key", "only the fields of an item are read"),
     (r"eval: data: tinyshards/train", "only the validation split is read"),
-    (r"safetensors: an extra tensor", "transformers ignores a weight that the configuration has no place for"),
-    (r"safetensors: pickle only", "older models have this file; transformers loads it without running code"),
     (r"replay: .*safetensors: (NaN|infinite)", "the replay looks for them"),
     # shards
     (r"manifest\.json: missing", "the shards are read as those of another program"),
