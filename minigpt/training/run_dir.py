@@ -12,7 +12,7 @@ from typing import Self
 from minigpt.config.arguments import Arguments
 from minigpt.training.optional_files import room_for_saving
 from minigpt.utils.errors import UserError
-from minigpt.utils.files import delete, lack_of_room, new_parents, write_atomically
+from minigpt.utils.files import PARTIAL, delete, lack_of_room, new_parents, write_atomically
 from minigpt.utils.lock import locked
 from minigpt.utils.run_files import (
     ARGUMENTS_FILE,
@@ -163,8 +163,9 @@ def check_room(args: Arguments, parameters: int) -> None:
 
 
 def _entries(folder: Path) -> list[Path]:
-    """What is in the folder besides the files of the lock."""
-    return [path for path in folder.iterdir() if not path.name.startswith(LOCK_FILE)]
+    """What is in the folder besides the files of the lock, and of a write that a kill has interrupted."""
+    unfinished = {name + PARTIAL for name in RUN_FILES}
+    return [path for path in folder.iterdir() if not path.name.startswith(LOCK_FILE) and path.name not in unfinished]
 
 
 def _is_checkpoint_name(name: str) -> bool:

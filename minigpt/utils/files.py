@@ -12,6 +12,7 @@ from typing import Any
 
 from minigpt.utils.errors import UserError
 
+PARTIAL = ".partial"  # ends the name of a file that is being written
 DISK_IS_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -26,7 +27,7 @@ def file_sha256(path: Path) -> str:
 
 def write_atomically(path: Path, content: str | bytes) -> None:
     """Write a file that is either the old one or the whole new one, whenever the process or the machine stops."""
-    partial = path.with_name(path.name + ".partial")
+    partial = path.with_name(path.name + PARTIAL)
     try:
         with partial.open("wb") as file:
             file.write(content.encode() if isinstance(content, str) else content)

@@ -88,6 +88,16 @@ def test_a_start_killed_before_its_first_step_loses_nothing(
     assert content(run_dir).keys() == before.keys()
 
 
+def test_a_start_killed_while_it_wrote_its_options_is_started_again(
+    tiny_run: list[str], train_here: Train, tmp_path: Path
+) -> None:
+    run_dir = tmp_path / "run"
+    run_dir.mkdir()
+    for name in (LOCK_FILE, "arguments.yaml.partial"):  # as a kill leaves it
+        (run_dir / name).touch()
+    assert train_here(tiny_run) == 0
+
+
 def test_overwriting_deletes_what_a_run_wrote_and_nothing_else(
     tiny_run: list[str], train_here: Train, tmp_path: Path
 ) -> None:
