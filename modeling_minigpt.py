@@ -85,6 +85,9 @@ class MiniGPTAttention(nn.Module):
         self, hidden_states: Tensor, attention_mask: Tensor | None, past_key_values: Cache | None, **kwargs: Any
     ) -> tuple[Tensor, Tensor | None]:
         """[B, T, C] to [B, T, C], plus the attention weights [B, H, T, S] (None unless the kernel is eager)."""
+        device_type = hidden_states.device.type
+        if torch.is_autocast_enabled(device_type):  # cast once, not in each of the three projections
+            hidden_states = hidden_states.to(torch.get_autocast_dtype(device_type))
         per_head = (*hidden_states.shape[:-1], -1, self.head_dim)  # [B, T, H, D]
         query = self.q_proj(hidden_states).view(per_head).transpose(1, 2)  # [B, H, T, D]
         key = self.k_proj(hidden_states).view(per_head).transpose(1, 2)
