@@ -10,7 +10,13 @@ from torch import Tensor
 from transformers.loss.loss_utils import ForCausalLMLoss
 
 from minigpt.modeling import loss as loss_module
-from minigpt.modeling.loss import in_place_cross_entropy
+from minigpt.modeling.loss import (
+    IGNORE_INDEX,
+    chunked_loss_sum,
+    compiled_loss_sum,
+    fused_loss_sum,
+    in_place_cross_entropy,
+)
 
 LossFunction = Callable[..., Tensor]
 
@@ -77,3 +83,32 @@ def test_memory_is_that_of_the_logits_and_is_free_after_the_backward_pass(
     assert after_backward < 0.25 * logits_bytes
     usual_peak, _ = allocated_bytes(ForCausalLMLoss, tmp_path / "usual.json")
     assert usual_peak > 2.5 * logits_bytes  # the usual loss is far above the bound
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("overwrite", [True, False])
+def test_the_loss_for_gpus_equals_the_one_in_chunks(dtype: torch.dtype, overwrite: bool) -> None:
+    torch.manual_seed(0)
+    logits = (3 * torch.randn(60, 500)).to(dtype)
+    targets = torch.randint(500, (60,))
+    targets[::7] = IGNORE_INDEX
+    logits[0] = torch.inf  # of an ignored target
+    expected, fused, compiled = logits.clone(), logits.clone(), logits.clone()
+    loss = chunked_loss_sum(expected, targets, overwrite)
+    for copy, function in ((fused, fused_loss_sum), (compiled, torch.compile(fused_loss_sum, backend="aot_eager"))):
+        assert function(copy, targets, overwrite).item() == pytest.approx(loss.item(), rel=1e-6)
+        assert torch.allclose(
+            copy[1:].float(), expected[1:].float(), rtol=0, atol=1e-6 if dtype.itemsize == 4 else 4e-3
+        )
+    assert torch.equal(expected, logits) != overwrite
+
+
+@pytest.mark.slow  # the compiler takes ten seconds
+def test_the_compiler_makes_few_kernels_of_the_loss_for_all_rows() -> None:
+    from torch._inductor import metrics
+
+    logits, targets = torch.randn(3000, 5000), torch.randint(5000, (3000,))
+    metrics.reset()
+    loss = compiled_loss_sum()(logits.clone(), targets, True)
+    assert loss.item() == pytest.approx(chunked_loss_sum(logits, targets, True).item(), rel=1e-6)
+    assert metrics.generated_kernel_count <= 6
