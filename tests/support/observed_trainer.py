@@ -22,7 +22,7 @@ from train_accelerate import main
 
 def start_as_gpu_processes(self: PartialState, *args: Any, **options: Any) -> None:
     start(self, *args, **options)
-    if os.environ.get("ACCELERATE_USE_FSDP") == "true":
+    if os.environ.get("ACCELERATE_USE_FSDP") == "true" and self.distributed_type == DistributedType.MULTI_CPU:
         self.distributed_type = DistributedType.MULTI_GPU
 
 
@@ -47,8 +47,9 @@ def held_gradients(model: torch.nn.Module) -> list[torch.Tensor]:
     for module in model.modules():
         group = module._get_fsdp_state()._fsdp_param_group if isinstance(module, FSDPModule) else None
         for parameter in group.fsdp_params if group is not None else []:
-            if (gradient := parameter.unsharded_accumulated_grad) is not None:
-                held.append(gradient)
+            whole = getattr(parameter, "_unsharded_param", None)  # exists after the first forward pass
+            unsharded = (parameter.unsharded_accumulated_grad, whole.grad if whole is not None else None)
+            held += [gradient for gradient in unsharded if gradient is not None]
     return held
 
 
