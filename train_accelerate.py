@@ -133,17 +133,13 @@ def run_steps(run: Run, stop: StopRequest) -> int:
         diverged = run.skipped_steps.too_many(state)
         stopping |= diverged
         save_due = run.checkpoints.due(state) or stopping
-        try:
+        with run.checkpoints.saved_on_error(save_due, state, run.model, run.optimizer, accelerator):
             if log.due(state) or stopping:
                 mean_loss = float(accelerator.reduce(loss, "mean"))
                 clock.tick()
                 log.training(state, mean_loss, float(grad_norm), learning_rate)
             with clock.paused():
                 improved = validate(run)
-        except Exception:
-            if save_due:
-                run.checkpoints.rescue(state, run.model, run.optimizer, accelerator)
-            raise
         with clock.paused():
             saved = False
             if save_due or (improved and args.saves_best):

@@ -9,7 +9,9 @@ A checkpoint is a folder `checkpoint-<step>`: a model that `from_pretrained` loa
 """
 
 import shutil
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 
@@ -67,19 +69,28 @@ class Checkpoints:
         accelerator.wait_for_everyone()
         return problem is None
 
-    def rescue(
-        self, state: TrainingState, model: nn.Module, optimizer: torch.optim.Optimizer, accelerator: Accelerator
-    ) -> None:
-        """Write `checkpoint-<step>` after an error of this rank, if it is the main process.
+    @contextmanager
+    def saved_on_error(
+        self,
+        is_due: bool,
+        state: TrainingState,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        accelerator: Accelerator,
+    ) -> Iterator[None]:
+        """Write `checkpoint-<step>` if an error inside the block would lose it, then raise the error.
 
-        Nothing here waits for the other ranks, which may not have the error. So sharded weights are not saved.
+        Nothing here waits for the other ranks, which may not have the error. So only the main process saves, and
+        sharded weights are not saved.
         """
-        if not accelerator.is_main_process or (accelerator.is_fsdp2 and accelerator.num_processes > 1):
-            return
-        problem = self._save(state, model, optimizer, accelerator, run_ends=True)
-        print_line(
-            f"  WARNING: {problem}" if problem else f"  checkpoint-{state.step} was saved before the error below"
-        )
+        try:
+            yield
+        except Exception:
+            if is_due and accelerator.is_main_process and not (accelerator.is_fsdp2 and accelerator.num_processes > 1):
+                problem = self._save(state, model, optimizer, accelerator, run_ends=True)
+                saved = f"  checkpoint-{state.step} was saved before the error below"
+                print_line(f"  WARNING: {problem}" if problem else saved)
+            raise
 
     def _save(
         self,
