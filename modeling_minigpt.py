@@ -86,7 +86,8 @@ class MiniGPTAttention(nn.Module):
     ) -> tuple[Tensor, Tensor | None]:
         """[B, T, C] to [B, T, C], plus the attention weights [B, H, T, S] (None unless the kernel is eager)."""
         device_type = hidden_states.device.type
-        if torch.is_autocast_enabled(device_type):  # cast once, not in each of the three projections
+        if torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type):
+            # once, not in each of the three projections, which would also keep three copies for the backward pass
             hidden_states = hidden_states.to(torch.get_autocast_dtype(device_type))
         per_head = (*hidden_states.shape[:-1], -1, self.head_dim)  # [B, T, H, D]
         query = self.q_proj(hidden_states).view(per_head).transpose(1, 2)  # [B, H, T, D]

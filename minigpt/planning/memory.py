@@ -170,14 +170,11 @@ def attention_bytes(setup: TrainingSetup) -> float:
 
 
 def layer_activation_bytes(setup: TrainingSetup) -> float:
-    """What autograd saves in one layer without checkpointing.
-
-    The three projections share their input, except under autocast, which converts it once for each of them.
-    """
+    """What autograd saves in one layer without checkpointing."""
     config, compute_bytes = setup.config, setup.compute_bytes
     hidden, intermediate = _widths(setup)
     norms = 2 * (hidden * setup.hidden_bytes + _norm_statistics_bytes(setup))
-    projections = hidden * compute_bytes * ((3 if setup.is_autocast else 1) + 2)
+    projections = 3 * hidden * compute_bytes  # the inputs of query, key and value (one), of the output and of the MLP
     activation = 2 * intermediate * compute_bytes  # the input of the activation function and of the down projection
     masks = 2 * hidden * _dropout_mask_bytes(setup, compute_bytes) if config.resid_pdrop > 0 else 0
     return norms + projections + activation + attention_bytes(setup) + masks
