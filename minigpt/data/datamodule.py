@@ -180,14 +180,13 @@ def _check_tokenizer_of_model(args: Arguments, tokenizer: "PreTrainedTokenizerFa
 def check_ids(shards: TokenShards, vocab_size: int) -> None:
     """Raises UserError if the shards hold an id that the model has no embedding for.
 
-    The ids of shards without a manifest are unknown; their first 16 million tokens are read.
+    The first 16 million tokens of each split are read: a damaged shard may hold ids that its manifest does not allow.
     """
-    largest_id = (shards.vocab_size or 0) - 1
-    if shards.vocab_size is None:
-        splits = [tokens for tokens in shards.splits.values() if tokens]
-        largest_id = max(int(tokens.read(0, min(len(tokens), 1 << 24)).max()) for tokens in splits)
+    splits = [tokens for tokens in shards.splits.values() if tokens]
+    largest_id = max(int(tokens.read(0, min(len(tokens), 1 << 24)).max()) for tokens in splits)
+    largest_id = max(largest_id, (shards.vocab_size or 0) - 1)
     if largest_id >= vocab_size:
         raise UserError(
-            f"{shards.folder} holds token id {largest_id} but the model has vocab_size={vocab_size}; "
-            "give the tokenizer that the shards were made with, or a larger vocab_size"
+            f"{shards.folder} holds token id {largest_id} but the model has vocab_size={vocab_size}; give the "
+            "tokenizer that the shards were made with, or a larger vocab_size, or check them: minigpt data verify"
         )
