@@ -100,7 +100,7 @@ def _speed(name: str, trainer: str, compiled: bool, needs: str = "") -> Step:
     return Step(f"speed {name}", "speed", {"trainer": trainer, "compiled": compiled}, 150.0, needs=needs)
 
 
-# the most important first: a step that would begin after the time limit is left out
+# the most important first: a step that would start after the time limit is skipped
 STEPS = (
     Step(MACHINE, "machine"),
     _train("bf16 adamw", "--mixed_precision bf16 --optimizer adamw"),

@@ -8,7 +8,7 @@ trainers:
   minigpt-ddp    the same on two processes, each with half of the batch
   bare           MiniGPT's model in a minimal training loop
   nanogpt        the model and optimizer of --nanogpt, as shipped (float32 on a CPU, bfloat16 on a GPU)
-  nanogpt-bf16   the same with bfloat16 autocast; on a GPU it is nanogpt, and left out
+  nanogpt-bf16   the same with bfloat16 autocast; on a GPU nanogpt already uses it, so this one is skipped
   transformers   GPT-2 under transformers' Trainer
 """
 

@@ -56,7 +56,7 @@ class _InPlaceLossSum(torch.autograd.Function):
     def forward(ctx: Any, logits: Tensor, targets: Tensor) -> Tensor:
         """The sum in float32. Afterwards `logits` hold their gradient if they need one."""
         gradient = logits.detach()  # shares the memory of the logits
-        if logits.is_cuda and importlib.util.find_spec("triton"):
+        if logits.is_cuda and has_triton():
             loss_sum: Tensor = compiled_loss_sum()(gradient, targets, ctx.needs_input_grad[0])
         else:
             loss_sum = chunked_loss_sum(gradient, targets, ctx.needs_input_grad[0])
@@ -98,6 +98,12 @@ def fused_loss_sum(logits: Tensor, targets: Tensor, overwrite: bool) -> Tensor:
         is_target = torch.arange(logits.shape[1], device=logits.device) == columns
         logits.copy_(((logits.float() - log_sums).exp() - is_target.float()) * counted)
     return losses.sum()
+
+
+@cache
+def has_triton() -> bool:
+    """Whether the compiler can make GPU kernels: PyTorch for Windows comes without Triton."""
+    return importlib.util.find_spec("triton") is not None
 
 
 @cache
