@@ -1,11 +1,13 @@
-"""Loss, perplexity and bits per byte over a whole text."""
+"""Loss, perplexity and bits per byte over a whole text, or over the answers in conversations."""
 
 import argparse
 import json
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from minigpt.utils.command_line import CommandParser, add_model_options, check_output_file, check_positive
+from minigpt.utils.errors import UserError
 from minigpt.utils.files import write_atomically
 from minigpt.utils.formatting import markdown_table
 
@@ -20,6 +22,14 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     source.add_argument(
         "--text_file", type=Path, metavar="FILE", help="UTF-8 text, encoded with the tokenizer of each model"
     )
+    source.add_argument(
+        "--conversations",
+        metavar="FILE",
+        help="conversations or prompts with completions, as JSON lines, or python-chat: the loss of the answers, and "
+        "the share that the model gives exactly",
+    )
+    add("--items", metavar="FILE", help="write each answer to --conversations to this file, as JSON lines")
+    add("--limit", type=int, metavar="N", help="use only the first N conversations (default: all)")
     add("--split", choices=["validation", "train"], default="validation", help="split of --data (default: validation)")
     add("--block_size", type=int, metavar="N", help="tokens per window (default: the longest context of the model)")
     add("--stride", type=int, metavar="N", help="tokens between the starts of windows (default: block_size)")
@@ -28,8 +38,13 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     add("--json", action="store_true", help="print JSON instead of a table")
     add("--output", metavar="FILE", help="also write the results to this file, as JSON")
     args = parser.parse_args(argv)
-    check_positive(args, "block_size", "stride", "batch_size")
-    check_output_file(args, "output")
+    check_positive(args, "block_size", "stride", "batch_size", "limit")
+    check_output_file(args, "output", "items")
+    for name in ("items", "limit"):
+        if getattr(args, name) is not None and args.conversations is None:
+            raise UserError(f"{name}={getattr(args, name)} requires --conversations")
+    if args.items is not None and len(args.model) > 1:
+        raise UserError("--items holds the answers of one model; give one --model")
     return args
 
 
@@ -43,16 +58,28 @@ def run(args: argparse.Namespace) -> None:
     from transformers.utils import logging
 
     from minigpt.data.tokenizer import load_tokenizer
+    from minigpt.evaluation.conversations import (
+        answer_questions,
+        assistant_words,
+        exact_match,
+        give_plain_template,
+        read_conversations,
+    )
     from minigpt.evaluation.perplexity import evaluate_model, read_split, read_text_file
     from minigpt.modeling.loading import find_model, load_model
 
     logging.set_verbosity_error()  # otherwise transformers warns about every text longer than the context
     accelerator = Accelerator(cpu=args.use_cpu or not torch.accelerator.is_available())
     results = {}
+    conversations = read_conversations(args.conversations, args.limit) if args.conversations else []
     for name in args.model:
         source = find_model(name)
         tokenizer = load_tokenizer(source, trust_remote_code=args.trust_remote_code)
-        if args.text_file is not None:
+        if conversations:
+            if give_plain_template(tokenizer) and accelerator.is_main_process:
+                print(f"({name} has no chat template; using plain)", file=sys.stderr)
+            text = assistant_words(conversations, tokenizer)
+        elif args.text_file is not None:
             text = read_text_file(args.text_file, tokenizer)
         else:
             text = read_split(args.data, args.split, tokenizer)
@@ -73,10 +100,18 @@ def run(args: argparse.Namespace) -> None:
             description=name,
         )
         results[name] = score.as_dict()
+        if conversations:
+            answers = answer_questions(model, tokenizer, conversations, args.batch_size, accelerator)
+            results[name] |= exact_match(answers)
+            if args.items and accelerator.is_main_process:
+                lines = [
+                    json.dumps({**vars(answer), "exact": answer.is_exact}, ensure_ascii=False) for answer in answers
+                ]
+                write_atomically(Path(args.items), "\n".join(lines) + "\n")
     if accelerator.is_main_process:
         print(json.dumps(results, indent=2) if args.json else results_table(results))
         if args.output:
-            record = {"text": args.data or str(args.text_file), "results": results}
+            record = {"text": args.data or args.conversations or str(args.text_file), "results": results}
             write_atomically(Path(args.output), json.dumps(record, indent=2) + "\n")
 
 
@@ -95,4 +130,10 @@ def results_table(results: dict[str, dict[str, float]]) -> str:
         )
         for name, result in results.items()
     ]
-    return markdown_table(head, rows, numeric=True)
+    table = markdown_table(head, rows, numeric=True)
+    kinds = [metric for metric in next(iter(results.values())) if metric.startswith("exact_match")]
+    if not kinds:
+        return table
+    head = ("model", *(kind.removeprefix("exact_match/").replace("exact_match", "exact answers") for kind in kinds))
+    shares = [(name, *(f"{result[kind]:.1%}" for kind in kinds)) for name, result in results.items()]
+    return f"{table}\n\n{markdown_table(head, shares, numeric=True)}"

@@ -1,13 +1,17 @@
 """Encode prompts with completions, and conversations, into token ids with a loss mask.
 
-The columns have TRL's names: `prompt` and `completion`, both strings or both lists of messages, or `messages` alone.
-The loss is computed over the completion, or over the assistant's messages in `messages`. Prompt and completion are
-encoded separately, so a prompt has the same ids here as when the trained model is asked to complete it.
+The loss is computed over the completion, or over the assistant's messages of a conversation.
+
+A chat template that marks these messages with `{% generation %}` decides what belongs to them, such as the token that
+ends a turn. Conversations are then encoded as by transformers' `return_assistant_tokens_mask` and TRL's
+`assistant_only_loss`. Without the markers, and for prompts with completions, the text is split where the mask changes
+and each part is encoded by itself. So a prompt has the same ids here as when the trained model shall complete it.
 """
 
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
@@ -15,9 +19,11 @@ from minigpt.data.shards import ENDS_DOCUMENT, IN_LOSS
 from minigpt.utils.errors import UserError
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerFast
+    from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-Messages = list[dict[str, Any]]  # each with "role" and "content"
+Message = dict[str, str]  # "role" and "content"
+Messages = list[Message]
+GENERATION_MARKER = re.compile(r"\{%-?\s*generation\s*-?%\}")
 Segments = list[tuple[str, bool]]  # consecutive texts, each with whether its tokens are in the loss
 
 
@@ -25,12 +31,13 @@ Segments = list[tuple[str, bool]]  # consecutive texts, each with whether its to
 class Example:
     """A prompt and its completion, both as text or both as messages. The prompt of a whole conversation is empty.
 
-    `where` names the file and line in error messages.
+    `where` names the file and line in error messages; `kind` is the kind of the question, if the row has one.
     """
 
     prompt: str | Messages
     completion: str | Messages
     where: str
+    kind: str = ""
 
     @property
     def is_conversational(self) -> bool:
@@ -47,7 +54,7 @@ class Example:
     def __str__(self) -> str:
         if isinstance(self.prompt, str) and isinstance(self.completion, str):
             return self.prompt + self.completion
-        return "\n".join(str(message["content"]) for message in self.messages)
+        return "\n".join(message["content"] for message in self.messages)
 
     def __len__(self) -> int:
         return len(str(self))
@@ -68,10 +75,7 @@ class LossMasking:
     def from_tokenizer(tokenizer: "PreTrainedTokenizerFast", completion_only: bool) -> "LossMasking":
         """With the chat template and the special tokens of `tokenizer`."""
         template = tokenizer.get_chat_template() if tokenizer.chat_template else None
-        special_tokens = {
-            name: str(token) for name, token in tokenizer.special_tokens_map.items() if isinstance(token, str)
-        }
-        return LossMasking(template, special_tokens, completion_only)
+        return LossMasking(template, template_variables(tokenizer), completion_only)
 
     def segments(self, example: Example) -> Segments:
         """The text of an example, split where the loss mask changes.
@@ -93,8 +97,8 @@ class LossMasking:
         segments: Segments = []
         written = ""
         for first, end in answers:
-            prompt = self._render(messages[:first], example.where, add_generation_prompt=True) if first else ""
-            with_answer = self._render(messages[:end], example.where)
+            prompt = self._render(messages[:first], example.where, add_generation_prompt=True)[0] if first else ""
+            with_answer, _ = self._render(messages[:end], example.where)
             if not (prompt.startswith(written) and with_answer.startswith(prompt)):
                 raise UserError(
                     f"{example.where}: the chat template writes a message differently when others follow it, so "
@@ -102,81 +106,112 @@ class LossMasking:
                 )
             segments += [(prompt[len(written) :], False), (with_answer[len(prompt) :], True)]
             written = with_answer
-        return [*segments, (self._render(messages, example.where)[len(written) :], False)]
+        return segments
 
-    def _render(self, messages: Messages, where: str, add_generation_prompt: bool = False) -> str:
-        from transformers.utils.chat_template_utils import render_jinja_template
+    @property
+    def has_markers(self) -> bool:
+        """Whether the chat template marks the assistant's words."""
+        return self.chat_template is not None and GENERATION_MARKER.search(self.chat_template) is not None
 
+    def marked_text(self, example: Example) -> tuple[str, list[tuple[int, int]]]:
+        """The text of a conversation, and the (start, end) of the assistant's words in it, in characters.
+
+        Raises UserError if the chat template fails or marks nothing.
+        """
+        text, marked = self._render(example.messages, example.where)
+        if not any(start < end for start, end in marked):
+            raise UserError(
+                f"{example.where}: the chat template marks no word of the assistant with {{% generation %}}"
+            )
+        return text, marked
+
+    def _render(
+        self, messages: Messages, where: str, add_generation_prompt: bool = False
+    ) -> tuple[str, list[tuple[int, int]]]:
+        """The text of messages, and what the template marks in it."""
         if self.chat_template is None:
             raise UserError(
-                f"{where}: a conversation, but the tokenizer has no chat_template; use a tokenizer that has one"
+                f"{where}: a conversation, but the rows before it are text and the tokenizer has no chat_template; "
+                "give --chat_template chatml"
             )
-        variables: dict[str, Any] = {**self.special_tokens, "add_generation_prompt": add_generation_prompt}
-        try:
-            # annotated as str, but it returns a list of texts and a list of generation indices
-            rendered: Any = render_jinja_template([messages], chat_template=self.chat_template, **variables)
-        except Exception as error:  # a template may raise anything
-            raise UserError(f"{where}: the chat template fails: {' '.join(str(error).split())[:300]}") from error
-        texts, _ = rendered
-        return str(texts[0])
+        return render_messages(self.chat_template, self.special_tokens, messages, where, add_generation_prompt)
 
 
-def is_example(record: dict[str, Any]) -> bool:
-    """Whether a row has the columns of an example."""
-    return {"prompt", "completion"} <= record.keys() or "messages" in record
+def template_variables(tokenizer: "PreTrainedTokenizerBase") -> dict[str, str]:
+    """The special tokens by the names that a chat template knows them by, such as `eos_token`."""
+    return {name: token for name, token in tokenizer.special_tokens_map.items() if isinstance(token, str)}
 
 
-def parse_example(record: dict[str, Any], where: str) -> Example:
-    """The example in a row; `where` names the row in errors. Raises UserError if the row is not an example."""
-    if not is_example(record):
-        raise UserError(
-            f"{where}: neither 'prompt' and 'completion' nor 'messages', which other rows have (its fields: "
-            f"{', '.join(record) or 'none'})"
+def render_messages(
+    chat_template: str,
+    special_tokens: dict[str, str],
+    messages: Messages,
+    where: str,
+    add_generation_prompt: bool = False,
+) -> tuple[str, list[tuple[int, int]]]:
+    """The text that a chat template makes of messages, and the (start, end) of the parts that it marks, in characters.
+
+    `special_tokens` are variables of the template, such as `bos_token`. Raises UserError, which begins with `where`,
+    if the template fails.
+    """
+    from transformers.utils.chat_template_utils import render_jinja_template
+
+    try:
+        # annotated as str, but it returns a list of texts and a list of marked parts
+        rendered: Any = render_jinja_template(
+            [messages],
+            chat_template=chat_template,
+            return_assistant_tokens_mask=GENERATION_MARKER.search(chat_template) is not None,
+            add_generation_prompt=add_generation_prompt,
+            **special_tokens,
         )
-    prompt = record.get("prompt", [])
-    completion = record.get("completion", record.get("messages"))
-    if isinstance(prompt, str) and isinstance(completion, str):
-        return Example(prompt, completion, where)
-    for part in (prompt, completion):
-        if not isinstance(part, list) or not all(
-            isinstance(message, dict) and {"role", "content"} <= message.keys() for message in part
-        ):
-            raise UserError(f"{where}: prompt and completion must both be strings, or both lists of {{role, content}}")
-    if not completion:
-        raise UserError(f"{where}: a conversation without messages")
-    return Example(prompt, completion, where)
+    except Exception as error:  # a template may raise anything
+        raise UserError(f"{where}: the chat template fails: {' '.join(str(error).split())[:300]}") from error
+    (text,), marked = rendered
+    return str(text), [tuple(span) for spans in marked for span in spans]
+
+
+class TextEncoder(Protocol):
+    """What `minigpt.data.encoding.Encoder` offers here."""
+
+    def encode(self, texts: list[str], allow_special: bool) -> list[np.ndarray]: ...
+    def encode_marked(self, text: str, marked: list[tuple[int, int]]) -> tuple[np.ndarray, np.ndarray]: ...
 
 
 def encode_examples(
     examples: Sequence[Example],
     loss_masking: LossMasking,
-    encode: Callable[[list[str], bool], list[np.ndarray]],
+    encoder: TextEncoder,
     end_of_text: int,
 ) -> tuple[np.ndarray, np.ndarray, int]:
     """Encode examples into one array of ids [T], one array of marks [T] (uint8), and the UTF-8 bytes of their text.
 
-    A mark has the bits IN_LOSS and ENDS_DOCUMENT. `encode(texts, allow_special)` returns the ids of each text; with
-    `allow_special`, special tokens in a text are recognized, as they must be in the output of a chat template. Every
-    example ends with the id `end_of_text`, which is in the loss if the segment before it is.
+    A mark has the bits IN_LOSS and ENDS_DOCUMENT. In the output of a chat template, special tokens are recognized.
+    Every example ends with the id `end_of_text`: it is added, unless the text ends with it, and is in the loss if the
+    token before it is.
 
-    Raises UserError as `LossMasking.segments`.
+    Raises UserError as `LossMasking.segments` and `LossMasking.marked_text`.
     """
     ids: list[np.ndarray] = []
     marks: list[np.ndarray] = []
     text_bytes = 0
     for example in examples:
-        segments = loss_masking.segments(example)
-        segment_ids = encode([text for text, _ in segments], example.is_conversational)
-        last_in_loss = segments[-1][1] if segments else False
-        if not segments or segment_ids[-1][-1:].tolist() != [end_of_text]:
-            segment_ids = [*segment_ids, np.array([end_of_text])]
-            segments = [*segments, ("", last_in_loss)]
-        segment_marks = [
-            np.full(len(token_ids), IN_LOSS * in_loss, np.uint8)
-            for token_ids, (_, in_loss) in zip(segment_ids, segments, strict=True)
-        ]
-        segment_marks[-1][-1] |= ENDS_DOCUMENT
-        ids += segment_ids
-        marks += segment_marks
-        text_bytes += sum(len(text.encode()) for text, _ in segments)
+        if example.is_conversational and not example.prompt and loss_masking.has_markers:
+            text, marked = loss_masking.marked_text(example)
+            example_ids, is_marked = encoder.encode_marked(text, marked)
+            in_loss = is_marked | (not loss_masking.completion_only)
+            text_bytes += len(text.encode())
+        else:
+            segments = loss_masking.segments(example)
+            segment_ids = encoder.encode([text for text, _ in segments], example.is_conversational)
+            example_ids = np.concatenate([np.zeros(0, np.int64), *segment_ids])
+            in_loss = np.repeat([part for _, part in segments], [len(part) for part in segment_ids]).astype(bool)
+            text_bytes += sum(len(text.encode()) for text, _ in segments)
+        if example_ids[-1:].tolist() != [end_of_text]:
+            example_ids = np.append(example_ids, end_of_text)
+            in_loss = np.append(in_loss, in_loss[-1:].any())
+        example_marks = in_loss.astype(np.uint8) * np.uint8(IN_LOSS)
+        example_marks[-1] |= ENDS_DOCUMENT
+        ids.append(example_ids)
+        marks.append(example_marks)
     return np.concatenate(ids), np.concatenate(marks), text_bytes

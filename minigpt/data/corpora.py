@@ -15,11 +15,13 @@ from typing import Any, Literal
 import numpy as np
 
 from minigpt.config.arguments import DataArguments
-from minigpt.data import hub_datasets, python_docs
+from minigpt.data import hub_datasets, python_chat, python_docs
+from minigpt.data.chat import Example
 from minigpt.data.readers import (
     COMPRESSED_SUFFIXES,
     Chain,
     InMemoryDocuments,
+    InMemoryRows,
     JsonLines,
     Pieces,
     Source,
@@ -27,6 +29,7 @@ from minigpt.data.readers import (
     arrow_rows,
     parquet_rows,
 )
+from minigpt.data.rows import Columns, RowFormat
 from minigpt.utils.errors import UserError
 from minigpt.utils.files import file_sha256
 
@@ -43,7 +46,7 @@ class Corpus:
     """The documents of both splits.
 
     `key` changes with the content. `origin` describes the source in the manifest. `text_bytes` is the approximate
-    amount of text, None if unknown. `examples` is true if the documents are prompts with completions.
+    amount of text, None if unknown. `row_format` is the format of the rows if the documents are examples.
     """
 
     key: str
@@ -51,7 +54,15 @@ class Corpus:
     train: "Documents"
     validation: "Documents"
     text_bytes: int | None
-    examples: bool = False
+    row_format: RowFormat | None = None
+
+    @property
+    def is_conversational(self) -> bool:
+        """Whether the first training document is a conversation, which needs a chat template."""
+        if self.row_format is None:
+            return False
+        document, _ = next(self.train.pieces(), (None, True))
+        return isinstance(document, Example) and document.is_conversational
 
 
 class Documents(ABC):
@@ -90,7 +101,6 @@ class HeldOut:
     origin: dict[str, Any]
     share: float
     place: Literal["first", "last"] | None
-    examples: bool
 
     @cached_property
     def _marks(self) -> tuple[np.ndarray, np.ndarray]:
@@ -105,7 +115,7 @@ class HeldOut:
         elif count > 1:
             sizes = self.source.sizes()
             is_large = sizes > self.share * sizes.sum()
-            if not self.examples:
+            if self.source.row_format is None:
                 cut = is_large
             order = np.random.default_rng(SPLIT_SEED).permutation(count)
             order = order[~is_large[order]]
@@ -176,22 +186,28 @@ def open_corpus(args: DataArguments) -> Corpus:
 
     Raises UserError, in this function or while documents are read, if the text is missing or damaged.
     """
+    columns = Columns(args.text_column, prefer_examples=bool(args.chat_template or args.completion_only_loss))
     if args.train_file:
-        corpus = _files_corpus(args.train_file, args)
-        if corpus.examples or args.completion_only_loss is None:
-            return corpus
-    if args.completion_only_loss is not None:
-        raise UserError(
-            f"completion_only_loss={args.completion_only_loss} needs JSON lines with 'prompt' and 'completion', or "
-            f"'messages', in train_file; there are none in {', '.join(args.train_file or [])}"
-        )
-    if args.corpus == "python-docs":
-        key = f"python-docs:{python_docs.RECIPE}:{sys.version}"
+        corpus = _files_corpus(args.train_file, args, columns)
+    elif args.corpus == "python-docs":
         origin = {"corpus": args.corpus, "python": sys.version.split()[0]}
-        return _split(InMemoryDocuments(python_docs.documents), args, key, origin, None, place="last")
-    if args.dataset_name or args.corpus:
-        return _dataset_corpus(args)
-    raise UserError("no text to prepare: give --train_file, --dataset_name or --corpus")
+        key = f"python-docs:{python_docs.RECIPE}:{sys.version}"
+        corpus = _split(InMemoryDocuments(python_docs.documents), args, key, origin, None, place="last")
+    elif args.corpus == "python-chat":
+        origin = {"corpus": args.corpus, "python": sys.version.split()[0]}
+        key = f"python-chat:{python_chat.RECIPE}:{sys.version}"
+        corpus = _split(InMemoryRows(python_chat.documents, args.corpus), args, key, origin, None, place="last")
+    elif args.dataset_name or args.corpus:
+        corpus = _dataset_corpus(args, columns)
+    else:
+        raise UserError("no text to prepare: give --train_file, --dataset_name or --corpus")
+    for name in ("completion_only_loss", "chat_template"):
+        if getattr(args, name) is not None and corpus.row_format is None:
+            raise UserError(
+                f"{name}={getattr(args, name)} needs rows with prompts and completions or with conversations; "
+                f"{_name(corpus.origin)} holds text"
+            )
+    return corpus
 
 
 def _split(
@@ -201,17 +217,16 @@ def _split(
     origin: dict[str, Any],
     text_bytes: int | None,
     place: Literal["first", "last"] | None = None,
-    examples: bool = False,
 ) -> Corpus:
     """A corpus with `validation_split_percentage` of the source held out for validation."""
-    split = HeldOut(source, origin, args.validation_split_percentage / 100, place, examples)
+    split = HeldOut(source, origin, args.validation_split_percentage / 100, place)
     return Corpus(
         key=f"{key}:{split.share}:{place or f'seed {SPLIT_SEED}'}",
         origin={**origin, "validation_split_percentage": args.validation_split_percentage},
         train=SplitDocuments(split, is_validation=False),
         validation=SplitDocuments(split, is_validation=True),
         text_bytes=text_bytes,
-        examples=examples,
+        row_format=source.row_format,
     )
 
 
@@ -248,14 +263,14 @@ def _is_readable(path: Path) -> bool:
     return not path.name.startswith(".") and _format_suffix(path) in READABLE_SUFFIXES
 
 
-def _open_file(path: Path, column: str, sha256: str) -> Source:
+def _open_file(path: Path, columns: Columns, sha256: str) -> Source:
     suffix = _format_suffix(path)
     if suffix in JSON_SUFFIXES:
-        return JsonLines(path, column)
+        return JsonLines(path, columns)
     if suffix == ".parquet":
-        return parquet_rows(path, column, sha256)
+        return parquet_rows(path, columns, sha256)
     if suffix == ".arrow":
-        return arrow_rows(path, column)
+        return arrow_rows(path, columns)
     return TextFile(path)
 
 
@@ -270,10 +285,9 @@ class FileSet:
     key: str
     records: list[dict[str, Any]]
     text_bytes: int | None
-    examples: bool
 
 
-def _open_files(names: list[str], column: str) -> FileSet:
+def _open_files(names: list[str], columns: Columns) -> FileSet:
     paths = _list_files(names)
     not_empty = [path for path in paths if path.stat().st_size > 0]
     if not not_empty:
@@ -283,29 +297,29 @@ def _open_files(names: list[str], column: str) -> FileSet:
     is_size_known = True
     for path in not_empty:
         sha256 = file_sha256(path)
-        sources.append(_open_file(path, column, sha256))
+        sources.append(_open_file(path, columns, sha256))
         records.append({"path": str(path), "bytes": path.stat().st_size, "sha256": sha256})
         is_size_known = is_size_known and path.suffix not in COMPRESSED_SUFFIXES and path.suffix != ".parquet"
     content = [(_format_suffix(Path(record["path"])), record["sha256"]) for record in records]
-    key = hashlib.sha256(repr((column, content)).encode()).hexdigest()
+    key = hashlib.sha256(repr((columns.text, content)).encode()).hexdigest()
     text_bytes = sum(record["bytes"] for record in records) if is_size_known else None
-    holds_examples = [isinstance(source, JsonLines) and source.holds_examples for source in sources]
+    holds_examples = [source.row_format is not None for source in sources]
     if len(set(holds_examples)) > 1:
         text_file, example_file = (records[holds_examples.index(kind)]["path"] for kind in (False, True))
         raise UserError(
-            f"{example_file} holds prompts and completions, {text_file} plain text; prepare them separately"
+            f"{example_file} holds prompts and completions or conversations, {text_file} plain text; prepare them "
+            "separately"
         )
-    return FileSet(sources[0] if len(sources) == 1 else Chain(sources), key, records, text_bytes, holds_examples[0])
+    return FileSet(sources[0] if len(sources) == 1 else Chain(sources), key, records, text_bytes)
 
 
-def _files_corpus(train_file: list[str], args: DataArguments) -> Corpus:
-    train = _open_files(train_file, args.text_column)
+def _files_corpus(train_file: list[str], args: DataArguments, columns: Columns) -> Corpus:
+    train = _open_files(train_file, columns)
     origin: dict[str, Any] = {"train_file": train.records}
     if not args.validation_file:
-        return _split(train.source, args, train.key, origin, train.text_bytes, examples=train.examples)
-    validation = _open_files(args.validation_file, args.text_column)
-    if validation.examples != train.examples:
-        raise UserError("train_file and validation_file: only one of them holds prompts and completions")
+        return _split(train.source, args, train.key, origin, train.text_bytes)
+    validation = _open_files(args.validation_file, columns)
+    _check_same_kind(train.source, validation.source, "train_file and validation_file")
     text_bytes = None
     if train.text_bytes is not None and validation.text_bytes is not None:
         text_bytes = train.text_bytes + validation.text_bytes
@@ -315,11 +329,16 @@ def _files_corpus(train_file: list[str], args: DataArguments) -> Corpus:
         train=AllDocuments(train.source),
         validation=AllDocuments(validation.source),
         text_bytes=text_bytes,
-        examples=train.examples,
+        row_format=train.source.row_format,
     )
 
 
-def _dataset_corpus(args: DataArguments) -> Corpus:
+def _check_same_kind(train: Source, validation: Source, names: str) -> None:
+    if (validation.row_format is None) != (train.row_format is None):
+        raise UserError(f"{names}: only one of them holds prompts and completions or conversations")
+
+
+def _dataset_corpus(args: DataArguments, columns: Columns) -> Corpus:
     if args.corpus:
         loaded = hub_datasets.load_named(args.corpus, args.dataset_revision, args.streaming)
         named = hub_datasets.CORPORA[args.corpus]
@@ -341,18 +360,20 @@ def _dataset_corpus(args: DataArguments) -> Corpus:
         "dataset_split": args.dataset_split,
         "dataset_revision": loaded.revision,
     }
-    train = hub_datasets.split_source(loaded, args.dataset_split, args.text_column, name)
+    train = hub_datasets.split_source(loaded, args.dataset_split, columns, name)
     key = f"{loaded.key}:{args.dataset_split}:{args.text_column}"
     validation_split = next(
         (split for split in VALIDATION_SPLIT_NAMES if split in loaded.splits and split != args.dataset_split), None
     )
     if validation_split is None:
         return _split(train, args, key, origin, text_bytes, place="first" if args.streaming else None)
-    validation = hub_datasets.split_source(loaded, validation_split, args.text_column, name)
+    validation = hub_datasets.split_source(loaded, validation_split, columns, name)
+    _check_same_kind(train, validation, f"{name}, splits {args.dataset_split} and {validation_split}")
     return Corpus(
         key=f"{key}:{validation_split}",
         origin={**origin, "validation_split": validation_split},
         train=AllDocuments(train),
         validation=AllDocuments(validation),
         text_bytes=text_bytes,
+        row_format=train.row_format,
     )

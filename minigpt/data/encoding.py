@@ -136,13 +136,7 @@ class Encoder:
         Raises UserError if the vocabulary cannot express a text.
         """
         for text in texts:
-            try:
-                text.encode()
-            except UnicodeEncodeError as error:
-                code_point = ord(text[error.start])
-                raise UserError(
-                    f"the text contains half a surrogate pair (U+{code_point:04X}), which is not a character"
-                ) from error
+            _refuse_surrogates(text)
         fast = None if allow_special else self._fast
         fast_ids = [fast(text) if fast else None for text in texts]
         remaining = [text for text, ids in zip(texts, fast_ids, strict=True) if ids is None]
@@ -153,6 +147,27 @@ class Encoder:
             raise UserError(self._explain(remaining, error)) from error
         return [np.array(next(encodings).ids, dtype=np.int64) if ids is None else ids for ids in fast_ids]
 
+    def encode_marked(self, text: str, marked: Sequence[tuple[int, int]]) -> tuple[np.ndarray, np.ndarray]:
+        """The ids [N] of a text, and whether each is marked, bool [N]: from the token of the first to that of the last
+        character of every (start, end) in `marked`.
+
+        Special tokens are recognized. Raises UserError if the vocabulary cannot express the text.
+        """
+        _refuse_surrogates(text)
+        self.backend.encode_special_tokens = False
+        try:
+            encoding = self.backend.encode(text, add_special_tokens=False)
+        except Exception as error:  # Rust raises Exception itself
+            raise UserError(self._explain([text], error)) from error
+        is_marked = np.zeros(len(encoding.ids), dtype=bool)
+        for start, end in marked:
+            first, last = encoding.char_to_token(start), encoding.char_to_token(end - 1)
+            if (
+                start < end and first is not None
+            ):  # None: the character has no token, as a space that is normalized away
+                is_marked[first : len(is_marked) if last is None else last + 1] = True
+        return np.array(encoding.ids, dtype=np.int64), is_marked
+
     def encode_batch(self, batch: DocumentBatch) -> EncodedBatch:
         """The ids of a batch, with an end-of-text id after each document.
 
@@ -161,9 +176,8 @@ class Encoder:
         spec, inputs = self.spec, [part for part, _ in batch.parts]
         try:
             if spec.loss_masking:
-                ids, marks, text_bytes = encode_examples(
-                    cast("list[Example]", inputs), spec.loss_masking, self.encode, spec.end_of_text
-                )
+                examples = cast("list[Example]", inputs)
+                ids, marks, text_bytes = encode_examples(examples, spec.loss_masking, self, spec.end_of_text)
                 return EncodedBatch(batch.document, batch.part, ids.astype(spec.dtype), len(inputs), text_bytes, marks)
             texts = cast("list[str]", inputs)
             ids_of_parts = self.encode(texts)
@@ -193,6 +207,16 @@ class Encoder:
                     "train it on this text too, or use 'bpe', which can encode every character"
                 )
         return f"the tokenizer failed: {error}"
+
+
+def _refuse_surrogates(text: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        code_point = ord(text[error.start])
+        raise UserError(
+            f"the text contains half a surrogate pair (U+{code_point:04X}), which is not a character"
+        ) from error
 
 
 def parts(texts: Iterable[Part], whole: bool, limit: int = PART_CHARACTERS) -> Iterator[Part]:

@@ -13,11 +13,12 @@ from minigpt.data.readers import (
     DatasetRows,
     Pieces,
     Source,
+    document_of,
     one_line,
-    require_column,
+    require_columns,
     require_library,
-    require_text,
 )
+from minigpt.data.rows import Columns, RowFormat
 from minigpt.utils.errors import UserError
 from minigpt.utils.hub_names import refuse_missing_folder
 
@@ -54,9 +55,14 @@ class StreamedRows(Source):
     """
 
     dataset: "IterableDataset"
-    column: str
+    columns: Columns
     name: str
     known_count: int | None
+
+    @cached_property
+    def row_format(self) -> RowFormat | None:  # type: ignore[override]  # read once
+        fields = self.dataset.column_names or next(iter(self.dataset), {})
+        return self.columns.format_of(fields)
 
     @cached_property
     def _count(self) -> int:
@@ -69,8 +75,10 @@ class StreamedRows(Source):
         rows = self.dataset.skip(start) if start else self.dataset
         for row, record in enumerate(islice(rows, stop - start), start):
             if chosen is None or chosen[row]:
-                require_column(self.column, record, self.name)
-                yield require_text(record[self.column], f"{self.name} row {row}", self.column), True
+                form = self.row_format
+                if form is None:
+                    require_columns(self.columns, list(record), self.name)
+                yield document_of(record, self.columns.text, form, f"{self.name} row {row}"), True
 
 
 @dataclass(frozen=True)
@@ -154,13 +162,13 @@ def _describe(
     return LoadedDataset(splits, ":".join(identity), revision, rows, text_bytes)
 
 
-def split_source(loaded: LoadedDataset, split: str, column: str, name: str) -> DatasetRows | StreamedRows:
-    """The documents of one split. Raises UserError if a memory-mapped split has no such column."""
+def split_source(loaded: LoadedDataset, split: str, columns: Columns, name: str) -> DatasetRows | StreamedRows:
+    """The documents of one split. Raises UserError if a memory-mapped split holds neither text nor examples."""
     import datasets
 
     split_name = f"{name} split {split!r}"
     dataset = loaded.splits[split]
     if isinstance(dataset, datasets.IterableDataset):
-        return StreamedRows(dataset, column, split_name, loaded.rows.get(split))
-    require_column(column, dataset.column_names, split_name)
-    return DatasetRows(lambda: dataset, column, split_name)
+        return StreamedRows(dataset, columns, split_name, loaded.rows.get(split))
+    require_columns(columns, dataset.column_names, split_name)
+    return DatasetRows(lambda: dataset, columns, dataset.column_names, split_name)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from minigpt.config.arguments import DataArguments
 from minigpt.data.chat import LossMasking
+from minigpt.data.chat_template import read_chat_template, sample_text, set_chat_template
 from minigpt.data.corpora import Corpus, Documents, open_corpus
 from minigpt.data.encoding import (
     BATCH_CHARACTERS,
@@ -121,36 +122,40 @@ def _manifest_version(folder: Path) -> tuple[int, int] | None:
     return status.st_ino, status.st_mtime_ns
 
 
-def prepared_folder(args: DataArguments) -> Path:
+def prepared_folder(args: DataArguments, default_chat_template: str = "chatml") -> Path:
     """The folder in the cache with the shards of the text that `args` name; they are prepared the first time.
+
+    `default_chat_template` is for conversations if neither `args` nor the tokenizer has a template.
 
     The cache's key is a hash of the text, the tokenizer and the options. Of several processes that need the same
     folder, one prepares it while the others wait. Raises the same errors as `prepare`.
     """
     corpus = open_corpus(args)
-    key = _key(args, corpus)
+    key = _key(args, corpus, default_chat_template)
     folder = cache_folder(args) / key
     if (folder / MANIFEST).is_file() and not args.overwrite_cache:
         return folder
     with new_parents(folder), locked(_lock_file(folder), str(folder), wait=True):
         if (folder / MANIFEST).is_file() and not args.overwrite_cache:
             return folder
-        return _prepare(args, corpus, key, folder)
+        return _prepare(args, corpus, key, folder, default_chat_template)
 
 
-def _prepare(args: DataArguments, corpus: Corpus, key: str, output_dir: Path) -> Path:
+def _prepare(
+    args: DataArguments, corpus: Corpus, key: str, output_dir: Path, default_chat_template: str = "chatml"
+) -> Path:
     started = time.perf_counter()
     folder = output_dir.parent / f".{output_dir.name}.partial"
     journal = Journal(folder, key)
     if journal.shards:
         print(f"resuming after {journal.shards} complete shards", file=sys.stderr)
     try:
-        tokenizer = _stored_tokenizer(args, corpus, journal)
+        tokenizer = _stored_tokenizer(args, corpus, journal, default_chat_template)
         vocab_size = vocabulary_size(tokenizer)
         dtype = smallest_dtype(vocab_size)
         large = corpus.text_bytes is None or corpus.text_bytes > LARGE
         completion_only = args.completion_only_loss is not False
-        loss_masking = LossMasking.from_tokenizer(tokenizer, completion_only) if corpus.examples else None
+        loss_masking = LossMasking.from_tokenizer(tokenizer, completion_only) if corpus.row_format else None
         spec = EncoderSpec.from_tokenizer(tokenizer, dtype, large, loss_masking)
         workers = args.preprocessing_num_workers or (_cores() if large else 1)
         documents = {"train": corpus.train, "validation": corpus.validation}
@@ -182,22 +187,54 @@ def _prepare(args: DataArguments, corpus: Corpus, key: str, output_dir: Path) ->
             f"{output_dir}: the disk is full; make space and run the same command again to resume after the "
             f"{journal.shards} complete shards"
         ) from error
+    if corpus.row_format:
+        in_loss = "completions" if completion_only else "all tokens"
+        print(f"rows: {corpus.row_format.name}; {in_loss} in the loss", file=sys.stderr)
     _print_summary(output_dir, splits, vocab_size, spec.library, time.perf_counter() - started)
     return output_dir
 
 
-def make_tokenizer(args: DataArguments, corpus: Corpus) -> "PreTrainedTokenizerFast":
-    """The tokenizer that `args.tokenizer` names, or one trained on the corpus.
+def make_tokenizer(
+    args: DataArguments, corpus: Corpus, default_chat_template: str = "chatml"
+) -> "PreTrainedTokenizerFast":
+    """The tokenizer that `args.tokenizer` names, or one trained on the corpus; for conversations with a chat template.
 
     'bpe' is trained on the training documents. 'char' is trained on all documents, as nanoGPT's: a character that
     occurs only in validation text would otherwise have no id. Raises UserError if the tokenizer cannot be made.
     """
     kind = args.tokenizer or "bpe"
+    tokenizer = load_tokenizer(kind) if kind not in ("bpe", "char") else None
+    template = _new_chat_template(args, corpus, tokenizer, default_chat_template)
     if kind == "bpe":
-        return train_bpe(_training_texts(args, corpus), args.tokenizer_vocab_size, args.tokenizer_special_tokens)
-    if kind == "char":
-        return train_characters(str(text) for text, _ in chain(corpus.train.pieces(), corpus.validation.pieces()))
-    return load_tokenizer(kind)
+        tokenizer = train_bpe(_training_texts(args, corpus), args.tokenizer_vocab_size, args.tokenizer_special_tokens)
+    elif kind == "char":
+        texts = (str(text) for text, _ in chain(corpus.train.pieces(), corpus.validation.pieces()))
+        tokenizer = train_characters(chain(texts, [sample_text(template)] if template else []))
+    assert tokenizer is not None
+    if template is not None:
+        new_tokens = set_chat_template(tokenizer, template)
+        if new_tokens:
+            print(f"chat template: new special tokens {' '.join(new_tokens)}", file=sys.stderr)
+    return tokenizer
+
+
+def _new_chat_template(
+    args: DataArguments, corpus: Corpus, tokenizer: "PreTrainedTokenizerFast | None", default: str
+) -> str | None:
+    """The chat template that the tokenizer gets; None if it needs none, or keeps its own.
+
+    Raises UserError if a template is given and the rows are no conversations.
+    """
+    if not corpus.is_conversational:
+        if args.chat_template is not None:
+            raise UserError(
+                f"chat_template={args.chat_template} needs conversations, but the prompts and completions are texts, "
+                "which are used as they are; drop it"
+            )
+        return None
+    if args.chat_template is None and tokenizer is not None and tokenizer.chat_template:
+        return None
+    return read_chat_template(args.chat_template or default)
 
 
 def _training_texts(args: DataArguments, corpus: Corpus) -> Iterator[str]:
@@ -212,12 +249,14 @@ def _training_texts(args: DataArguments, corpus: Corpus) -> Iterator[str]:
             return
 
 
-def _stored_tokenizer(args: DataArguments, corpus: Corpus, journal: Journal) -> "PreTrainedTokenizerFast":
+def _stored_tokenizer(
+    args: DataArguments, corpus: Corpus, journal: Journal, default_chat_template: str
+) -> "PreTrainedTokenizerFast":
     """The tokenizer in the journal's folder; it is made and saved there the first time."""
     folder = journal.folder / "tokenizer"
     if not folder.is_dir():
         partial = journal.folder / "tokenizer.partial"
-        make_tokenizer(args, corpus).save_pretrained(partial)
+        make_tokenizer(args, corpus, default_chat_template).save_pretrained(partial)
         for file in partial.iterdir():
             fsync(file)
         publish_folder(partial, folder)
@@ -283,19 +322,21 @@ def _options(args: DataArguments, corpus: Corpus) -> dict[str, Any]:
     if kind == "bpe":
         names = ("tokenizer_vocab_size", "tokenizer_special_tokens", "tokenizer_training_megabytes")
         options |= {name: getattr(args, name) for name in names}
-    if corpus.examples:
+    if corpus.row_format:
         options["completion_only_loss"] = args.completion_only_loss is not False
     return options
 
 
-def _key(args: DataArguments, corpus: Corpus) -> str:
+def _key(args: DataArguments, corpus: Corpus, default_chat_template: str = "chatml") -> str:
     """A hash of everything that decides the content of the shards."""
-    options = _options(args, corpus)
+    options, tokenizer = _options(args, corpus), None
     if options["tokenizer"] not in ("bpe", "char"):
         tokenizer = load_tokenizer(options["tokenizer"])
         options["tokenizer"] = tokenizer_hash(tokenizer)
-        if corpus.examples:
-            options["chat_template"] = tokenizer.chat_template
+    if corpus.row_format:
+        template = _new_chat_template(args, corpus, tokenizer, default_chat_template)
+        options["chat_template"] = template or (tokenizer and tokenizer.chat_template)
+        options["row_format"] = corpus.row_format.name
     key = json.dumps([FORMAT_VERSION, BATCH_CHARACTERS, PART_CHARACTERS, corpus.key, options], sort_keys=True)
     return hashlib.sha256(key.encode()).hexdigest()[:32]
 

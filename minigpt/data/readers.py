@@ -12,7 +12,7 @@ import sys
 import zlib
 from abc import ABC, abstractmethod
 from array import array
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -23,12 +23,14 @@ from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
 import numpy as np
 
-from minigpt.data.chat import Example, is_example, parse_example
+from minigpt.data.chat import Example
+from minigpt.data.rows import MESSAGES, Columns, RowFormat
 from minigpt.utils.errors import UserError
 from minigpt.utils.formatting import format_bytes
 
 if TYPE_CHECKING:
     from datasets import Dataset
+    from pyarrow import Table
 
 COMPRESSED_SUFFIXES = {".gz", ".zst"}
 READ_BYTES = 1 << 22
@@ -42,6 +44,11 @@ Pieces = Iterator[tuple[Document, bool]]  # pieces of documents, each with wheth
 
 class Source(ABC):
     """Documents that can be counted, measured, and read from any position."""
+
+    @property
+    def row_format(self) -> RowFormat | None:
+        """The format of the rows if the documents are examples; None if they are texts."""
+        return None
 
     @abstractmethod
     def count(self) -> int:
@@ -71,7 +78,7 @@ class Source(ABC):
 
 @dataclass
 class InMemoryDocuments(Source):
-    """Documents that one call creates and that fit in memory."""
+    """Texts that one call creates and that fit in memory."""
 
     create: Callable[[], list[str]]
 
@@ -86,6 +93,30 @@ class InMemoryDocuments(Source):
         for index, text in enumerate(self._documents[start:stop], start):
             if chosen is None or chosen[index]:
                 yield text, True
+
+
+@dataclass
+class InMemoryRows(Source):
+    """Rows of `messages` that one call creates and that fit in memory. Error messages start with `name`."""
+
+    create: Callable[[], list[dict[str, Any]]]
+    name: str
+
+    @property
+    def row_format(self) -> RowFormat:
+        return MESSAGES
+
+    @cached_property
+    def _rows(self) -> list[dict[str, Any]]:
+        return self.create()
+
+    def count(self) -> int:
+        return len(self._rows)
+
+    def pieces(self, start: int, stop: int, chosen: np.ndarray | None = None) -> Pieces:
+        for index, row in enumerate(self._rows[start:stop], start):
+            if chosen is None or chosen[index]:
+                yield MESSAGES.parse(row, f"{self.name} row {index}"), True
 
 
 @dataclass(frozen=True)
@@ -111,17 +142,16 @@ class TextFile(Source):
 class JsonLines(Source):
     """A file with one JSON object per line, plain or compressed: one document per line.
 
-    The text is in the field `column`, or the fields make up an `Example`. Blank lines are skipped.
+    The fields of the first line decide whether the lines hold text or examples. Blank lines are skipped.
     """
 
     path: Path
-    column: str
+    columns: Columns
 
     @cached_property
-    def holds_examples(self) -> bool:
-        """Whether the lines are examples: the first one has no text, but prompt and completion, or messages."""
+    def row_format(self) -> RowFormat | None:  # type: ignore[override]  # read once
         first_record = next((self._record(number, line) for number, line in self._lines()), {})
-        return self.column not in first_record and is_example(first_record)
+        return self.columns.format_of(first_record)
 
     @cached_property
     def _count(self) -> int:
@@ -134,7 +164,8 @@ class JsonLines(Source):
         for index, (number, line) in islice(enumerate(self._lines()), start, stop):
             if chosen is None or chosen[index]:
                 record, where = self._record(number, line), self._where(number)
-                yield (parse_example(record, where) if self.holds_examples else self._text(record, where)), True
+                form = self.row_format and (self.columns.format_of(record) or self.row_format)
+                yield (form.parse(record, where) if form else self._text(record, where)), True
 
     def _lines(self) -> Iterator[tuple[int, str]]:
         """Pairs of line number, from 1, and line."""
@@ -167,39 +198,48 @@ class JsonLines(Source):
         return record
 
     def _text(self, record: dict[str, Any], where: str) -> str:
-        if self.column not in record:
+        column = self.columns.text
+        if column not in record:
             fields = ", ".join(record) or "none"
-            raise UserError(f"{where}: no field {self.column!r} (its fields: {fields}); name one with --text_column")
-        return require_text(record[self.column], where, self.column)
+            raise UserError(f"{where}: no field {column!r} (its fields: {fields}); name one with --text_column")
+        return require_text(record[column], where, column)
 
 
 @dataclass
 class DatasetRows(Source):
-    """The rows of a memory-mapped `datasets.Dataset`: one document per row, its text in one column.
+    """The rows of a memory-mapped `datasets.Dataset`: one document per row.
 
-    `open_dataset` is called when the rows are first needed. Error messages start with `name`.
+    `open_dataset` is called when the rows are first needed. `fields` are the columns of the table. `name` is the start
+    of error messages.
     """
 
     open_dataset: Callable[[], "Dataset"]
-    column: str
+    columns: Columns
+    fields: Sequence[str]
     name: str
+
+    @property
+    def row_format(self) -> RowFormat | None:
+        return self.columns.format_of(self.fields)
 
     @cached_property
     def _dataset(self) -> "Dataset":
-        return self.open_dataset().select_columns([self.column])
+        return self.open_dataset().select_columns(self.columns.names(self.fields))
 
     def count(self) -> int:
         return len(self._dataset)
 
     def sizes(self) -> np.ndarray:
-        """The UTF-8 bytes of every text, from the offsets of the column: no text is read."""
+        """The UTF-8 bytes of every text, from the offsets of the column: no text is read. Examples are read."""
         import pyarrow
         import pyarrow.compute
 
+        if self.row_format is not None:
+            return super().sizes()
         sizes = np.zeros(self.count(), dtype=np.int64)
         tables = self._dataset.with_format("arrow")
         for first in range(0, len(sizes), ROWS_PER_CONVERSION):
-            column = tables[first : first + ROWS_PER_CONVERSION][self.column]
+            column = tables[first : first + ROWS_PER_CONVERSION][self.columns.text]
             try:
                 lengths = pyarrow.compute.binary_length(column)
             except pyarrow.ArrowNotImplementedError:  # not a column of text, or a dictionary of texts
@@ -212,17 +252,28 @@ class DatasetRows(Source):
         for first in range(start, stop, ROWS_IN_MEMORY):
             block = range(first, min(first + ROWS_IN_MEMORY, stop))
             rows = block if chosen is None else (first + np.flatnonzero(chosen[block.start : block.stop])).tolist()
-            values = self._values(rows if len(rows) < len(block) else block)
-            for row, value in zip(rows, values, strict=True):
-                yield require_text(value, f"{self.name} row {row}", self.column), True
+            records = self._records(rows if len(rows) < len(block) else block)
+            for row, record in zip(rows, records, strict=True):
+                yield document_of(record, self.columns.text, self.row_format, f"{self.name} row {row}"), True
 
-    def _values(self, rows: Sequence[int]) -> list[Any]:
+    def _records(self, rows: Sequence[int]) -> list[dict[str, Any]]:
+        if not rows:
+            return []
         try:
-            return self._dataset[rows][self.column] if rows else []
+            values = self._dataset[rows]
         except UnicodeDecodeError as error:
             if len(rows) > 1:  # look for the row
-                return [value for row in rows for value in self._values([row])]
-            raise UserError(f"{self.name} row {rows[0]}: column {self.column!r} is not UTF-8") from error
+                return [record for row in rows for record in self._records([row])]
+            names = ", ".join(map(repr, self.columns.names(self.fields)))
+            raise UserError(f"{self.name} row {rows[0]}: column {names} is not UTF-8") from error
+        return [dict(zip(values, record, strict=True)) for record in zip(*values.values(), strict=True)]
+
+
+def document_of(record: dict[str, Any], text_column: str, row_format: RowFormat | None, where: str) -> Document:
+    """The document in a row: an example if the rows have such a format, else the text."""
+    if row_format is not None:
+        return row_format.parse(record, where)
+    return require_text(record[text_column], where, text_column)
 
 
 class Chain(Source):
@@ -230,6 +281,10 @@ class Chain(Source):
 
     def __init__(self, sources: list[Source]) -> None:
         self.sources = sources
+
+    @property
+    def row_format(self) -> RowFormat | None:
+        return self.sources[0].row_format
 
     def count(self) -> int:
         return sum(source.count() for source in self.sources)
@@ -246,25 +301,33 @@ class Chain(Source):
             chosen = None if chosen is None else chosen[count:]
 
 
-def parquet_rows(path: Path, column: str, sha256: str) -> DatasetRows:
-    """The rows of a Parquet file. `datasets` copies the column into its cache and maps that copy into memory.
+def parquet_rows(path: Path, columns: Columns, sha256: str) -> DatasetRows:
+    """The rows of a Parquet file. `datasets` copies the columns into its cache and maps that copy into memory.
 
     `sha256` is the hash of the file. It is part of the name of the copy, because `datasets` itself only compares the
     path and the modification time.
     """
-    return DatasetRows(lambda: _open_parquet(path, column, sha256), column, str(path))
+    require_library("datasets", str(path))
+    import pyarrow.parquet
+
+    with _errors_name_the_file(path, "Parquet"):
+        fields = pyarrow.parquet.read_schema(path).names
+    require_columns(columns, fields, str(path))
+    return DatasetRows(lambda: _open_parquet(path, columns.names(fields), sha256), columns, fields, str(path))
 
 
-def arrow_rows(path: Path, column: str) -> DatasetRows:
+def arrow_rows(path: Path, columns: Columns) -> DatasetRows:
     """The rows of an Arrow file, in the stream format (as `datasets` writes it) or the file format, without a copy.
 
     A file with compressed buffers is decompressed into memory.
     """
-    return DatasetRows(lambda: _open_arrow(path, column), column, str(path))
-
-
-def _open_parquet(path: Path, column: str, sha256: str) -> "Dataset":
     require_library("datasets", str(path))
+    fields = _read_arrow(path).schema.names
+    require_columns(columns, fields, str(path))
+    return DatasetRows(lambda: _open_arrow(path, columns.names(fields)), columns, fields, str(path))
+
+
+def _open_parquet(path: Path, names: list[str], sha256: str) -> "Dataset":
     import datasets
     import pyarrow
     import pyarrow.parquet
@@ -272,40 +335,43 @@ def _open_parquet(path: Path, column: str, sha256: str) -> "Dataset":
     with _errors_name_the_file(path, "Parquet"), path.open("rb") as file:
         metadata = pyarrow.parquet.read_metadata(file)
         schema = metadata.schema.to_arrow_schema()
-    require_column(column, schema.names, str(path))
     if metadata.num_rows == 0:  # from_parquet fails on such a file
-        return datasets.Dataset.from_dict({column: []})
+        return datasets.Dataset.from_dict({name: [] for name in names})
     if path.stat().st_size > LARGE_PARQUET_BYTES:
         size = format_bytes(path.stat().st_size)
         print(f"{path}: {size}, read through a copy in {datasets.config.HF_DATASETS_CACHE}", file=sys.stderr)
     with _errors_name_the_file(path, "Parquet"), _quiet_datasets():
         return datasets.Dataset.from_parquet(
             glob.escape(str(path.absolute())),  # from_parquet would expand a * or [ in the name of a file
-            columns=[column],
-            # of this column alone: another column may have a type that `datasets` does not support
-            features=datasets.Features.from_arrow_schema(pyarrow.schema([schema.field(column)])),
+            columns=names,
+            # of these columns alone: another column may have a type that `datasets` does not support
+            features=datasets.Features.from_arrow_schema(pyarrow.schema([schema.field(name) for name in names])),
             config_name=f"sha256-{sha256[:16]}",
             batch_size=ROWS_PER_CONVERSION,
         )
 
 
-def _open_arrow(path: Path, column: str) -> "Dataset":
-    require_library("datasets", str(path))
+def _open_arrow(path: Path, names: list[str]) -> "Dataset":
     import datasets
+
+    table = _read_arrow(path)
+    with _errors_name_the_file(path, "Arrow"):
+        # without a fingerprint `datasets` would hash, and for that copy, the whole table
+        return datasets.Dataset(table.select(names).replace_schema_metadata(None), fingerprint=str(path))
+
+
+def _read_arrow(path: Path) -> "Table":
+    """The whole table, mapped into memory."""
     import pyarrow
 
     with _errors_name_the_file(path, "Arrow"):
         mapped_file = pyarrow.memory_map(str(path))
         try:
-            table = pyarrow.ipc.open_stream(mapped_file).read_all()
+            return pyarrow.ipc.open_stream(mapped_file).read_all()
         except pyarrow.ArrowInvalid:
             # the file format, which Dataset.from_file cannot read
             mapped_file.seek(0)
-            table = pyarrow.ipc.open_file(mapped_file).read_all()
-    require_column(column, table.schema.names, str(path))
-    with _errors_name_the_file(path, "Arrow"):
-        # without a fingerprint `datasets` would hash, and for that copy, the whole table
-        return datasets.Dataset(table.select([column]).replace_schema_metadata(None), fingerprint=str(path))
+            return pyarrow.ipc.open_file(mapped_file).read_all()
 
 
 @contextmanager
@@ -353,11 +419,11 @@ def require_library(name: str, needed_by: str) -> None:
         ) from error
 
 
-def require_column(column: str, columns: Iterable[str], name: str) -> None:
-    """Raises UserError if `column` is not among the columns of a table; `name` is that of the table."""
-    if column not in columns:
+def require_columns(columns: Columns, fields: Sequence[str], name: str) -> None:
+    """Raises UserError if the table `name` with these fields holds neither text nor examples."""
+    if columns.text not in fields and columns.format_of(fields) is None:
         raise UserError(
-            f"{name}: no column {column!r} (its columns: {', '.join(columns)}); name one with --text_column"
+            f"{name}: no column {columns.text!r} (its columns: {', '.join(fields)}); name one with --text_column"
         )
 
 

@@ -136,12 +136,16 @@ def vocabulary_size(tokenizer: "PreTrainedTokenizerFast") -> int:
     return max(tokenizer.get_vocab().values()) + 1
 
 
-def tokenizer_hash(tokenizer: "PreTrainedTokenizerFast") -> str:
-    """A SHA-256 of everything that decides the ids of a text. A saved and reloaded tokenizer has the same hash."""
+def tokenizer_hash(tokenizer: "PreTrainedTokenizerFast", below: int | None = None) -> str:
+    """A SHA-256 of everything that decides the ids of a text. A saved and reloaded tokenizer has the same hash.
+
+    With `below`, added tokens from this id on are ignored, such as those of a chat template.
+    """
     state = json.loads(tokenizer.backend_tokenizer.to_str())
     model = {key: value for key, value in state["model"].items() if value not in (None, False)}
     model["merges"] = [merge.split(" ") if isinstance(merge, str) else merge for merge in model.get("merges", [])]
     pre_tokenizer = re.sub(r', "trim_offsets": (true|false)', "", json.dumps(state["pre_tokenizer"]))
-    added = sorted((token["id"], token["content"], token["special"]) for token in state["added_tokens"])
+    added_tokens = [token for token in state["added_tokens"] if below is None or token["id"] < below]
+    added = sorted((token["id"], token["content"], token["special"]) for token in added_tokens)
     decisive = [model, state["normalizer"], pre_tokenizer, added, tokenizer.eos_token_id]
     return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()

@@ -88,9 +88,9 @@ def test_a_conversation_is_written_by_the_chat_template_and_its_answers_are_in_t
     tmp_path: Path, tokenizer: PreTrainedTokenizerFast
 ) -> None:
     question, answer = {"role": "user", "content": "What is 2?"}, {"role": "assistant", "content": "Two <|im_end|>?"}
-    more, thanks = {"role": "assistant", "content": "Three"}, {"role": "user", "content": "Thanks"}
+    more = {"role": "assistant", "content": "Three"}
     rows = [
-        {"messages": [question, answer, question, more, thanks]},
+        {"messages": [question, answer, question, more]},
         {"prompt": [question], "completion": [answer]},
         {"prompt": [question, answer, question], "completion": [more]},
     ]
@@ -107,8 +107,7 @@ def test_a_conversation_is_written_by_the_chat_template_and_its_answers_are_in_t
             (question_ids, False),
             (answer_ids, True),
             (question_ids, False),
-            (more_ids, True),
-            (ids("<|im_start|>user\nThanks<|im_end|>\n") + end, False),
+            (more_ids + end, True),
         ],
         [(question_ids, False), (answer_ids + end, True)],
         [(question_ids + answer_ids + question_ids, False), (more_ids + end, True)],
@@ -153,14 +152,15 @@ def test_verify_checks_the_marks_and_inspect_counts_them(
 @pytest.mark.parametrize(
     ("rows", "options", "message"),
     [
-        ([ROWS[0], {"prompt": "a"}], {}, r"line 2: neither 'prompt' and 'completion' nor 'messages'"),
+        ([ROWS[0], {"prompt": "a"}], {}, r"line 2: no 'completion', which other rows have \(its fields: prompt\)"),
         (
             [{"prompt": "a", "completion": [{"role": "user", "content": "b"}]}] * 2,
             {},
             "line 1: .* must both be strings",
         ),
-        ([{"messages": "hello"}] * 2, {}, "must both be strings, or both lists"),
-        ([{"text": "a"}] * 3, {"completion_only_loss": True}, "completion_only_loss=True needs JSON lines"),
+        ([{"messages": "hello"}] * 2, {}, "line 1: 'messages' is a string, not a list of {role, content}"),
+        ([{"text": "a"}] * 3, {"completion_only_loss": True}, "completion_only_loss=True needs rows .* holds text"),
+        (ROWS, {"chat_template": "chatml"}, "chat_template=chatml needs conversations, but .* are texts"),
         ([ROWS[0]], {}, "line 1: the only example; give more"),
     ],
 )
@@ -194,14 +194,6 @@ def test_a_resumed_preparation_of_examples_gives_the_bytes_of_an_uninterrupted_o
     monkeypatch.setattr(SplitWriter, "_finish_shard", finish_shard)
     assert len(list((tmp_path / ".out.partial").glob("*.marks"))) == 4
     assert content_of(prepared(tmp_path, ROWS, shard_tokens=50)) == whole
-
-
-def test_a_conversation_needs_a_chat_template(tmp_path: Path) -> None:
-    train_bpe([str(row) for row in ROWS], 300).save_pretrained(tmp_path / "tokenizer")
-    assert load_tokenizer(tmp_path / "tokenizer").chat_template is None
-    row = {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}
-    with pytest.raises(UserError, match="no chat_template"):
-        prepared(tmp_path, [row, row])
 
 
 REWRITING = TEMPLATE.replace("message.content", "(message.content if loop.last else '...')")
