@@ -1,4 +1,4 @@
-"""Serve a page to explore a model: its text, next tokens and attention."""
+"""Serve a page to explore a model: a chat, its text, next tokens and attention."""
 
 import argparse
 import socket
@@ -48,8 +48,8 @@ def run(args: argparse.Namespace) -> None:
     from minigpt.hub.run_summary import read_run_summary
     from minigpt.modeling.loading import find_model, load_model
     from minigpt.modeling.packed_linear import pack_linears
-    from minigpt.playground.page import CSS, Player, build_page
-    from minigpt.playground.views import BARS_CSS
+    from minigpt.playground.page import CSS, build_page
+    from minigpt.playground.player import Player
 
     folder = Path(args.model).expanduser()
     prompts = read_run_summary(folder).options.get("sample_prompts") or [] if folder.is_dir() else []
@@ -67,7 +67,7 @@ def run(args: argparse.Namespace) -> None:
         prevent_thread_lock=True,
         quiet=True,
         theme=gradio.themes.Default(primary_hue="blue", **local_fonts),
-        css=CSS + BARS_CSS,
+        css=CSS,
         footer_links=[],
     )
     print(f"playground: {local_url}{f' and {public_url}' if public_url else ''}     (Ctrl-C ends it)", flush=True)

@@ -8,6 +8,7 @@ Both mark the assistant's words with `{% generation %}`, which TRL and transform
 """
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -81,6 +82,21 @@ def sample_text(template: str) -> str:
     no_tokens = {"bos_token": "", "eos_token": ""}
     text, _ = render_messages(template, no_tokens, _sample(template, no_tokens), "chat_template")
     return CONTROL_TOKEN.sub("", text)
+
+
+def sample_prompts(tokenizer: "PreTrainedTokenizerBase", prompts: Sequence[str]) -> dict[str, str]:
+    """The text that a model continues for each prompt: the prompt itself, or a question if there is a chat template.
+
+    With a template, the prompt "" is left out: a conversation does not begin with an answer.
+    """
+    if not tokenizer.chat_template:
+        return {prompt: prompt for prompt in prompts}
+    template, variables = tokenizer.get_chat_template(), template_variables(tokenizer)
+    return {
+        prompt: render_messages(template, variables, [{"role": "user", "content": prompt}], "sample_prompts", True)[0]
+        for prompt in prompts
+        if prompt
+    }
 
 
 def end_of_turn_id(tokenizer: "PreTrainedTokenizerBase") -> int | None:

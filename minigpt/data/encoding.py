@@ -161,11 +161,10 @@ class Encoder:
             raise UserError(self._explain([text], error)) from error
         is_marked = np.zeros(len(encoding.ids), dtype=bool)
         for start, end in marked:
-            first, last = encoding.char_to_token(start), encoding.char_to_token(end - 1)
-            if (
-                start < end and first is not None
-            ):  # None: the character has no token, as a space that is normalized away
-                is_marked[first : len(is_marked) if last is None else last + 1] = True
+            # a character has no token if the tokenizer drops it, or leaves it out of its offsets, as some do with spaces
+            tokens = [token for token in map(encoding.char_to_token, range(start, end)) if token is not None]
+            if tokens:
+                is_marked[tokens[0] : tokens[-1] + 1] = True
         return np.array(encoding.ids, dtype=np.int64), is_marked
 
     def encode_batch(self, batch: DocumentBatch) -> EncodedBatch:

@@ -114,6 +114,7 @@ def _joint_manifest(folders: Sequence[TokenShards], weights: Sequence[float]) ->
     }
     return {
         **{name: value for name, value in first.manifest.items() if name not in ("source", "options", "splits")},
+        "conversations": any(shards.holds_conversations for shards in folders),
         "source": {"mixture": ", ".join(f"{weight} of {shards.folder.name}" for weight, shards in weighted)},
         "sources": [
             {

@@ -52,7 +52,9 @@ class PackedDocuments(Samples):
         by_row = np.argsort(rows, kind="stable")  # the pieces of a row stay in the order of the text
         self.starts, self.sizes = starts[by_row], sizes[by_row]
         self.row_bounds = np.concatenate([[0], np.cumsum(np.bincount(rows))])  # the first piece of every row
-        self.row_targets = np.add.reduceat(self._targets_of_pieces(), self.row_bounds[:-1]).astype(np.int32)
+        targets = self._targets_of_pieces()
+        self.documents_without_targets = 0 if strategy == "bfd_split" else int((targets == 0).sum())
+        self.row_targets = np.add.reduceat(targets, self.row_bounds[:-1]).astype(np.int32)
         if not self.row_targets.any():
             raise UserError(
                 f"block_size={block_size} is shorter than every prompt, so no completion is in the loss; try a larger "
@@ -124,6 +126,8 @@ class PackedDocuments(Samples):
         fill = "" if self.one_per_row else f", {self.sizes.sum() / places:.1%} filled"
         effect = "continue in another row" if self.strategy == "bfd_split" else "are truncated"
         cut = f"; {self.documents_cut:,} documents are longer than a row and {effect}" if self.documents_cut else ""
+        if self.documents_without_targets:
+            cut += f", {self.documents_without_targets:,} of them before the first token in the loss"
         return f"{self.documents:,} documents in {len(self.row_targets):,} rows{fill}{cut}"
 
 

@@ -172,6 +172,7 @@ def _prepare(
             eos_token_id=tokenizer.eos_token_id,
             tokenizer_hash=tokenizer_hash(tokenizer),
             source=corpus.origin,
+            conversations=corpus.is_conversational,
             options=_options(args, corpus),
         )
         publish(folder, output_dir)

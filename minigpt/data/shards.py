@@ -187,6 +187,11 @@ class TokenShards:
         """The hash of the tokenizer that made the shards; None if unknown."""
         return self.manifest.get("tokenizer_hash")
 
+    @property
+    def holds_conversations(self) -> bool:
+        """Whether conversations were written by the tokenizer's chat template."""
+        return self.manifest.get("conversations") is True
+
     @cached_property
     def tokenizer_dir(self) -> Path | None:
         """The folder of the tokenizer; None if the shards have none."""

@@ -3,6 +3,7 @@
 import json
 import math
 import re
+import shlex
 from dataclasses import fields
 from datetime import timedelta
 from pathlib import Path
@@ -40,13 +41,14 @@ def model_card(summary: RunSummary, repo_id: str, license: str = "mit", revision
     """The card of a model that is loaded as `repo_id`: YAML front matter for the Hub, then Markdown.
 
     Values that come from users (names, paths, options) are shown as they are: they cannot break the front matter, the
-    code or the tables. Raises UserError if config.json is not that of a MiniGPT.
+    code or the tables. Raises UserError if config.json is not that of a MiniGPT; an adapter has none.
     """
     missing = [name for name in SHAPE if name not in summary.config]
-    if missing:
+    if missing and not summary.is_adapter:
         path = summary.model_dir / "config.json"
         raise UserError(f"{path} has no {missing[0]}; give the folder of a MiniGPT, such as a run or a checkpoint")
-    layers, heads, width, vocabulary, context = (summary.config[name] for name in SHAPE)
+    layers, heads, width, vocabulary, context = (summary.config.get(name, 0) for name in SHAPE)
+    base_model = _code(summary.base_model) if summary.base_model else ""
     model_argument = _python_string(repo_id) + (f", revision={_python_string(revision)}" if revision else "")
     card = ModelCard.from_template(
         _front_matter(summary, repo_id, license),
@@ -54,16 +56,21 @@ def model_card(summary: RunSummary, repo_id: str, license: str = "mit", revision
         generated_marker=GENERATED_MARKER,
         title=_plain_text(_model_name(repo_id)),
         parameters=f"{summary.parameters:,}",
-        origin=f"fine-tuned from {_code(summary.base_model)}" if summary.base_model else "trained from scratch",
+        is_adapter=summary.is_adapter,
+        is_chat_model=summary.is_chat_model,
+        base_model=base_model or "another model",
+        origin=f"fine-tuned from {base_model}" if base_model else "trained from scratch",
         training_text=_training_text(summary),
         layers=layers,
         heads=heads,
         width=width,
         vocabulary=f"{vocabulary:,}",
-        context=f"{context:,}",
+        context=f"{context:,}" if context else "",
         model_argument=model_argument,
+        model_word=_shell_word(repo_id),
+        command=_command(summary, repo_id),
         prompt=_python_string(summary.example_prompt),
-        new_tokens=min(40, context // 2),
+        new_tokens=min(200 if summary.is_chat_model else 40, context // 2),
         data_sources=_data_sources(summary),
         split_table=_split_table(summary),
         hash_table=_hash_table(summary),
@@ -94,14 +101,26 @@ def _front_matter(summary: RunSummary, repo_id: str, license: str) -> ModelCardD
     """What the Hub reads. The language is not set, because the run does not know it."""
     return ModelCardData(
         model_name=_model_name(repo_id),
-        library_name="transformers",
+        library_name="peft" if summary.is_adapter else "transformers",
         pipeline_tag="text-generation",
         license=license,
-        tags=["minigpt", "gpt", "causal-lm", "custom_code"],
-        base_model=summary.environment.get("base_model"),  # a folder on this machine is not a name on the Hub
+        tags=_tags(summary),
+        base_model=summary.base_on_hub,
         datasets=[summary.dataset] if summary.dataset else None,
         eval_results=_eval_results(summary) or None,
     )
+
+
+def _tags(summary: RunSummary) -> list[str]:
+    tags = ["minigpt", "gpt", "causal-lm", "lora" if summary.is_adapter else "custom_code"]
+    return [*tags, "conversational"] if summary.is_chat_model else tags
+
+
+def _command(summary: RunSummary, repo_id: str) -> str:
+    """The shell command that tries the model."""
+    if summary.is_chat_model:
+        return f"minigpt chat --model {_shell_word(repo_id)}"
+    return f"minigpt generate --model {_shell_word(repo_id)} --prompt {_shell_word(summary.example_prompt)}"
 
 
 def _eval_results(summary: RunSummary) -> list[EvalResult]:
@@ -215,6 +234,11 @@ def _table(head: list[str], rows: list[list[str]]) -> str:
 def _python_string(text: str) -> str:
     """`text` as a Python string literal in double quotes, on one line."""
     return json.dumps(text, ensure_ascii=False)
+
+
+def _shell_word(text: str) -> str:
+    """`text` as one word of a shell command, on one line."""
+    return " ".join(shlex.quote(text).split())
 
 
 def _code(value: object) -> str:

@@ -11,9 +11,12 @@ from safetensors import SafetensorError, safe_open
 
 from minigpt.config.arguments import Arguments
 from minigpt.config.parser import read_config
+from minigpt.training.provenance import is_local
 from minigpt.utils.errors import UserError, first_line
 from minigpt.utils.files import read_json
 from minigpt.utils.run_files import (
+    ADAPTER_CONFIG,
+    ADAPTER_WEIGHTS,
     ARGUMENTS_FILE,
     CURVE_FILES,
     DATA_FILE,
@@ -64,6 +67,7 @@ ENVIRONMENT_FORM: Form = {
     "processes": int,
     "versions": {"*": str | None},
 }
+ADAPTER_FORM: Form = {"base_model_name_or_path": str | None}
 METRICS_FORM: Form = dict.fromkeys(("step", "elapsed_s", "train/loss", *METRIC_LABELS), int | float)
 
 
@@ -72,7 +76,8 @@ class RunSummary:
     """The records of a run. What was not recorded is empty."""
 
     model_dir: Path
-    config: dict[str, Any]  # config.json of the model
+    config: dict[str, Any]  # config.json of the model; empty for an adapter
+    adapter_config: dict[str, Any]  # adapter_config.json of PEFT; empty for a whole model
     options: dict[str, Any]  # arguments.yaml, with the defaults filled in
     data: dict[str, Any]  # data.json: the manifest of the token shards
     environment: dict[str, Any]
@@ -104,10 +109,22 @@ class RunSummary:
         return metrics
 
     @property
+    def is_adapter(self) -> bool:
+        """Whether the folder holds an adapter of another model instead of a whole model."""
+        return bool(self.adapter_config) and not self.config
+
+    @property
+    def is_chat_model(self) -> bool:
+        """Whether the model was fine-tuned on conversations: its tokenizer has a chat template."""
+        if (self.model_dir / "chat_template.jinja").is_file():
+            return True
+        return bool(_read_record(self.model_dir / "tokenizer_config.json", {}).get("chat_template"))
+
+    @property
     def parameters(self) -> int:
         """Number of trainable parameters in the weight files. Raises UserError if one is damaged."""
         count = 0
-        for path in self.model_dir.glob("model*.safetensors"):
+        for path in self.model_dir.glob(ADAPTER_WEIGHTS if self.is_adapter else "model*.safetensors"):
             try:
                 with safe_open(path, framework="numpy") as file:
                     count += sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118
@@ -128,16 +145,27 @@ class RunSummary:
         return [name] if name else [record["path"] for record in source.get("train_file", [])]
 
     @property
+    def base_on_hub(self) -> str | None:
+        """The name on the Hub of the model that was fine-tuned. None: from scratch, or it was a folder."""
+        name = self.environment.get("base_model")
+        if name or self.environment.get("base_folder"):
+            return name
+        base = self.adapter_config.get("base_model_name_or_path") or ""
+        return base if base and not is_local(base) and base.count("/") <= 1 else None
+
+    @property
     def base_model(self) -> str | None:
         """The model that was fine-tuned: a name on the Hub, or the last part of a folder. None: from scratch."""
-        return self.environment.get("base_model") or self.environment.get("base_folder")
+        base = self.base_on_hub or self.environment.get("base_folder")
+        return base or Path(self.adapter_config.get("base_model_name_or_path") or "").name or None
 
     @property
     def example_prompt(self) -> str:
-        """A prompt that the tokenizer can encode. A tokenizer of characters refuses those it was not trained on."""
+        """A prompt, or a question, that the tokenizer can encode. One of characters refuses those it does not know."""
+        neutral = "What can you do?" if self.is_chat_model else "The"
         path = self.model_dir / "tokenizer.json"
         if not path.is_file():
-            return "The"
+            return neutral
         from tokenizers import Tokenizer
 
         try:
@@ -145,7 +173,7 @@ class RunSummary:
         except Exception as error:  # tokenizers raises a bare Exception for a damaged file
             raise UserError(f"{path}: not a tokenizer: {first_line(error)}") from error
         sample_prompts = self.options.get("sample_prompts") or []
-        for prompt in sorted([*sample_prompts, "The", "\n"], key=lambda text: not text.strip()):  # blank ones last
+        for prompt in sorted([*sample_prompts, neutral, "\n"], key=lambda text: not text.strip()):  # blank ones last
             try:
                 if tokenizer.encode(prompt, add_special_tokens=False).ids:
                     return prompt
@@ -167,6 +195,7 @@ def read_run_summary(run_dir: Path, model_dir: Path | None = None) -> RunSummary
     return RunSummary(
         model_dir=model_dir,
         config=_read_record(model_dir / "config.json", CONFIG_FORM),
+        adapter_config=_read_record(model_dir / ADAPTER_CONFIG, ADAPTER_FORM),
         options=defaults | read_config(arguments_path) if arguments_path else {},
         data=_read_record(run_dir / DATA_FILE, DATA_FORM),
         environment=_read_record(run_dir / ENVIRONMENT_FILE, ENVIRONMENT_FORM),

@@ -16,9 +16,9 @@ GRADIO_VERSION = "6.31.0"  # the version that the app was tested with
 
 PYTHON_VERSION = "3.11"
 
-APP_TEMPLATE = Path(__file__).parent / "templates" / "space_app.py"
+TEMPLATES = Path(__file__).parent / "templates"
 
-APP_CONSTANTS = 'MODEL = "USER/NAME"\nREVISION = None\nPROMPT = "The"\n'  # the lines of the template to replace
+APP_CONSTANTS = 'MODEL = "USER/NAME"\nREVISION = None\nPROMPT = "The"\n'  # the lines of a template to replace
 
 REQUIREMENTS = ("torch", "transformers", "safetensors")
 
@@ -37,18 +37,25 @@ def space_target(model: UploadTarget, space_id: str) -> UploadTarget:
 def space_files(model: UploadTarget, space: UploadTarget, run_dir: Path) -> list[UploadFile]:
     """The files of the Space that shows the model in `run_dir`.
 
-    Raises UserError if one of them holds a secret, for example in a sample prompt.
+    Raises UserError if one of them holds a secret, for example in a sample prompt, and for an adapter.
     """
+    summary = read_run_summary(run_dir)
+    if summary.is_adapter:
+        raise UserError(
+            f"{run_dir} is an adapter, and a Space needs a whole model; run `minigpt merge {run_dir} MERGED`"
+        )
+    template = TEMPLATES / ("space_chat_app.py" if summary.is_chat_model else "space_app.py")
+    card = space_card(model, space.repo_id, "Chats" if summary.is_chat_model else "Continues a text")
     files = [
-        UploadFile(CARD_FILE, space_card(model, space.repo_id).encode(), is_generated_card=True),
-        UploadFile("app.py", _app(model, read_run_summary(run_dir).example_prompt).encode()),
+        UploadFile(CARD_FILE, card.encode(), is_generated_card=True),
+        UploadFile("app.py", _app(template, model, summary.example_prompt).encode()),
         UploadFile("requirements.txt", _requirements().encode()),
     ]
     refuse_secrets_in_files(files)
     return files
 
 
-def space_card(model: UploadTarget, space_id: str) -> str:
+def space_card(model: UploadTarget, space_id: str, purpose: str) -> str:
     """README.md of the Space. The Hub reads from its front matter how to run the app."""
     front_matter = {
         "title": space_id.split("/")[-1],
@@ -64,16 +71,16 @@ def space_card(model: UploadTarget, space_id: str) -> str:
     }
     return (
         f"---\n{yaml.safe_dump(front_matter, sort_keys=False, allow_unicode=True)}---\n\n{GENERATED_MARKER}\n\n"
-        f"# {front_matter['title']}\n\nContinues a text with the model `{model.repo_id}`. If the model is private, "
+        f"# {front_matter['title']}\n\n{purpose} with the model `{model.repo_id}`. If the model is private, "
         "add a secret `HF_TOKEN` that can read it to this Space.\n"
     )
 
 
-def _app(model: UploadTarget, prompt: str) -> str:
-    template = APP_TEMPLATE.read_text(encoding="utf-8")
-    assert template.count(APP_CONSTANTS) == 1, f"{APP_TEMPLATE} does not have the lines\n{APP_CONSTANTS}"
+def _app(template: Path, model: UploadTarget, prompt: str) -> str:
+    app = template.read_text(encoding="utf-8")
+    assert app.count(APP_CONSTANTS) == 1, f"{template} does not have the lines\n{APP_CONSTANTS}"
     constants = f"MODEL = {model.repo_id!r}\nREVISION = {model.revision!r}\nPROMPT = {prompt!r}\n"
-    return template.replace(APP_CONSTANTS, constants)
+    return app.replace(APP_CONSTANTS, constants)
 
 
 def _requirements() -> str:

@@ -19,10 +19,13 @@ from huggingface_hub.utils import validate_repo_id
 from minigpt.hub.model_card import is_edited_card, model_card
 from minigpt.hub.run_summary import read_run_summary
 from minigpt.hub.secret_scan import refuse_secrets, safetensors_header
+from minigpt.training.provenance import is_local
 from minigpt.utils.errors import UserError
-from minigpt.utils.files import read_bytes
+from minigpt.utils.files import read_bytes, read_json
 from minigpt.utils.formatting import format_bytes
 from minigpt.utils.run_files import (
+    ADAPTER_CONFIG,
+    ADAPTER_WEIGHTS,
     CARD_FILE,
     CURVE_FILES,
     DATA_FILE,
@@ -79,10 +82,12 @@ class UploadFile:
 def files_to_upload(target: UploadTarget, run_dir: Path, model_dir: Path | None = None) -> list[UploadFile]:
     """The files of a run that are published, with its card. The model may be in another folder than the records.
 
-    Raises UserError if there is no model, or if a file holds a secret.
+    Raises UserError if there is no model, if it is an adapter of a model on this machine, or if a file holds a secret.
     """
     model_dir = model_dir or run_dir
-    if not (model_dir / "config.json").is_file() or not any(model_dir.glob("model*.safetensors")):
+    if (model_dir / ADAPTER_WEIGHTS).is_file() and (model_dir / ADAPTER_CONFIG).is_file():
+        _refuse_local_base(model_dir)
+    elif not (model_dir / "config.json").is_file() or not any(model_dir.glob("model*.safetensors")):
         checkpoints = ", ".join(map(str, find_checkpoints(run_dir)))
         way_out = f"try one of its checkpoints: {checkpoints}" if checkpoints else "give the folder of a run"
         raise UserError(f"{run_dir} holds no model (config.json and model.safetensors); {way_out}")
@@ -100,6 +105,17 @@ def files_to_upload(target: UploadTarget, run_dir: Path, model_dir: Path | None 
         files.append(UploadFile(CARD_FILE, card.encode(), is_generated_card=True))
     refuse_secrets_in_files(files)
     return files
+
+
+def _refuse_local_base(folder: Path) -> None:
+    """Raises UserError if the adapter in `folder` names a base model that nobody else can load."""
+    config = read_json(folder / ADAPTER_CONFIG, "the configuration of an adapter", ["base_model_name_or_path"])
+    base = config["base_model_name_or_path"]
+    if not isinstance(base, str) or is_local(base):
+        raise UserError(
+            f"{folder} is an adapter of {base}, which only this machine has; publish that model and train with its "
+            f"name on the Hub as model_name_or_path, or publish the whole model: minigpt merge {folder} DIR"
+        )
 
 
 def _matching_files(folder: Path, patterns: Iterable[str]) -> dict[str, Path]:

@@ -1,7 +1,8 @@
-"""HTML and figures of the playground's page."""
+"""Parts of the playground's page: sliders, HTML and figures."""
 
 import html
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure  # not pyplot: pages are drawn in several threads
@@ -53,3 +54,23 @@ def attention_figure(weights: np.ndarray, labels: Sequence[str], title: str) -> 
     axes.spines[["top", "right"]].set_visible(False)
     figure.colorbar(picture, ax=axes, label="attention weight (share of 1)", shrink=0.85)
     return figure
+
+
+def sampling_sliders() -> list[Any]:
+    """Sliders of Gradio for how the next token is chosen: max new tokens, temperature, top k, top p and seed."""
+    import gradio as gr
+
+    return [
+        gr.Slider(1, 1000, 100, step=1, label="Max new tokens"),
+        gr.Slider(0, 2, 0.8, step=0.05, label="Temperature", info="0: always the most likely token"),
+        gr.Slider(0, 200, 50, step=1, label="Top k (tokens)", info="0: all"),
+        gr.Slider(0.05, 1, 1, step=0.05, label="Top p (share of the probability)"),
+        gr.Slider(0, 9999, 0, step=1, label="Seed"),
+    ]
+
+
+def problem_line(elem_id: str, visible: bool = True) -> Any:
+    """The place on the page for an error message."""
+    import gradio as gr
+
+    return gr.HTML(visible=visible, elem_id=elem_id, elem_classes="problem")

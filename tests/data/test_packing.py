@@ -217,6 +217,14 @@ def test_documents_without_a_target_are_refused(tmp_path: Path) -> None:
         PackedDocuments(tokens_of(tmp_path, [long_prompt] * 3, loss_mask=True), 8, END, "bfd")
 
 
+def test_conversations_that_are_cut_before_their_first_answer_are_counted(tmp_path: Path) -> None:
+    corpus = [([*range(1, length), END], [False] * (length - 1) + [True]) for length in (5, 20, 8, 30)]
+    tokens = tokens_of(tmp_path, corpus, loss_mask=True)
+    summary = str(PackedDocuments(tokens, 8, END, "bfd"))
+    assert "2 documents are longer than a row and are truncated, 2 of them before the first token in the loss" in summary
+    assert "before the first" not in str(PackedDocuments(tokens, 8, END, "bfd_split"))
+
+
 def test_worker_processes_change_nothing(tmp_path: Path) -> None:
     shards = TokenShards(tmp_path, {}, tokens_of(tmp_path, documents(), loss_mask=True), None, "")
     args = BatchArguments(block_size=40, packing_strategy="bfd", per_device_train_batch_size=3)

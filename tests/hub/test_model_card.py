@@ -10,16 +10,21 @@ from collections.abc import Callable
 from pathlib import Path
 
 import evaluate
+import numpy as np
 import pytest
 import yaml
 from huggingface_hub import ModelCard
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 
+from minigpt.data.chat_template import read_chat_template, set_chat_template
+from minigpt.generation.conversation import Conversation
+from minigpt.generation.sampling import Sampling
 from minigpt.hub.model_card import GENERATED_MARKER, model_card, write_card
 from minigpt.hub.run_summary import METRIC_LABELS, read_run_summary
 from minigpt.utils.errors import UserError
 from minigpt.utils.run_files import CARD_FILE
 from support.tables import unpadded
+from support.tiny import byte_tokenizer, tiny_model
 
 CONFIG = {
     "num_hidden_layers": 2,
@@ -128,6 +133,63 @@ def test_card_has_no_section_about_what_was_not_recorded(tmp_path: Path) -> None
     assert card.data.to_dict().get("model-index") is None
 
 
+@pytest.mark.parametrize("where", ["chat_template.jinja", "tokenizer_config.json"])
+def test_card_of_a_chat_model_shows_a_conversation(tmp_path: Path, where: str) -> None:
+    write_records(tmp_path, options={"sample_prompts": ["", "Who are you?"]})
+    (tmp_path / "tokenizer_config.json").write_text('{"chat_template": null}')
+    assert "a base model" in model_card(read_run_summary(tmp_path), "ann/base")
+    chat_template = "{{ messages }}"
+    is_json = where.endswith(".json")
+    (tmp_path / where).write_text(json.dumps({"chat_template": chat_template}) if is_json else chat_template)
+    byte_tokenizer().backend_tokenizer.save(str(tmp_path / "tokenizer.json"))
+    card = ModelCard(model_card(read_run_summary(tmp_path), "ann/chat"))
+    assert "conversational" in card.data.to_dict()["tags"]
+    assert '{"role": "user", "content": "Who are you?"}' in card.text
+    assert "minigpt chat --model ann/chat\n" in card.text
+    assert "base model" not in card.text
+    (tmp_path / "arguments.yaml").unlink()
+    assert '"content": "What can you do?"' in model_card(read_run_summary(tmp_path), "ann/chat")
+
+
+def test_snippet_of_a_chat_card_prints_the_answer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tokenizer = byte_tokenizer(eos_token="<|endoftext|>")
+    set_chat_template(tokenizer, read_chat_template("chatml"))
+    model = tiny_model(vocab_size=len(tokenizer), max_position_embeddings=128)
+    model.generation_config.do_sample = False
+    model.save_pretrained(tmp_path / "mine")
+    tokenizer.save_pretrained(tmp_path / "mine")
+    write_card(tmp_path / "mine")
+    snippet = (tmp_path / "mine" / CARD_FILE).read_text().split("```python\n")[1].split("```")[0]
+    monkeypatch.chdir(tmp_path)
+    capsys.readouterr()
+    exec(snippet, {})
+    answer = Conversation(model, tokenizer).ask("What can you do?", Sampling(64, temperature=0), seed=0)
+    assert capsys.readouterr().out.strip() == answer.continuation.strip()
+
+
+@pytest.mark.parametrize(
+    ("base", "base_on_hub", "named"),
+    [
+        ("openai-community/gpt2", "openai-community/gpt2", "`openai-community/gpt2`"),
+        ("/home/ann/runs/gpt", None, "`gpt`"),
+        (None, None, "another model"),
+    ],
+)
+def test_card_of_an_adapter_names_its_base_and_no_path(
+    tmp_path: Path, base: str | None, base_on_hub: str | None, named: str
+) -> None:
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": base}))
+    save_file({"a": np.zeros((3, 4)), "b": np.zeros((4, 2))}, tmp_path / "adapter_model.safetensors")
+    card = ModelCard(model_card(read_run_summary(tmp_path), "ann/adapter"))
+    assert card.data.library_name == "peft"
+    assert card.data.base_model == base_on_hub
+    assert f"A LoRA adapter with 20 parameters for {named}," in card.text
+    assert "minigpt merge ann/adapter merged" in card.text
+    assert "/home" not in card.content
+
+
 HOSTILE = [
     "{{ 7 * 7 }}{% for x in y %}",
     "a | b |\n---\n| c",
@@ -187,6 +249,7 @@ def test_metrics_of_front_matter_and_table_agree(tmp_path: Path) -> None:
         ("arguments.yaml", "- a"),
         ("data.json", "{"),
         ("environment.json", "[]"),
+        ("adapter_config.json", '{"base_model_name_or_path": 1}'),
         ("config.json", '{"n_layer": 2}'),
         ("metrics.jsonl", "{}\nx\n"),
     ],

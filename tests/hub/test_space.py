@@ -7,11 +7,17 @@ import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import yaml
 
-from minigpt.generation.sampling import sample_text
+from minigpt.data.chat_template import read_chat_template, set_chat_template
+from minigpt.generation.conversation import Conversation
+from minigpt.generation.sampling import Sampling, sample_text
+from minigpt.hub.space import space_files, space_target
+from minigpt.hub.upload import UploadTarget
+from minigpt.utils.errors import UserError
 from support.hub_client import TOKEN, USERS, call, environment, upload
 from support.hub_server import Blob, Hub, running_hub
 from support.tiny import CONTEXT, byte_tokenizer, tiny_model
@@ -81,6 +87,52 @@ def test_published_app_generates_what_the_model_generates(hub: Hub, run_dir: Pat
     assert greedy[0][0] == "ab"
     assert len(greedy[0]) > 2  # it streams
     assert sampled[0] == sampled[1] != sampled[2]
+
+
+def test_app_of_a_chat_model_answers_as_a_conversation_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tokenizer = byte_tokenizer(eos_token="<|endoftext|>")
+    set_chat_template(tokenizer, read_chat_template("chatml"))
+    model = tiny_model(vocab_size=len(tokenizer), max_position_embeddings=128)
+    sampling = Sampling(20, temperature=0)
+    unended = Conversation(model, tokenizer).ask("why?", sampling, 0)
+    model.generation_config.eos_token_id = [unended.token_ids[9]]
+    model.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    target = UploadTarget(str(tmp_path))
+    files = {file.name: file.content for file in space_files(target, space_target(target, "ann/chat"), tmp_path)}
+    assert "Chats with the model" in bytes(files["README.md"]).decode()
+
+    if importlib.util.find_spec("gradio") is None:
+        monkeypatch.setitem(sys.modules, "gradio", ModuleType("gradio"))
+        exec(GRADIO_STUB, vars(sys.modules["gradio"]))
+    app: dict = {"__name__": "app"}
+    exec(files["app.py"], app)
+
+    def answers(question: str, messages: list[dict], system_prompt: str | None) -> tuple[list[str], Conversation]:
+        """Of the app, while it grows, and a conversation with that of the project."""
+        conversation = Conversation(model, tokenizer, system_prompt)
+        conversation.messages += messages
+        conversation.ask(question, sampling, 0)
+        history = [message | {"content": [{"type": "text", "text": message["content"]}]} for message in messages]
+        return list(app["answer"](question, history, system_prompt or "", 20, 0, 1)), conversation
+
+    steps, conversation = answers("why?", [], None)
+    assert steps[-1].strip() == conversation.messages[-1]["content"]
+    assert len(steps) > 2  # it streams
+    assert len(steps[-1]) < len(unended.continuation)  # and stops at the end of the turn
+    turns = [{"role": role, "content": 10 * "ab "} for role in ("user", "assistant") * 3]
+    steps, conversation = answers("and then?", turns, "Be kind")
+    assert conversation.left_out > 0
+    assert steps[-1].strip() == conversation.messages[-1]["content"]
+    with pytest.raises(app["gr"].Error, match="The question has 149 tokens, but the limit is 108"):
+        list(app["answer"](130 * "x", turns, "", 20, 0, 1))
+
+
+def test_space_of_an_adapter_is_refused_with_the_way_out(tmp_path: Path) -> None:
+    (tmp_path / "adapter_config.json").write_text('{"base_model_name_or_path": "gpt2"}')
+    target = UploadTarget("ann/adapter")
+    with pytest.raises(UserError, match="minigpt merge"):
+        space_files(target, space_target(target, "ann/demo"), tmp_path)
 
 
 def test_space_card_edited_on_the_hub_is_kept(hub: Hub, run_dir: Path, tmp_path: Path) -> None:

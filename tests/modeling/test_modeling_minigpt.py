@@ -198,6 +198,15 @@ def test_dropout_acts_only_in_training(ids: torch.Tensor) -> None:
         assert not torch.equal(model(ids).logits, model(ids).logits), option
 
 
+def test_training_without_the_dropout_modules_computes_the_logits_of_evaluation(ids: torch.Tensor) -> None:
+    model = tiny(embd_pdrop=0.5, attn_pdrop=0.5, resid_pdrop=0.5)
+    expected = model(ids).logits
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0  # as TRL does, whose reference model has no dropout
+    assert torch.equal(model.train()(ids).logits, expected)
+
+
 # --- forward ---
 
 

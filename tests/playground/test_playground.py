@@ -1,6 +1,7 @@
 """Laws of `minigpt playground`: the parts of its page, and the whole page in a browser if there is one."""
 
 import importlib.util
+import itertools
 import re
 import shutil
 import socket
@@ -8,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -15,9 +17,12 @@ from typing import Any
 import pytest
 
 from minigpt.cli import main
+from minigpt.data.chat_template import read_chat_template, set_chat_template
+from minigpt.generation.conversation import Conversation
 from minigpt.generation.sampling import Sampling, sample_text
-from minigpt.playground.page import Player
+from minigpt.playground.player import Player
 from minigpt.playground.views import bars_html
+from minigpt.utils.errors import UserError
 from support.runs import ROOT
 from support.tiny import CONTEXT, byte_tokenizer, letter_tokenizer, tiny_model
 
@@ -61,6 +66,74 @@ def test_a_visitor_who_leaves_ends_their_generation() -> None:
     next(leaving)
     leaving.close()
     assert player.lock.acquire(timeout=20)  # otherwise the thread would generate for minutes
+
+
+def test_an_answer_on_the_page_grows_to_that_of_a_conversation() -> None:
+    player = chat_player()
+    sampling = Sampling(24, temperature=0)
+    alone, on_page = chat(player), chat(player)
+    for question in ("why?", "and then?", "x" * 20):  # the context of three turns is full
+        alone.ask(question, sampling, seed=0)
+        steps = ask(player, "me", on_page, question, sampling)
+        assert on_page.messages == alone.messages
+        assert len(steps) > 2
+        assert all(on_page.messages[-1]["content"].startswith(step) for step in steps)
+    assert on_page.left_out == alone.left_out == 1
+
+
+def test_visitors_who_chat_at_the_same_time_get_the_answers_that_they_get_alone() -> None:
+    player = chat_player()
+    questions = {"ann": "why?", "bob": "and then?"}
+    sampling = Sampling(20, temperature=1.0)
+    conversations = {name: chat(player) for name in questions}
+    answers = []
+    for seed, (name, question) in enumerate(questions.items()):
+        conversations[name].messages.append({"role": "user", "content": question})
+        answers.append(player.answer(name, conversations[name], sampling, seed))
+    for _ in itertools.zip_longest(*answers):
+        pass
+    for seed, (name, question) in enumerate(questions.items()):
+        alone = chat(player)
+        alone.ask(question, sampling, seed)
+        assert conversations[name].messages == alone.messages
+    assert not player.running
+
+
+def test_a_stopped_answer_stays_as_far_as_it_came_and_a_question_too_long_gets_none() -> None:
+    player = chat_player(max_position_embeddings=100_000)
+    conversation = chat(player)
+    conversation.messages.append({"role": "user", "content": "why?"})
+    running = player.answer("me", conversation, Sampling(max_new_tokens=90_000), seed=0)
+    while not (seen := next(running)):  # the first tokens may be no whole character
+        pass
+    player.stop("me")
+    list(running)
+    assert [message["role"] for message in conversation.messages] == ["user", "assistant"]
+    assert conversation.messages[-1]["content"].startswith(seen)
+    assert len(conversation.messages[-1]["content"]) < 10_000
+
+    conversation.messages.append({"role": "user", "content": 100_000 * "x"})
+    with pytest.raises(UserError, match="ask a shorter question"):
+        list(player.answer("me", conversation, Sampling(10), seed=0))
+    assert conversation.messages[-1]["role"] == "user"
+    assert player.lock.acquire(timeout=20)
+
+
+def chat_player(**config: object) -> Player:
+    tokenizer = byte_tokenizer(eos_token="<|endoftext|>")
+    set_chat_template(tokenizer, read_chat_template("chatml"))
+    shape = {"vocab_size": len(tokenizer), "max_position_embeddings": 6 * CONTEXT}
+    return Player(tiny_model(**shape | config), tokenizer)
+
+
+def chat(player: Player) -> Conversation:
+    return Conversation(player.model, player.tokenizer)
+
+
+def ask(player: Player, visitor: str, conversation: Conversation, question: str, sampling: Sampling) -> list[str]:
+    """What the page shows of the answer while it is generated."""
+    conversation.messages.append({"role": "user", "content": question})
+    return list(player.answer(visitor, conversation, sampling, seed=0))
 
 
 def test_bars_are_proportional_to_probabilities_and_tokens_are_escaped() -> None:
@@ -107,21 +180,33 @@ def test_an_address_in_use_is_one_line_before_the_model_is_loaded(
 @pytest.fixture
 def address(tmp_path: Path) -> Iterator[str]:
     """The address of a playground with a tiny model, which runs in another process."""
+    with serving(Player(tiny_model(), byte_tokenizer(eos_token="<|endoftext|>")), tmp_path) as address:
+        yield address
+
+
+@pytest.fixture
+def chat_address(tmp_path: Path) -> Iterator[str]:
+    """The same with a model that has a chat template."""
+    with serving(chat_player(), tmp_path) as address:
+        yield address
+
+
+@contextmanager
+def serving(player: Player, folder: Path) -> Iterator[str]:
+    """`minigpt playground` with a player's model in another process; gives its address."""
     if importlib.util.find_spec("gradio") is None:
         pytest.skip("gradio is not installed")
-    tiny_model().save_pretrained(tmp_path / "tiny")
-    byte_tokenizer(eos_token="<|endoftext|>").save_pretrained(tmp_path / "tiny")
+    player.model.save_pretrained(folder / "tiny")
+    player.tokenizer.save_pretrained(folder / "tiny")
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         port = listener.getsockname()[1]
-    words = [sys.executable, "-m", "minigpt", "playground", "--model", str(tmp_path / "tiny"), "--port", str(port)]
-    with (tmp_path / "log").open("w") as log:
+    words = [sys.executable, "-m", "minigpt", "playground", "--model", str(folder / "tiny"), "--port", str(port)]
+    with (folder / "log").open("w") as log:
         server = subprocess.Popen(words, cwd=ROOT, stdout=log, stderr=log)
     try:
-        printed = wait_for(
-            lambda: re.search(r"playground: (http\S+)", (tmp_path / "log").read_text()) or server.poll()
-        )
-        assert isinstance(printed, re.Match), (tmp_path / "log").read_text()
+        printed = wait_for(lambda: re.search(r"playground: (http\S+)", (folder / "log").read_text()) or server.poll())
+        assert isinstance(printed, re.Match), (folder / "log").read_text()
         yield printed[1]
     finally:
         server.terminate()
@@ -194,3 +279,75 @@ def test_a_visitor_sees_text_bars_attention_and_one_line_for_a_prompt_too_long(a
     time.sleep(1)
     assert len(page("all('#problem')[0].innerText").strip().splitlines()) == 1
     assert text() == written
+
+
+@pytest.mark.slow
+def test_a_visitor_chats_and_repeats_undoes_and_clears_without_a_second_one(chat_address: str, browser: Any) -> None:
+    def page(expression: str) -> Any:
+        return browser.execute_script(f"const all = s => [...document.querySelectorAll(s)]; return {expression}")
+
+    def shown() -> list[str]:
+        return page("all('#chat .message-content').map(e => e.textContent)")
+
+    def is_idle() -> bool:
+        return page("all('#chat_stop')[0].disabled && !all('#chat_clear')[0].disabled")
+
+    def press(name: str) -> None:
+        browser.find_element("id", f"chat_{name}").click()
+
+    def type_question(text: str) -> None:
+        textarea = browser.find_element("css selector", "#question textarea")
+        textarea.send_keys(text)
+        assert wait_for(lambda: box().endswith(text))
+        textarea.send_keys("\n")
+
+    def box() -> str:
+        return page("all('#question textarea')[0].value")
+
+    def content(conversation: Conversation) -> list[str]:
+        return [message["content"].strip() for message in conversation.messages]
+
+    player = chat_player()
+    sampling = Sampling(100, temperature=0.8, top_k=50, top_p=1)  # as the sliders are
+    mine = chat(player)
+
+    browser.get(chat_address)
+    assert wait_for(lambda: page("all('#question textarea').length"))
+    for seed, question in enumerate(("<b>why?</b> &amp;", "and then?")):
+        mine.ask(question, sampling, seed)
+        type_question(question)
+        assert wait_for(lambda: is_idle() and readable(shown()) == readable(content(mine)))
+        assert box() == ""
+
+    first = browser.current_window_handle
+    browser.switch_to.new_window("tab")
+    browser.get(chat_address)
+    assert wait_for(lambda: page("all('#question textarea').length"))
+    theirs = chat(player)
+    theirs.ask("hello", sampling, 0)
+    type_question("hello")
+    assert wait_for(lambda: is_idle() and readable(shown()) == readable(content(theirs)))
+    browser.switch_to.window(first)
+
+    del mine.messages[-1]
+    mine.answer(sampling, 2)
+    press("again")
+    assert wait_for(lambda: is_idle() and readable(shown()) == readable(content(mine)))
+    mine.undo()
+    press("undo")
+    assert wait_for(lambda: readable(shown()) == readable(content(mine)))
+    assert wait_for(lambda: box() == "and then?")
+    type_question("x" * 200)
+    problem = wait_for(lambda: page("(all('#chat_problem')[0] || {}).innerText"))
+    assert problem.strip().endswith("ask a shorter question")
+    assert wait_for(lambda: box().startswith("and then?xx"))  # the question is not lost
+    assert readable(shown()) == readable(content(mine))
+    press("clear")
+    assert wait_for(lambda: shown() == [])
+    browser.switch_to.window(browser.window_handles[1])
+    assert readable(shown()) == readable(content(theirs))
+
+
+def readable(texts: list[str]) -> list[str]:
+    """Texts without the characters that a page changes."""
+    return ["".join(character for character in text if character.isprintable() and character != " ") for text in texts]
