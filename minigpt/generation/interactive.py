@@ -62,23 +62,40 @@ def run_session(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, samp
 
 
 def _read_prompt() -> str | None:
-    """A line from the keyboard, with the line editing and history of Python's readline; None at the end of input."""
-    with suppress(ImportError):  # Windows has no readline
-        import readline  # noqa: F401 - `input` uses it once it is imported
+    """The next prompt; None at the end of input and after Ctrl-C."""
     try:
-        return input("> ")
-    except (EOFError, KeyboardInterrupt):
+        return read_line("> ")
+    except KeyboardInterrupt:
         print(file=sys.stderr)
         return None
 
 
-class ContinuationPrinter(BaseStreamer):
-    """A streamer for `generate` that prints new text as soon as it is final, and collects the new token ids."""
+def read_line(prompt: str) -> str | None:
+    """A line from the keyboard, with the line editing and history of Python's readline; None at the end of input.
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, stop: tuple[str, ...]) -> None:
-        self.tokenizer, self.stop = tokenizer, stop
+    Raises UserError if the line is not UTF-8.
+    """
+    with suppress(ImportError):  # Windows has no readline
+        import readline  # noqa: F401 - `input` uses it once it is imported
+    try:
+        return input(prompt)
+    except EOFError:
+        print(file=sys.stderr)
+        return None
+    except UnicodeDecodeError as error:
+        raise UserError(f"the line is not UTF-8 text: byte {error.start} cannot be read") from error
+
+
+class ContinuationPrinter(BaseStreamer):
+    """A streamer for `generate` that prints new text as soon as it is final, and collects the new token ids.
+
+    With `strip`, white space at the beginning and the end of the text is not printed. printed: the text so far.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, stop: tuple[str, ...], strip: bool = False) -> None:
+        self.tokenizer, self.stop, self.strip = tokenizer, stop, strip
         self.token_ids: list[int] = []
-        self._printed = 0  # characters
+        self.printed = ""
         self._expects_prompt = True
 
     def put(self, value: Tensor) -> None:
@@ -87,10 +104,7 @@ class ContinuationPrinter(BaseStreamer):
             self._expects_prompt = False
             return
         self.token_ids += value.flatten().tolist()
-        text = final_text(self._text(), self.stop)
-        if len(text) > self._printed:
-            print(text[self._printed :], end="", flush=True)
-            self._printed = len(text)
+        self._print(final_text(self._text(), self.stop))
 
     def end(self) -> None:
         """The end of one call of `generate`; after a refill of the context, the next call passes a prompt again."""
@@ -99,7 +113,16 @@ class ContinuationPrinter(BaseStreamer):
     def finish(self) -> None:
         """Print the rest of the text: no more tokens follow, so nothing has to be held back."""
         text = self._text()
-        print(text[: first_stop(text, self.stop)][self._printed :], flush=True)
+        self._print(text[: first_stop(text, self.stop)])
+        print(flush=True)
+
+    def _print(self, text: str) -> None:
+        """Print what `text` adds to the text so far."""
+        text = text.strip() if self.strip else text
+        if len(text) > len(self.printed):
+            new_text = text[len(self.printed) :]
+            self.printed = text  # first, since Ctrl-C may interrupt `print`
+            print(new_text, end="", flush=True)
 
     def _text(self) -> str:
         return decode(self.tokenizer, self.token_ids, skip_special_tokens=True)

@@ -7,6 +7,7 @@ from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -15,6 +16,8 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerB
 from transformers.generation.stopping_criteria import StoppingCriteriaList, StopStringCriteria
 from transformers.generation.streamers import BaseStreamer
 
+from minigpt.generation.cpu_decoding import decode as decode_on_cpu
+from minigpt.generation.cpu_decoding import has_fast_decoding
 from minigpt.modeling.loading import evaluating
 from minigpt.utils.errors import UserError
 
@@ -240,6 +243,8 @@ def _generate(
         options["stopping_criteria"] = StoppingCriteriaList([stop_criterion])
     if streamer is not None:
         options["streamer"] = streamer
+    if has_fast_decoding(model):
+        options["custom_generate"] = partial(decode_on_cpu, streamer=streamer)  # `generate` does not pass it on
     # PreTrainedModel does not declare `generate`: the classes that can generate inherit it from GenerationMixin
     output: Tensor = cast(Any, model).generate(
         inputs,
