@@ -134,6 +134,9 @@ def results_table(results: dict[str, dict[str, float]]) -> str:
     kinds = [metric for metric in next(iter(results.values())) if metric.startswith("exact_match")]
     if not kinds:
         return table
-    head = ("model", *(kind.removeprefix("exact_match/").replace("exact_match", "exact answers") for kind in kinds))
+    kind_head = (
+        "model",
+        *(kind.removeprefix("exact_match/").replace("exact_match", "exact answers") for kind in kinds),
+    )
     shares = [(name, *(f"{result[kind]:.1%}" for kind in kinds)) for name, result in results.items()]
-    return f"{table}\n\n{markdown_table(head, shares, numeric=True)}"
+    return f"{table}\n\n{markdown_table(kind_head, shares, numeric=True)}"

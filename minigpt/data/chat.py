@@ -156,15 +156,15 @@ def render_messages(
     """
     from transformers.utils.chat_template_utils import render_jinja_template
 
+    options: dict[str, Any] = {
+        "chat_template": chat_template,
+        "return_assistant_tokens_mask": GENERATION_MARKER.search(chat_template) is not None,
+        "add_generation_prompt": add_generation_prompt,
+        **special_tokens,
+    }
     try:
         # annotated as str, but it returns a list of texts and a list of marked parts
-        rendered: Any = render_jinja_template(
-            [messages],
-            chat_template=chat_template,
-            return_assistant_tokens_mask=GENERATION_MARKER.search(chat_template) is not None,
-            add_generation_prompt=add_generation_prompt,
-            **special_tokens,
-        )
+        rendered: Any = render_jinja_template([messages], **options)
     except Exception as error:  # a template may raise anything
         raise UserError(f"{where}: the chat template fails: {' '.join(str(error).split())[:300]}") from error
     (text,), marked = rendered

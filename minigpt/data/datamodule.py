@@ -16,7 +16,7 @@ from minigpt.data.prepare import cache_folder, prepared_folder
 from minigpt.data.samplers import BlockOrder, EvaluationBatchSampler, Order, ShuffledOrder, TrainBatchSampler
 from minigpt.data.samples import Batch, Samples, TokenBlocks
 from minigpt.data.shards import Tokens, TokenShards, open_shards
-from minigpt.data.tokenizer import load_tokenizer, tokenizer_hash
+from minigpt.data.tokenizer import load_tokenizer, tokenizer_hash, vocabulary_size
 from minigpt.utils.errors import UserError
 from minigpt.utils.hub_names import refuse_missing_folder
 from minigpt.utils.once_per_host import once_per_host
@@ -139,7 +139,13 @@ def prepare_data(args: Arguments) -> list[Path]:
         return [Path(name).expanduser() for name in args.data]
     if args.tokenizer is None and args.model_name_or_path is not None:
         args = args.with_values(tokenizer=args.model_name_or_path)
-    return [Path(once_per_host(cache_folder(args), repr(args), lambda: str(prepared_folder(args))))]
+    template = default_chat_template(args)
+    return [Path(once_per_host(cache_folder(args), repr(args), lambda: str(prepared_folder(args, template))))]
+
+
+def default_chat_template(args: Arguments) -> str:
+    """The chat template for conversations if none is given: LoRA does not train the embeddings of new tokens."""
+    return "plain" if args.use_peft else "chatml"
 
 
 def load_data(args: Arguments, folders: list[Path] | None = None) -> "tuple[TokenShards, PreTrainedTokenizerFast]":
@@ -159,6 +165,8 @@ def load_data(args: Arguments, folders: list[Path] | None = None) -> "tuple[Toke
     if shards.tokenizer_hash is not None and tokenizer_hash(tokenizer) != shards.tokenizer_hash:
         raise UserError(f"data={folders[0]} was made with another tokenizer than {source}; prepare it again")
     _check_tokenizer_of_model(args, tokenizer)
+    if args.model_name_or_path is None and not shards.holds_conversations:
+        tokenizer.chat_template = None  # saved with the template, a base model would be taken for one that chats
     return shards, tokenizer
 
 
@@ -170,7 +178,8 @@ def _check_tokenizer_of_model(args: Arguments, tokenizer: "PreTrainedTokenizerFa
         model_tokenizer = load_tokenizer(args.model_name_or_path)
     except UserError:  # weights without a tokenizer: the vocabulary size is checked once the model is loaded
         return
-    if tokenizer_hash(model_tokenizer) != tokenizer_hash(tokenizer):
+    known_ids = vocabulary_size(model_tokenizer)  # a chat template may have added others
+    if tokenizer_hash(model_tokenizer) != tokenizer_hash(tokenizer, below=known_ids):
         raise UserError(
             f"the text has the ids of another tokenizer than model_name_or_path={args.model_name_or_path}; "
             "prepare it with the model's tokenizer (without --tokenizer), or train from scratch"

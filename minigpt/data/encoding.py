@@ -161,7 +161,7 @@ class Encoder:
             raise UserError(self._explain([text], error)) from error
         is_marked = np.zeros(len(encoding.ids), dtype=bool)
         for start, end in marked:
-            # a character has no token if the tokenizer drops it, or leaves it out of its offsets, as some do with spaces
+            # a character has no token if the tokenizer drops it, or leaves it out of its offsets, as some do spaces
             tokens = [token for token in map(encoding.char_to_token, range(start, end)) if token is not None]
             if tokens:
                 is_marked[tokens[0] : tokens[-1] + 1] = True

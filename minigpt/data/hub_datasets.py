@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -60,9 +60,9 @@ class StreamedRows(Source):
     known_count: int | None
 
     @cached_property
-    def row_format(self) -> RowFormat | None:  # type: ignore[override]  # read once
-        fields = self.dataset.column_names or next(iter(self.dataset), {})
-        return self.columns.format_of(fields)
+    def row_format(self) -> RowFormat | None:
+        first_row: dict[str, Any] = {}
+        return self.columns.format_of(self.dataset.column_names or list(next(iter(self.dataset), first_row)))
 
     @cached_property
     def _count(self) -> int:

@@ -149,7 +149,7 @@ class JsonLines(Source):
     columns: Columns
 
     @cached_property
-    def row_format(self) -> RowFormat | None:  # type: ignore[override]  # read once
+    def row_format(self) -> RowFormat | None:
         first_record = next((self._record(number, line) for number, line in self._lines()), {})
         return self.columns.format_of(first_record)
 

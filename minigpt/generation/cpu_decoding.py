@@ -7,6 +7,7 @@ that `generate` prepares, so the tokens are the same.
 Shapes: B sequences, T tokens of the prompt, S positions in the cache, C hidden size, H heads, D head size.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -45,9 +46,10 @@ def decode(
     logits = prefill.logits[:, -1]
     del prefill
     padding = generation_config.pad_token_id
+    processed: Callable[[Tensor, Tensor], Tensor] = logits_processor  # type: ignore[assignment]  # declared LongTensor
     unfinished = torch.ones(len(input_ids), dtype=torch.bool)
     while True:
-        scores = logits_processor(input_ids, logits.float())
+        scores: Tensor = processed(input_ids, logits.float())
         if generation_config.do_sample:
             next_ids = torch.multinomial(scores.softmax(-1), 1).squeeze(1)
         else:
