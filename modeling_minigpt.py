@@ -79,6 +79,7 @@ class MiniGPTAttention(nn.Module):
         self.v_proj = nn.Linear(config.hidden_size, config.hidden_size, bias=config.qkv_bias)
         self.o_proj = nn.Linear(config.hidden_size, config.hidden_size)
         self.o_proj.feeds_residual = True
+        self.attn_dropout = nn.Dropout(config.attn_pdrop)  # a module, because tools switch dropout off in modules
         self.resid_dropout = nn.Dropout(config.resid_pdrop)
 
     def forward(
@@ -97,7 +98,7 @@ class MiniGPTAttention(nn.Module):
             key, value = past_key_values.update(key, value, self.layer_idx)  # [B, H, S, D]
 
         attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention)
-        kwargs |= {"scaling": self.scaling, "dropout": self.config.attn_pdrop if self.training else 0.0}
+        kwargs |= {"scaling": self.scaling, "dropout": self.attn_dropout.p if self.training else 0.0}
         mixed, weights = attend(self, query, key, value, attention_mask, **kwargs)
         mixed = mixed.reshape(*hidden_states.shape[:-1], -1)  # [B, T, H, D] -> [B, T, C]
         return self.resid_dropout(self.o_proj(mixed)), weights
@@ -170,10 +171,11 @@ class MiniGPTPreTrainedModel(PreTrainedModel):
 
         Takes the arguments of `PreTrainedModel.save_pretrained`. A model that was loaded from a GPT-2 checkpoint is
         saved in MiniGPT's layout too: tensor-parallel loading and inference servers cannot read the transposed one.
+        With an adapter only the adapter is saved, which needs no code.
         """
         kwargs.setdefault("save_original_format", False)
         self.config.auto_map = dict(AUTO_MAP)
-        if is_main_process:
+        if is_main_process and not self._hf_peft_config_loaded:
             Path(save_directory).mkdir(parents=True, exist_ok=True)
             for name in CODE_FILES:
                 source, destination = Path(__file__).with_name(name), Path(save_directory, name)

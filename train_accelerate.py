@@ -236,10 +236,10 @@ def set_up(args: Arguments, output_dir: OutputDir) -> Run:
     state = load_training_state(resume_from, args, shards.fingerprint)
     set_seed(args.seed)
     model = build_model(args, tokenizer, resume_from)
-    config, parameters = model.config, model.num_parameters()
+    config, parameters, trained = model.config, model.num_parameters(), model.num_parameters(only_trainable=True)
     check_ids(shards, config.vocab_size)
     check_rank_consistency(args, config, shards.fingerprint, state.step, accelerator)
-    check_room(args, parameters)
+    check_room(args, trained)
     optimizer = build_optimizer(model, args, accelerator.device)
     data_module = open_data_module(args, shards, tokenizer.eos_token_id)
     max_steps = steps_of_run(args, data_module.order.samples_per_epoch, accelerator.num_processes)
@@ -267,9 +267,10 @@ def set_up(args: Arguments, output_dir: OutputDir) -> Run:
     if resume_from is not None:
         restore_optimizer(resume_from, state, model, optimizer, accelerator)
     batches = data_module.batches(args, state.samples_seen, accelerator.process_index, accelerator.num_processes)
-    optional_files, flops = OptionalFiles(args.run_dir), train_flops_per_token(parameters, config, args.block_size)
+    optional_files = OptionalFiles(args.run_dir)
+    flops = train_flops_per_token(parameters, config, args.block_size, trained)
     log = TrainingLog(args, state, accelerator, max_steps, flops, optional_files)
-    log.print(describe(args, accelerator, config, parameters, shards, data_module, max_steps))
+    log.print(describe(args, accelerator, config, parameters, trained, shards, data_module, max_steps))
     for note in notes:
         log.print(f"  note: {note}")
     if resume_from is not None:

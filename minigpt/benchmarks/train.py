@@ -251,8 +251,9 @@ def flops_per_token(shape: Shape) -> float:
     """FLOPs of training on one token."""
     from minigpt.benchmarks.train_worker import build_config
     from minigpt.planning import step_time
+    from minigpt.planning.memory import TrainingSetup
 
-    return step_time.flops_per_token(build_config(shape), shape.block_size)
+    return step_time.flops_per_token(TrainingSetup(build_config(shape), shape.block_size, micro_batch=1))
 
 
 def describe(shape: Shape, options: Options, product_flops: float, data_sheet_flops: float | None = None) -> str:

@@ -32,6 +32,7 @@ def run(args: argparse.Namespace) -> None:
     from minigpt.config.parser import parse_arguments
     from minigpt.data.datamodule import load_data, open_data_module
     from minigpt.modeling.loading import load_model
+    from minigpt.modeling.lora import add_adapter, load_adapter_weights
     from minigpt.training.nonfinite import StepRecord
     from minigpt.training.replay import ReplayedStep
     from minigpt.utils.run_files import ARGUMENTS_FILE
@@ -43,13 +44,16 @@ def run(args: argparse.Namespace) -> None:
     if shards.fingerprint != record.data_fingerprint:
         raise UserError(f"{args.file}: the data of the run have changed since; restore them to replay the step")
     model = load_model(
-        folder,
+        options.model_name_or_path if options.use_peft and options.model_name_or_path else folder,
         dtype=torch.float32,
         device=args.device,
         attn_implementation=options.attn_implementation,
         allow_nonfinite=True,  # to find where they come from
     )
     assert isinstance(model, MiniGPTForCausalLM)
+    if options.use_peft:
+        add_adapter(model, options)
+        load_adapter_weights(model, folder)
     samples = open_data_module(options, shards, tokenizer.eos_token_id).train
     try:
         samples.target_count(record.samples)

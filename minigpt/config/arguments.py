@@ -20,6 +20,7 @@ SHAPE_OPTIONS = (
     "tie_word_embeddings",
     "qkv_bias",
 )
+LORA_OPTIONS = ("lora_r", "lora_alpha", "lora_dropout", "lora_target_modules", "use_rslora")
 TEXT_SOURCES = ("data", "train_file", "dataset_name", "corpus")
 
 
@@ -81,6 +82,14 @@ class ModelArguments(Checked):
     attn_implementation: Literal["sdpa", "eager", "flash_attention_2", "flex_attention"] = option(
         "Attention kernel", "sdpa"
     )
+    use_peft: bool = option("Train a LoRA adapter, small matrices next to those of a frozen model", False)
+    lora_r: int = option("Rank of the adapter's matrices", 16)
+    lora_alpha: int = option("The adapter's output is scaled by lora_alpha / lora_r", 32)
+    lora_dropout: float = option("Dropout on the adapter's input", 0.05)
+    lora_target_modules: list[str] | None = option(
+        "Linear layers that get an adapter: q_proj, k_proj, v_proj, o_proj, up_proj, down_proj (default: all of them)"
+    )
+    use_rslora: bool = option("Scale by lora_alpha / sqrt(lora_r) instead (rsLoRA)", False)
 
     @property
     def shape(self) -> dict[str, Any]:
@@ -98,6 +107,27 @@ class ModelArguments(Checked):
         yield from _below(self, 1, "max_position_embeddings", "vocab_size", "pad_vocab_size_to_multiple_of")
         if self.pad_vocab_size_to_multiple_of is not None and self.vocab_size is not None:
             yield f"vocab_size={self.vocab_size} is already given; drop it or pad_vocab_size_to_multiple_of"
+        yield from self._lora_problems()
+
+    def _lora_problems(self) -> Iterator[str]:
+        yield from _below(self, 1, "lora_r", "lora_alpha")
+        if not 0 <= self.lora_dropout < 1:
+            yield f"lora_dropout={self.lora_dropout} must be at least 0 and below 1"
+        defaults = {name: ModelArguments.__dataclass_fields__[name].default for name in LORA_OPTIONS}
+        given = ", ".join(
+            f"{name}={getattr(self, name)}" for name in LORA_OPTIONS if getattr(self, name) != defaults[name]
+        )
+        if given and not self.use_peft:
+            yield f"{given}: only an adapter has these options; add use_peft"
+        if self.use_peft and self.model_name_or_path is None:
+            yield "use_peft adapts an existing model; give it as model_name_or_path"
+        if self.use_peft and self.pad_vocab_size_to_multiple_of is not None:
+            yield (
+                f"pad_vocab_size_to_multiple_of={self.pad_vocab_size_to_multiple_of}: an adapter does not change the "
+                "vocabulary; drop it or use_peft"
+            )
+        if self.lora_target_modules == []:
+            yield "lora_target_modules names no module; leave it out to adapt all linear layers"
 
 
 @dataclass(frozen=True)
@@ -119,12 +149,17 @@ class DataArguments(Checked):
     dataset_split: str = option("Split of the data set to train on", "train")
     dataset_revision: str | None = option("Branch, tag or commit of the data set on the Hub")
     streaming: bool = option("Read the data set while it downloads, without a copy on disk", False)
-    corpus: Literal["python-docs", "openwebtext", "fineweb-edu"] | None = option(
-        "A named corpus. python-docs comes with Python; openwebtext is 38 GB of text, fineweb-edu 46 GB (10B tokens)"
+    corpus: Literal["python-docs", "python-chat", "openwebtext", "fineweb-edu"] | None = option(
+        "A named corpus. python-docs comes with Python, and python-chat, conversations, is made from it; openwebtext "
+        "is 38 GB of text, fineweb-edu 46 GB (10B tokens)"
     )
     text_column: str = option("Field of JSONL lines and data sets that holds the text", "text")
     completion_only_loss: bool | None = option(
-        "Compute the loss on completions only; for rows with 'prompt' and 'completion', or 'messages' (default: true)"
+        "Compute the loss on completions only, or on the assistant's messages; for rows that have them (default: true)"
+    )
+    chat_template: str | None = option(
+        "How conversations are written: chatml, plain (no new tokens), a Jinja file, or a tokenizer to take it from "
+        "(default: the tokenizer's own, or chatml; plain for LoRA)"
     )
     validation_split_percentage: float = option(
         "Percentage of the text held out if there is no validation split: whole documents, always the same ones; one "
@@ -157,8 +192,9 @@ class DataArguments(Checked):
             yield f"data_weights={weights}: give one number for each folder of data={self.data}"
         if not all(0 < weight < math.inf for weight in weights):
             yield f"data_weights={weights} must all be above 0"
-        if self.completion_only_loss is not None and not self.train_file:
-            yield "completion_only_loss requires train_file: it decides how text is prepared"
+        for name in ("completion_only_loss", "chat_template"):
+            if getattr(self, name) is not None and self.data:
+                yield f"{name} has no effect on data={' '.join(self.data)}: it decides how text is prepared; drop it"
         if self.validation_file and not self.train_file:
             yield "validation_file requires train_file"
         if not 0 < self.validation_split_percentage < 100:
@@ -303,7 +339,9 @@ class RunArguments(Checked):
     )
     load_best_model_at_end: bool = option("Make the checkpoint with the lowest validation loss the final model", False)
     sample_steps: int = option("Steps between sample texts; 0: only at the end", 0)
-    sample_prompts: list[str] = option('Prompts of the sample texts; "" is the start of a text', [""])
+    sample_prompts: list[str] = option(
+        'Prompts of the sample texts, questions if the model learns to chat; "" is the start of a text', [""]
+    )
     sample_max_new_tokens: int = option("Tokens per sample text", 100)
     report_to: list[str] = option(
         "Trackers: tensorboard, wandb, trackio, all or none (default: tensorboard)", ["tensorboard"]
@@ -345,6 +383,11 @@ class Arguments(ModelArguments, DataArguments, BatchArguments, OptimizerArgument
     def saves_best(self) -> bool:
         """Whether each improved validation loss is worth a checkpoint."""
         return self.save_best or self.load_best_model_at_end
+
+    def problems(self) -> Iterator[str]:
+        if self.use_peft and self.optimizer == "muon":
+            # it orthogonalizes the update of a whole weight matrix; an adapter's matrices are two factors of one
+            yield "optimizer=muon is for whole weight matrices, and use_peft trains none; use optimizer=adamw"
 
     def as_yaml(self) -> str:
         """Every option that differs from its default, in a form that `read_config` reads back."""

@@ -7,6 +7,7 @@ import random
 import sysconfig
 from collections.abc import Iterator
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 from minigpt.utils.errors import UserError
@@ -56,12 +57,7 @@ def _modules() -> Iterator[Path]:
 
 
 def _docstrings(path: Path) -> Iterator[str]:
-    try:
-        code = path.read_text(encoding="utf-8")
-        nodes = list(ast.walk(ast.parse(code))) if '"""' in code else []
-    except (SyntaxError, UnicodeDecodeError):
-        return
-    for node in nodes:
+    for node in ast.walk(_parse(path)):
         if isinstance(node, DOCUMENTED):
             paragraphs = inspect.cleandoc(ast.get_docstring(node) or "").split("\n\n")
             text = "\n\n".join(paragraph for paragraph in paragraphs if not _is_example(paragraph)).strip()
@@ -69,5 +65,42 @@ def _docstrings(path: Path) -> Iterator[str]:
                 yield text + "\n"
 
 
+def _parse(path: Path) -> ast.Module:
+    """The syntax tree of a source file; an empty one if the file has no docstring or is no valid source."""
+    with suppress(SyntaxError, UnicodeDecodeError):
+        code = path.read_text(encoding="utf-8")
+        if '"""' in code:
+            return ast.parse(code)
+    return ast.Module([], [])
+
+
 def _is_example(paragraph: str) -> bool:
     return any(line.lstrip().startswith(">>>") for line in paragraph.split("\n"))
+
+
+@dataclass(frozen=True, order=True)
+class Described:
+    """A public name of the standard library, such as `os.path.join`, with its docstring."""
+
+    name: str
+    docstring: str
+    is_function: bool
+
+
+def described_names(module: str) -> list[Described]:
+    """A module of the standard library with its public functions and classes: those with a docstring.
+
+    The list is empty if this Python was installed without the source of the module.
+    """
+    library = Path(sysconfig.get_path("stdlib"))
+    stem = "posixpath" if module == "os.path" else module.replace(".", "/")
+    path = next((path for path in (library / f"{stem}.py", library / stem / "__init__.py") if path.is_file()), None)
+    if path is None:
+        return []
+    tree = _parse(path)
+    nodes: list[tuple[str, ast.Module | ast.ClassDef | ast.FunctionDef]] = [(module, tree)]
+    for node in tree.body:
+        if isinstance(node, ast.ClassDef | ast.FunctionDef) and not node.name.startswith("_"):
+            nodes.append((f"{module}.{node.name}", node))
+    described = ((name, ast.get_docstring(node), isinstance(node, ast.FunctionDef)) for name, node in nodes)
+    return [Described(name, docstring, is_function) for name, docstring, is_function in described if docstring]

@@ -1,11 +1,11 @@
 """Export a MiniGPT as a stock GPT-2 folder, which needs no remote code."""
 
-import os
 from pathlib import Path
 
 from transformers import GPT2LMHeadModel
 
 from minigpt.data.tokenizer import has_tokenizer, load_tokenizer
+from minigpt.export.merge import empty_folder
 from minigpt.modeling.gpt2 import gpt2_config, gpt2_state_dict
 from minigpt.modeling.loading import find_model, load_model
 from minigpt.utils.errors import UserError
@@ -21,11 +21,7 @@ def export_gpt2(source: str | Path, destination: str | Path) -> list[str]:
     not have.
     Raises UserError if `source` is not a MiniGPT or `destination` is not empty.
     """
-    folder = Path(destination)
-    if os.path.lexists(folder) and not folder.is_dir():
-        raise UserError(f"{folder} exists and is not a folder; give a new folder")
-    if folder.is_dir() and any(folder.iterdir()):
-        raise UserError(f"{folder} is not empty; give a new folder")
+    folder = empty_folder(destination)
     model_source = find_model(source)
     model = load_model(model_source, dtype="auto", device="cpu")
     if not isinstance(model, MiniGPTForCausalLM):

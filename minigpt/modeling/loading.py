@@ -14,10 +14,11 @@ from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from transformers.utils import logging
 
 from configuration_minigpt import GPT2_SWITCHES
+from minigpt.modeling.lora import base_model, find_adapter, merge_adapter
 from minigpt.modeling.packed_linear import pack_linears
 from minigpt.utils.errors import UserError, first_line
 from minigpt.utils.hub_names import refuse_missing_folder
-from minigpt.utils.run_files import find_checkpoints
+from minigpt.utils.run_files import ADAPTER_CONFIG, find_checkpoints
 from modeling_minigpt import MiniGPTForCausalLM  # this import also registers MiniGPT with the Auto classes
 
 # What transformers raises for a name, configuration or weights that cannot be loaded
@@ -37,7 +38,8 @@ def load_model(
     """A causal language model from a folder or Hub name, in evaluation mode.
 
     MiniGPT and GPT-2 weights become a MiniGPT; other architectures keep the class of transformers, or their own with
-    `trust_remote_code`. A run folder without a final model gives its newest checkpoint (see `find_model`).
+    `trust_remote_code`. A LoRA adapter gives its base model, with the adapter merged into the weights. A run folder
+    without a final model gives its newest checkpoint (see `find_model`).
     dtype: that of the weights; "auto" is the dtype in which they were saved. device: None is the accelerator of this
     machine, or the CPU if there is none. pack: pack the linear layers for faster inference on a CPU; such a model
     can be neither trained nor saved. allow_nonfinite: accept weights with a NaN or an infinity. options: other
@@ -48,9 +50,13 @@ def load_model(
     """
     source = find_model(name_or_folder)
     target = _usable_device(device)
+    adapter = find_adapter(source)
+    base = source if adapter is None else base_model(source, adapter)
     try:
         with _quiet_transformers():
-            model, loading = _load(source, trust_remote_code, dtype=dtype, **options)
+            # a base is loaded in its own dtype, so that an adapter is added to weights that were not rounded
+            own_dtype = dtype if adapter is None else "auto"
+            model, loading = _load(base, trust_remote_code, dtype=own_dtype, **options)
     except Exception as error:  # transformers reads many files without a check of what they hold
         raise UserError(f"model={name_or_folder} cannot be loaded: {first_line(error)}") from error
     if loading["missing_keys"]:
@@ -64,6 +70,14 @@ def load_model(
             f"model={name_or_folder} has {len(unexpected)} weights that its config.json has no place for, for example "
             f"{unexpected[0]}"
         )
+    if adapter is not None:
+        merged_dtype = model.dtype if dtype == "auto" else getattr(torch, dtype) if isinstance(dtype, str) else dtype
+        try:
+            model = merge_adapter(model, source, adapter, merged_dtype)
+        except (*LOADING_ERRORS, TypeError) as error:  # TypeError: a field of another type in its configuration
+            if isinstance(error, UserError):
+                raise
+            raise UserError(f"model={name_or_folder} cannot be loaded: {first_line(error)}") from error
     if not allow_nonfinite:
         _refuse_nonfinite(model, name_or_folder)
     try:
@@ -85,6 +99,8 @@ def find_model(name_or_folder: str | Path) -> str:
     folder = Path(name).expanduser()
     if not folder.exists():
         refuse_missing_folder("model", name)
+        if find_adapter(name) is not None:
+            return name
         try:
             PreTrainedConfig.get_config_dict(name)
         except LOADING_ERRORS as error:
@@ -92,13 +108,17 @@ def find_model(name_or_folder: str | Path) -> str:
         return name
     if not folder.is_dir():
         raise UserError(f"model={name} is a file; give the folder that it is in")
-    if (folder / "config.json").is_file():
+    if _holds_model(folder):
         return str(folder)
-    checkpoints = [path for path in find_checkpoints(folder) if (path / "config.json").is_file()]
+    checkpoints = [path for path in find_checkpoints(folder) if _holds_model(path)]
     if not checkpoints:
         raise UserError(f"model={folder} has neither config.json nor a checkpoint-<step> folder with one")
     print(f"(note: {folder} has no final model; using {checkpoints[-1]})", file=sys.stderr)
     return str(checkpoints[-1])
+
+
+def _holds_model(folder: Path) -> bool:
+    return (folder / "config.json").is_file() or (folder / ADAPTER_CONFIG).is_file()
 
 
 def _load(source: str, trust_remote_code: bool, **options: Any) -> tuple[PreTrainedModel, dict[str, set[str]]]:

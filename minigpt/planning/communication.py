@@ -18,10 +18,11 @@ from dataclasses import dataclass
 from minigpt.planning.memory import (
     FLOAT32,
     TrainingSetup,
+    adapter_layer_parameters,
     layer_matrix_parameters,
     layer_parameters,
     non_layer_parameters,
-    parameters,
+    trained_parameters,
 )
 from minigpt.utils.hardware import Link
 
@@ -94,10 +95,12 @@ def _muon_s(setup: TrainingSetup, cluster: Cluster) -> float:
 def _ddp_s(setup: TrainingSetup, cluster: Cluster, backward_s: float, gradient_bytes: int) -> float:
     """DDP averages full buckets during the last backward pass.
 
-    The last bucket holds the token table, whose gradient is complete at the very end.
+    The last bucket holds the token table, whose gradient is complete at the very end. An adapter's has its last layer.
     """
     table = setup.config.vocab_size * setup.config.hidden_size * gradient_bytes
-    rest = parameters(setup.config) * gradient_bytes - table
+    if setup.adapter is not None:
+        table = adapter_layer_parameters(setup) * gradient_bytes
+    rest = trained_parameters(setup) * gradient_bytes - table
     buckets = math.ceil(rest * FLOAT32 / gradient_bytes / BUCKET_BYTES)
     during_backward_s = buckets * cluster.all_reduce_s(rest / buckets)
     return max(0.0, during_backward_s - OVERLAP * backward_s) + cluster.all_reduce_s(table)
@@ -110,11 +113,14 @@ def _fsdp2_s(setup: TrainingSetup, cluster: Cluster, forward_s: float, backward_
     the backward pass, and what is outside the layers, which is gathered before and reduced after all layers.
     """
     layers = setup.config.num_hidden_layers
-    layer, outside = layer_parameters(setup.config), non_layer_parameters(setup.config)
-    gather_s, reduce_s = cluster.gather_s(layer * setup.compute_bytes), cluster.gather_s(layer * FLOAT32)
+    adapter_layer = adapter_layer_parameters(setup)
+    layer, outside = layer_parameters(setup.config) + adapter_layer, non_layer_parameters(setup.config)
+    gradients, outside_gradients = (layer, outside) if setup.adapter is None else (adapter_layer, 0)
+    gather_s, reduce_s = cluster.gather_s(layer * setup.compute_bytes), cluster.gather_s(gradients * FLOAT32)
     hidden_s = [
         (layers - 1) * gather_s - OVERLAP * forward_s,
         (layers - 1) * (gather_s + reduce_s) - OVERLAP * backward_s,
     ]
-    outside_s = cluster.gather_s(outside * setup.compute_bytes) + cluster.gather_s(outside * FLOAT32)
+    outside_s = cluster.gather_s(outside * setup.compute_bytes)
+    outside_s += cluster.gather_s(outside_gradients * FLOAT32) if outside_gradients else 0.0
     return outside_s + 2 * gather_s + reduce_s + sum(max(0.0, late_s) for late_s in hidden_s)

@@ -33,6 +33,15 @@ Parts = dict[str, float]  # name → bytes
 
 
 @dataclass(frozen=True)
+class Adapter:
+    """A LoRA adapter of `rank` on the linear layers called `modules`; the model itself is frozen."""
+
+    rank: int
+    modules: tuple[str, ...]
+    dropout: float = 0.0
+
+
+@dataclass(frozen=True)
 class TrainingSetup:
     """What decides the memory of one device. `compute_bytes` is 2 under mixed precision, else 4.
 
@@ -54,6 +63,7 @@ class TrainingSetup:
     devices: int = 1
     sharded: bool = False  # FSDP2; otherwise DDP
     process_bytes: float = 0.0  # the process before it has a model
+    adapter: Adapter | None = None  # the only thing that is trained, if it is given
 
     @property
     def tokens(self) -> int:
@@ -114,15 +124,44 @@ def parameters(config: MiniGPTConfig) -> int:
     return config.num_hidden_layers * layer_parameters(config) + non_layer_parameters(config)
 
 
-def optimizer_bytes(config: MiniGPTConfig, optimizer: str) -> int:
+def module_widths(config: MiniGPTConfig) -> dict[str, tuple[int, int]]:
+    """The inputs and outputs of each linear layer of a layer."""
+    hidden, intermediate = config.hidden_size, _intermediate_size(config)
+    square = dict.fromkeys(("q_proj", "k_proj", "v_proj", "o_proj"), (hidden, hidden))
+    return square | {"up_proj": (hidden, intermediate), "down_proj": (intermediate, hidden)}
+
+
+def adapter_layer_parameters(setup: TrainingSetup) -> int:
+    """Number of parameters of the adapter in one layer; 0 without an adapter."""
+    if setup.adapter is None:
+        return 0
+    widths = module_widths(setup.config)
+    return setup.adapter.rank * sum(sum(widths[name]) for name in setup.adapter.modules)
+
+
+def all_parameters(setup: TrainingSetup) -> int:
+    """Number of parameters in the whole model and its adapter."""
+    return parameters(setup.config) + setup.config.num_hidden_layers * adapter_layer_parameters(setup)
+
+
+def trained_parameters(setup: TrainingSetup) -> int:
+    """Number of parameters that are trained: those of the adapter if there is one, otherwise all."""
+    if setup.adapter is None:
+        return parameters(setup.config)
+    return setup.config.num_hidden_layers * adapter_layer_parameters(setup)
+
+
+def optimizer_bytes(setup: TrainingSetup) -> int:
     """State of the optimizer.
 
     AdamW has two moments per parameter and a step count per tensor. Muon has one moment per parameter of the layers'
     matrices and no step count for them; it uses AdamW for the rest.
     """
-    layers = config.num_hidden_layers
+    config, layers = setup.config, setup.config.num_hidden_layers
+    if setup.adapter is not None:
+        return FLOAT32 * (2 * trained_parameters(setup) + 2 * layers * len(setup.adapter.modules))
     tensors = layers * (16 if config.qkv_bias else 13) + (4 if config.tie_word_embeddings else 5)
-    if optimizer != "muon":
+    if setup.optimizer != "muon":
         return FLOAT32 * (2 * parameters(config) + tensors)
     by_muon = layers * layer_matrix_parameters(config)
     return FLOAT32 * (2 * (parameters(config) - by_muon) + by_muon + tensors - 6 * layers)
@@ -174,10 +213,41 @@ def layer_activation_bytes(setup: TrainingSetup) -> float:
     config, compute_bytes = setup.config, setup.compute_bytes
     hidden, intermediate = _widths(setup)
     norms = 2 * (hidden * setup.hidden_bytes + _norm_statistics_bytes(setup))
-    projections = 3 * hidden * compute_bytes  # the inputs of query, key and value (one), of the output and of the MLP
-    activation = 2 * intermediate * compute_bytes  # the input of the activation function and of the down projection
+    if setup.adapter is None:
+        # the inputs of query, key and value (one), of the output and of the MLP
+        projections: float = 3 * hidden * compute_bytes
+        activation = 2 * intermediate * compute_bytes  # the inputs of the activation function and of down_proj
+    else:  # frozen matrices need no input
+        keeps_its_result = setup.attention == "sdpa" and (config.attn_pdrop == 0 or setup.device == "cuda")
+        projections = adapter_activation_bytes(setup, keeps_its_result)
+        projections += hidden * compute_bytes if keeps_its_result else 0.0
+        activation = intermediate * compute_bytes
     masks = 2 * hidden * _dropout_mask_bytes(setup, compute_bytes) if config.resid_pdrop > 0 else 0
     return norms + projections + activation + attention_bytes(setup) + masks
+
+
+def adapter_activation_bytes(setup: TrainingSetup, attention_keeps_its_result: bool) -> float:
+    """What autograd saves of the adapter in one layer: the inputs of A, after its dropout, and of B; dropout masks.
+
+    Without dropout and autocast the input of A is that of the frozen layer, which may be kept already. PEFT converts
+    it to float32 first, so under autocast each A has a copy in half precision.
+    """
+    adapter, compute_bytes, widths = setup.adapter, setup.compute_bytes, module_widths(setup.config)
+    assert adapter is not None
+    kept = setup.tokens * adapter.rank * compute_bytes * len(adapter.modules)
+    shared = _attention_inputs(adapter)
+    inputs = [name for name in adapter.modules if name not in shared]
+    if has_own_copies := adapter.dropout > 0 or setup.is_autocast:
+        inputs = list(adapter.modules)
+    else:
+        inputs += shared[:1]
+    for name in inputs:
+        if has_own_copies or name != "o_proj" or not attention_keeps_its_result:
+            kept += setup.tokens * widths[name][0] * compute_bytes
+    if adapter.dropout > 0:
+        mask_bytes = _dropout_mask_bytes(setup, setup.hidden_bytes)
+        kept += setup.tokens * mask_bytes * sum(widths[name][0] for name in adapter.modules)
+    return kept
 
 
 def is_attention_recomputed(setup: TrainingSetup) -> bool:
@@ -194,6 +264,9 @@ def kept_layer_activation_bytes(setup: TrainingSetup) -> float:
     kept = hidden * setup.hidden_bytes  # the layer's input
     if setup.gradient_checkpointing == "selective":
         kept += (5 * hidden + intermediate) * setup.compute_bytes  # the results of six products
+        if setup.adapter is not None:  # and of two more in each adapted layer
+            outputs = sum(module_widths(setup.config)[name][1] + setup.adapter.rank for name in setup.adapter.modules)
+            kept += setup.tokens * outputs * setup.compute_bytes
         if not is_attention_recomputed(setup):
             kept += hidden * setup.compute_bytes + setup.tokens * setup.config.num_attention_heads * FLOAT32
     return kept
@@ -204,10 +277,27 @@ def activation_bytes(setup: TrainingSetup) -> float:
     config, tokens = setup.config, setup.tokens
     hidden = tokens * config.hidden_size
     ids = 8 * tokens * (2 if setup.document_attention else 1)  # token ids, and positions
-    embedding = ids + (hidden * _dropout_mask_bytes(setup, setup.hidden_bytes) if config.embd_pdrop > 0 else 0)
+    embedding_mask = hidden * _dropout_mask_bytes(setup, setup.hidden_bytes) if config.embd_pdrop > 0 else 0
     last_norm = hidden * setup.hidden_bytes + _norm_statistics_bytes(setup)
     layers = config.num_hidden_layers * kept_layer_activation_bytes(setup)
-    return layers + embedding + last_norm + hidden * setup.compute_bytes
+    if setup.adapter is None:
+        return layers + ids + embedding_mask + last_norm + hidden * setup.compute_bytes
+    if setup.gradient_checkpointing != "no":
+        return layers + embedding_mask + last_norm
+    # the embeddings are frozen: the first layer keeps neither the input of its norm nor masks of dropout after it
+    masks = hidden * _dropout_mask_bytes(setup, setup.hidden_bytes) if setup.adapter.dropout > 0 else 0
+    return (
+        layers
+        - len(_attention_inputs(setup.adapter)) * masks
+        - _norm_statistics_bytes(setup)
+        - hidden * setup.hidden_bytes
+        + last_norm
+    )
+
+
+def _attention_inputs(adapter: Adapter) -> list[str]:
+    """The adapted layers whose input is that of attention."""
+    return [name for name in adapter.modules if name in ("q_proj", "k_proj", "v_proj")]
 
 
 def loss_bytes(setup: TrainingSetup, phase: Literal["forward", "backward", "evaluation"]) -> float:
@@ -224,19 +314,33 @@ def loss_bytes(setup: TrainingSetup, phase: Literal["forward", "backward", "eval
 def low_precision_weight_bytes(setup: TrainingSetup) -> float:
     """Matrices that autocast has converted and that the backward pass needs.
 
-    With checkpointing only the head's is kept: those of the layers are converted again.
+    With checkpointing only the head's is kept: those of the layers are converted again. An adapter's are converted,
+    too; with one, the input of the first layer needs no gradient, and so not the matrices that it is multiplied with.
     """
     if not setup.is_autocast:
         return 0.0
     config = setup.config
     layers = config.num_hidden_layers if setup.gradient_checkpointing == "no" else 0
-    return (layers * layer_matrix_parameters(config) + config.vocab_size * config.hidden_size) * setup.compute_bytes
+    numbers = layers * (layer_matrix_parameters(config) + adapter_layer_parameters(setup))
+    if setup.adapter is not None and layers:
+        first = 3 * config.hidden_size + setup.adapter.rank * len(_attention_inputs(setup.adapter))
+        numbers -= first * config.hidden_size
+    return (numbers + config.vocab_size * config.hidden_size) * setup.compute_bytes
 
 
 def backward_bytes(setup: TrainingSetup) -> float:
-    """Gradients in the backward pass of one MLP: of its output, in both precisions, and around the activation."""
+    """Gradients in the backward pass of one MLP: of its output, in both precisions, and around the activation.
+
+    With an adapter, autocast has several gradients of one linear layer's input at a time: those of A's input in half
+    precision, in float32 and before its dropout, and that of the frozen layer.
+    """
     hidden, intermediate = _widths(setup)
-    return hidden * (FLOAT32 + setup.compute_bytes) + 2 * intermediate * setup.compute_bytes
+    around_activation = 2 * intermediate * setup.compute_bytes
+    if setup.adapter is not None and setup.is_autocast:
+        widest = max(module_widths(setup.config)[name][0] for name in setup.adapter.modules)
+        copies = 2 * setup.compute_bytes + FLOAT32 * (2 if setup.adapter.dropout > 0 else 1)
+        around_activation = max(around_activation, setup.tokens * widest * copies)
+    return hidden * (FLOAT32 + setup.compute_bytes) + around_activation
 
 
 def memory_by_phase(setup: TrainingSetup) -> dict[str, Parts]:
@@ -245,24 +349,30 @@ def memory_by_phase(setup: TrainingSetup) -> dict[str, Parts]:
     Gradients are float32. DDP has one per parameter, inside its buckets, which are never freed. FSDP2 has shards, also
     between micro-batches. It gathers the parameters of two layers, the one that computes and the next, and keeps those
     outside the layers until the end of the step. The whole gradients of a layer are in the compute dtype like its
-    parameters, and are copied to a float32 buffer that is reduced.
+    parameters, and are copied to a float32 buffer that is reduced. With an adapter only its parameters have gradients.
     """
-    config = setup.config
-    weights = parameters(config) * FLOAT32 / setup.shards
-    ddp_buckets = weights if setup.is_ddp else 0.0
-    accumulated = weights if setup.accumulation > 1 else ddp_buckets  # gradients of the micro-batches before
+    config, is_whole = setup.config, setup.adapter is None
+    adapter_layer = adapter_layer_parameters(setup)
+    weights = all_parameters(setup) * FLOAT32 / setup.shards
+    all_gradients = trained_parameters(setup) * FLOAT32 / setup.shards
+    ddp_buckets = all_gradients if setup.is_ddp else 0.0
+    accumulated = all_gradients if setup.accumulation > 1 else ddp_buckets  # gradients of the micro-batches before
     activations, working = activation_bytes(setup), backward_bytes(setup)
     recomputed = layer_activation_bytes(setup) - kept_layer_activation_bytes(setup)  # of the layer at work
     converted = low_precision_weight_bytes(setup)
-    head = config.vocab_size * config.hidden_size
-    layer, non_layer = layer_parameters(config), non_layer_parameters(config)
+    if not is_whole and setup.is_autocast and setup.gradient_checkpointing != "no":  # of the layer at work
+        recomputed += (layer_matrix_parameters(config) + adapter_layer) * setup.compute_bytes
+    layer, non_layer = layer_parameters(config) + adapter_layer, non_layer_parameters(config)
+    # the parameters with a gradient: of the head, of a layer, and of what is outside the layers
+    head = config.vocab_size * config.hidden_size if is_whole else 0
+    layer_gradients, non_layer_gradients = (layer, non_layer) if is_whole else (adapter_layer, 0)
     # bytes per number of whole parameters and gradients, and of the buffer in which gradients are summed
     whole, summed = (setup.compute_bytes, FLOAT32) if setup.sharded else (0, 0)
     gathered = (non_layer + 2 * layer) * whole
     # the head's gradient stays until the end: whole with FSDP2, otherwise in its place
     head_gradient = 0.0 if setup.sharded else max(0.0, head * FLOAT32 - accumulated)
     # autocast's gradient of a matrix, before and after its conversion to float32
-    matrix = max(rows * columns for rows, columns in layer_matrices(config))
+    matrix = max(rows * columns for rows, columns in layer_matrices(config)) if is_whole else 0
     working += matrix * (setup.compute_bytes + FLOAT32) if setup.is_autocast else 0.0
     # a tied table has two gradients at the end: one as the head, one as the embedding
     tied_table = head * (whole or FLOAT32) if config.tie_word_embeddings else 0.0
@@ -270,7 +380,7 @@ def memory_by_phase(setup: TrainingSetup) -> dict[str, Parts]:
     always: Parts = {
         "process": setup.process_bytes,
         "weights": weights,
-        "optimizer state": optimizer_bytes(config, setup.optimizer) / setup.shards,
+        "optimizer state": optimizer_bytes(setup) / setup.shards,
     }
     if setup.device == "cuda":
         always |= {
@@ -288,7 +398,7 @@ def memory_by_phase(setup: TrainingSetup) -> dict[str, Parts]:
         "activations": activations + recomputed,
         "gradients": accumulated + head_gradient,
         "working memory": working,
-        "whole gradients of FSDP2": (head + layer) * whole,
+        "whole gradients of FSDP2": (head + layer_gradients) * whole,
     }
     phases: dict[str, Parts] = {
         "forward": forward | {"logits and loss": loss_bytes(setup, "forward")},
@@ -297,20 +407,20 @@ def memory_by_phase(setup: TrainingSetup) -> dict[str, Parts]:
         "layers": last_layer,
         # the backward pass has all gradients except this layer's, and needs only this layer's activations
         "first layer": {
-            "gradients": ddp_buckets or weights - (0.0 if setup.sharded else layer * FLOAT32),
+            "gradients": ddp_buckets or all_gradients - (0.0 if setup.sharded else layer_gradients * FLOAT32),
             "activations": layer_activation_bytes(setup),
             "weights in low precision": converted / config.num_hidden_layers,
             "working memory": working,
             "gathered by FSDP2": gathered - layer * whole,
-            "whole gradients of FSDP2": (head + layer) * whole + layer * summed,
+            "whole gradients of FSDP2": (head + layer_gradients) * whole + layer_gradients * summed,
         },
         "end of backward": {
-            "gradients": weights,
+            "gradients": all_gradients,
             "working memory": tied_table,
             "gathered by FSDP2": non_layer * whole,
-            "whole gradients of FSDP2": non_layer * (whole + summed),
+            "whole gradients of FSDP2": non_layer_gradients * (whole + summed),
         },
-        "update": {"gradients": weights, "working memory": update_bytes(setup)},
+        "update": {"gradients": all_gradients, "working memory": update_bytes(setup)},
         "evaluation": {
             "gradients": ddp_buckets,
             "gathered by FSDP2": gathered,
@@ -321,13 +431,15 @@ def memory_by_phase(setup: TrainingSetup) -> dict[str, Parts]:
         # one layer later: its activations are gone, and its gradients are being reduced
         phases["second layer from the end"] = last_layer | {
             "activations": activations + recomputed - kept_layer_activation_bytes(setup),
-            "gradients": accumulated or layer * FLOAT32 / setup.shards,
-            "whole gradients of FSDP2": (head + layer) * whole + layer * summed,
+            "gradients": accumulated or layer_gradients * FLOAT32 / setup.shards,
+            "whole gradients of FSDP2": (head + layer_gradients) * whole + layer_gradients * summed,
         }
     if setup.is_ddp and setup.device == "cuda":  # on a CPU this is part of what malloc keeps
         # after the first step DDP knows the order of the gradients, and allocates its buckets again
         phases["buckets"] = {"gradients": 2 * ddp_buckets}
-    return {name: always | parts | _overhead(setup, weights + ddp_buckets, parts) for name, parts in phases.items()}
+    return {
+        name: always | parts | _overhead(setup, all_gradients + ddp_buckets, parts) for name, parts in phases.items()
+    }
 
 
 def _overhead(setup: TrainingSetup, gradients: float, parts: Parts) -> Parts:

@@ -16,17 +16,21 @@ from minigpt.data.prepare import make_tokenizer
 from minigpt.data.samplers import BlockOrder
 from minigpt.data.shards import open_shards
 from minigpt.data.tokenizer import load_tokenizer
+from minigpt.modeling.lora import check_modules
 from minigpt.planning.communication import LINK_EFFICIENCY, OVERLAP, exposed_s
 from minigpt.planning.memory import (
     FLOAT32,
     RUNTIME_BYTES,
+    Adapter,
     TrainingSetup,
+    all_parameters,
     largest_that_fits,
-    parameters,
+    module_widths,
     peak_bytes,
     peak_phase,
     tensor_bytes,
     too_little_memory,
+    trained_parameters,
     variants,
 )
 from minigpt.planning.step_time import StepTime, estimate_step_time, flops_per_token, measure_step_time
@@ -105,10 +109,11 @@ class RunPlan:
         step_s = timing.step_s if timing else None
         limit = self.hardware.memory_bytes
         figures: dict[str, Any] = {
-            "parameters": parameters(setup.config),
+            "parameters": all_parameters(setup),
+            "trained_parameters": trained_parameters(setup),
             "tokens_per_step": setup.tokens * setup.accumulation * setup.devices,
             "steps": self.steps,
-            "flops_per_token": flops_per_token(setup.config, setup.block_size),
+            "flops_per_token": flops_per_token(setup),
             "device": self.hardware.device,
             "devices": setup.devices,
             "fsdp": setup.sharded,
@@ -136,7 +141,7 @@ class RunPlan:
         device, *connection = self.hardware.describe(setup.devices)
         parallel = f", {'FSDP2' if setup.sharded else 'DDP'}" if setup.devices > 1 else ""
         lines = [
-            f"  parameters       {figures['parameters']:,}",
+            f"  parameters       {figures['parameters']:,}{self._trained_share()}",
             f"  tokens per step  {figures['tokens_per_step']:,} = {setup.micro_batch} samples x "
             f"{setup.accumulation} micro-batches x {setup.devices} device(s) x {setup.block_size} tokens",
             f"  steps            {format(figures['steps'], ',') if figures['steps'] else unknown_steps}",
@@ -171,6 +176,12 @@ class RunPlan:
             lines.append(f"  time of the run  {format_seconds(figures['run_s'])}, without evaluation and saving")
         lines += [*self._proposal_lines(), *self._assumptions()]
         return "\n".join(lines).rstrip()
+
+    def _trained_share(self) -> str:
+        if self.setup.adapter is None:
+            return ""
+        trained = trained_parameters(self.setup)
+        return f", of which {trained:,} are trained ({trained / all_parameters(self.setup):.2%})"
 
     def command(self, setup: TrainingSetup) -> str:
         """The command line that trains with the micro-batch, checkpointing and sharding of `setup`."""
@@ -280,7 +291,8 @@ def plan_run(
         device=kind,
         devices=devices,
         sharded=fsdp,
-        process_bytes=_process_bytes() if kind == "cpu" else 0.0,
+        process_bytes=_process_bytes(args) if kind == "cpu" else 0.0,
+        adapter=planned_adapter(args, config),
     )
     gradient_bytes = FLOAT32 if args.ddp_comm_hook == "no" else 2
 
@@ -358,6 +370,15 @@ def planned_config(args: Arguments) -> MiniGPTConfig:
     return config
 
 
+def planned_adapter(args: Arguments, config: MiniGPTConfig) -> Adapter | None:
+    """The LoRA adapter that the trainer would add. Raises UserError if the model lacks one of its layers."""
+    if not args.use_peft:
+        return None
+    modules = args.lora_target_modules or list(module_widths(config))
+    check_modules(modules, list(module_widths(config)))
+    return Adapter(args.lora_r, tuple(modules), args.lora_dropout)
+
+
 def planned_steps(args: Arguments, devices: int) -> int | None:
     """Steps of the whole run; None if the text has to be tokenized or packed to know them."""
     if args.max_steps is not None:
@@ -390,8 +411,11 @@ def _tokenizer_size(args: Arguments) -> int:
     return len(load_tokenizer(args.tokenizer))
 
 
-def _process_bytes() -> float:
+def _process_bytes(args: Arguments) -> float:
     """Size of a training process on a CPU before it has a model: this one, with what only the trainer imports."""
     import torch.utils.tensorboard
+
+    if args.use_peft:
+        import peft  # noqa: F401
 
     return peak_memory_gib(torch.device("cpu")) * GIB + RUNTIME_BYTES

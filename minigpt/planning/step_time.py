@@ -16,14 +16,16 @@ from configuration_minigpt import MiniGPTConfig
 from minigpt.config.arguments import Arguments
 from minigpt.modeling.activation_checkpointing import enable_activation_checkpointing
 from minigpt.modeling.flops import train_flops_per_token
+from minigpt.modeling.lora import add_adapter
 from minigpt.modeling.loss import in_place_cross_entropy
 from minigpt.optim.optimizer import build_optimizer
 from minigpt.planning.memory import (
     TrainingSetup,
+    all_parameters,
     is_attention_recomputed,
     layer_matrices,
     layer_matrix_parameters,
-    parameters,
+    trained_parameters,
 )
 from minigpt.utils.hardware import Gpu
 from minigpt.utils.malloc import keep_freed_memory
@@ -118,6 +120,9 @@ class _StepTimer:
         self.model = MiniGPTForCausalLM(config).train()
         self.model.to(device)
         self.model.loss_function = in_place_cross_entropy
+        if args.use_peft:
+            add_adapter(self.model, args)
+            self.model.train()
         enable_activation_checkpointing(self.model, args.gradient_checkpointing)
         self.optimizer = build_optimizer(self.model, args, device)
         self.ids = torch.randint(config.vocab_size, (micro_batch, args.block_size), device=device)
@@ -144,9 +149,9 @@ class _StepTimer:
         return time.perf_counter()
 
 
-def flops_per_token(config: MiniGPTConfig, block_size: int) -> float:
+def flops_per_token(setup: TrainingSetup) -> float:
     """FLOPs of forward and backward for one token, by the formula of the trainer's MFU."""
-    return train_flops_per_token(parameters(config), config, block_size)
+    return train_flops_per_token(all_parameters(setup), setup.config, setup.block_size, trained_parameters(setup))
 
 
 def recomputed_flops_per_token(setup: TrainingSetup) -> float:
@@ -170,11 +175,11 @@ def muon_flops(config: MiniGPTConfig) -> float:
 def estimate_step_time(gpu: Gpu, setup: TrainingSetup, efficiency: float) -> StepTime:
     """The time on a GPU that is not available, at `efficiency` of its peak; float32 counts as TF32, half as fast."""
     rate = gpu.peak_flops * efficiency
-    flops = flops_per_token(setup.config, setup.block_size)
+    flops = flops_per_token(setup)
     if setup.gradient_checkpointing == "selective":
         flops *= 1 + SELECTIVE_OVERHEAD
     flops += recomputed_flops_per_token(setup)
-    update_s = UPDATE_BYTES_PER_PARAMETER * parameters(setup.config) / setup.shards
+    update_s = UPDATE_BYTES_PER_PARAMETER * trained_parameters(setup) / setup.shards
     update_s /= BANDWIDTH_EFFICIENCY * gpu.bytes_per_s
     if setup.optimizer == "muon":
         update_s += muon_flops(setup.config) / setup.devices / rate  # each computes a share of the matrices

@@ -9,6 +9,7 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from minigpt.config.arguments import Arguments
+from minigpt.modeling.lora import has_adapter, save_adapter
 from minigpt.training.optimizer_state import Tensors, gather_weights
 from minigpt.training.optional_files import SMALL_FILES_BYTES
 from minigpt.training.state import TrainingState
@@ -21,10 +22,14 @@ from minigpt.utils.run_files import ARGUMENTS_FILE, CHECKSUMS_FILE, OPTIMIZER_FI
 def write_model(
     folder: Path, model: nn.Module, weights: Tensors, tokenizer: PreTrainedTokenizerFast, accelerator: Accelerator
 ) -> None:
-    """Write `weights`, the configs, the modeling code and the tokenizer into `folder`."""
+    """Write `weights`, the configs, the modeling code and the tokenizer into `folder`. An adapter needs no code."""
     # keep_fp32_wrapper=False would turn mixed precision off in the model that is still training
     unwrapped = accelerator.unwrap_model(model, keep_fp32_wrapper=True, keep_torch_compile=False)
     assert isinstance(unwrapped, PreTrainedModel)
+    if has_adapter(unwrapped):
+        save_adapter(unwrapped, folder, weights)
+        tokenizer.save_pretrained(folder)
+        return
     # copies no longer share memory, by which transformers recognizes a tied head: it would be stored twice
     weights = {name: tensor for name, tensor in weights.items() if name not in unwrapped.all_tied_weights_keys}
     unwrapped.save_pretrained(folder, state_dict=weights)

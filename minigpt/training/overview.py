@@ -16,20 +16,23 @@ def describe(
     accelerator: Accelerator,
     config: MiniGPTConfig,
     parameters: int,
+    trained: int,
     shards: TokenShards,
     data_module: DataModule,
     max_steps: int,
 ) -> str:
-    """Model, data, step, length and device of a run, one line each."""
+    """Model, data, step, length and device of a run, one line each. `trained` of the `parameters` are not frozen."""
     processes, per_step = accelerator.num_processes, samples_per_step(args, accelerator.num_processes)
     steps_per_epoch = data_module.order.samples_per_epoch / per_step
     validation = f"{len(shards.validation):,} validation tokens" if shards.validation else "no validation split"
     places = "tokens" if data_module.train.targets_per_sample else "token positions"
     precision = PRECISION_NAMES.get(accelerator.mixed_precision, accelerator.mixed_precision)
     compiled = "" if accelerator.state.dynamo_plugin.backend == "NO" else ", compiled"
+    base = parameters - trained if args.use_peft else parameters
     lines = {
-        "model": f"{parameters / 1e6:.2f}M parameters: {config.num_hidden_layers} layers, {config.hidden_size} wide, "
+        "model": f"{base / 1e6:.2f}M parameters: {config.num_hidden_layers} layers, {config.hidden_size} wide, "
         f"{config.num_attention_heads} heads, vocabulary of {config.vocab_size:,}",
+        **({"adapter": _adapter(args, parameters, trained)} if args.use_peft else {}),
         "data": f"{len(shards.train):,} training tokens in {data_module.order.samples_per_epoch:,} samples, "
         f"{validation}",
         **({"packing": str(data_module.train)} if isinstance(data_module.train, PackedDocuments) else {}),
@@ -40,3 +43,8 @@ def describe(
         "output": str(args.run_dir),
     }
     return "\n".join(f"  {name:<7} {text}" for name, text in lines.items())
+
+
+def _adapter(args: Arguments, parameters: int, trained: int) -> str:
+    modules = "all linear layers" if args.lora_target_modules is None else ", ".join(args.lora_target_modules)
+    return f"LoRA of rank {args.lora_r} on {modules}: {trained:,} parameters are trained, {trained / parameters:.2%}"

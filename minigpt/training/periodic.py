@@ -5,6 +5,7 @@ from torch import nn
 from transformers import PreTrainedTokenizerFast
 
 from minigpt.config.arguments import RunArguments
+from minigpt.data.chat_template import sample_prompts
 from minigpt.data.datamodule import loader
 from minigpt.data.samplers import EvaluationBatchSampler
 from minigpt.data.samples import Samples
@@ -62,7 +63,7 @@ class HellaSwagEvaluation:
 
 
 class SampleTexts:
-    """A continuation of every sample prompt, every `sample_steps` steps."""
+    """A continuation of every sample prompt, or the answer to it, every `sample_steps` steps."""
 
     def __init__(self, args: RunArguments, seed: int, tokenizer: PreTrainedTokenizerFast, max_steps: int) -> None:
         self.args, self.seed, self.tokenizer, self.max_steps = args, seed, tokenizer, max_steps
@@ -71,23 +72,25 @@ class SampleTexts:
         return is_due(state.step, self.args.sample_steps, self.max_steps)
 
     def run(self, model: nn.Module, accelerator: Accelerator) -> dict[str, str]:
-        """Prompt → text. Every rank must call this: sharded weights need all of them.
+        """Prompt → text; with a chat template, question → answer. Every rank must call this, for sharded weights.
 
         Text that cannot be sampled, as from weights that are not finite, does not end the training: the reason takes
         its place.
         """
-        prompts = self.args.sample_prompts
+        written = sample_prompts(self.tokenizer, self.args.sample_prompts)
         try:
             with uncompiled(model, accelerator) as plain_model:
                 texts = sample_text(
                     plain_model,
                     self.tokenizer,
-                    prompts,
+                    written.values(),
                     max_new_tokens=self.args.sample_max_new_tokens,
                     temperature=0.8,
                     top_k=50,
                     seed=self.seed,
                 )
         except RuntimeError as error:
-            texts = [f"(no sample: {first_line(error)})"] * len(prompts)
-        return dict(zip(prompts, texts, strict=True))
+            texts = [f"(no sample: {first_line(error)})"] * len(written)
+        if self.tokenizer.chat_template:
+            texts = [text.removeprefix(prompt) for prompt, text in zip(written.values(), texts, strict=True)]
+        return dict(zip(written, texts, strict=True))

@@ -28,6 +28,8 @@ def record_provenance(
     """
     data = data_facts(shards) | ({"packing": packing} if packing else {})
     environment = environment_facts(args.model_name_or_path, accelerator)
+    if args.use_peft:
+        environment["versions"]["peft"] = _version("peft")
     for name, facts in ((DATA_FILE, data), (ENVIRONMENT_FILE, environment)):
         write_atomically(args.run_dir / name, json.dumps(facts, indent=2, ensure_ascii=False) + "\n")
 

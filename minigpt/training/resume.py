@@ -32,6 +32,9 @@ from minigpt.utils.run_files import (
 FIXED_OPTIONS = dict.fromkeys(
     ("seed", "block_size", "stride", "packing_strategy", "data_weights"), "the resumed run would see other samples"
 ) | {"optimizer": "its optimizer state does not fit"}
+FIXED_OPTIONS |= dict.fromkeys(
+    ("use_peft", "lora_r", "lora_alpha", "lora_target_modules", "use_rslora"), "it is another adapter"
+)
 # not listed as changed: folders, the shape (which is the checkpoint's), and what `_changed_environment` compares
 UNLISTED_OPTIONS = {
     "output_dir", "overwrite_output_dir", "resume_from_checkpoint", *SHAPE_OPTIONS, "pad_vocab_size_to_multiple_of",
@@ -97,11 +100,12 @@ def load_training_state(folder: Path | None, args: Arguments, data_fingerprint: 
             f"{folder} was trained on other data; give the same text and tokenizer to resume, "
             f"or start a new run from its weights with --model_name_or_path {folder}"
         )
+    fixed = FIXED_OPTIONS | ({"model_name_or_path": "it is an adapter of that model"} if args.use_peft else {})
     for name, saved_value in _options_of(folder).items():
         value = getattr(args, name)
-        if name in FIXED_OPTIONS and value != saved_value:
+        if name in fixed and value != saved_value:
             raise UserError(
-                f"{name}={value}, but {folder} was trained with {saved_value}: {FIXED_OPTIONS[name]}; "
+                f"{name}={value}, but {folder} was trained with {saved_value}: {fixed[name]}; "
                 f"give the same value, or start a new run from its weights with --model_name_or_path {folder}"
             )
     return state

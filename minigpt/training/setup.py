@@ -9,10 +9,13 @@ from transformers import PreTrainedTokenizerFast
 
 from configuration_minigpt import MiniGPTConfig
 from minigpt.config.arguments import Arguments
-from minigpt.data.tokenizer import vocabulary_size
+from minigpt.data.chat_template import end_of_turn_id, sample_prompts
+from minigpt.data.tokenizer import load_tokenizer, vocabulary_size
 from minigpt.generation.sampling import prompt_ids
 from minigpt.modeling.activation_checkpointing import enable_activation_checkpointing
-from minigpt.modeling.loading import load_model
+from minigpt.modeling.embeddings import grow_embeddings
+from minigpt.modeling.loading import find_model, load_model
+from minigpt.modeling.lora import add_adapter, config_source, find_adapter, load_adapter_weights
 from minigpt.modeling.loss import in_place_cross_entropy
 from minigpt.utils.errors import UserError
 from minigpt.utils.formatting import format_bytes
@@ -40,11 +43,31 @@ def build_model(args: Arguments, tokenizer: PreTrainedTokenizerFast, resume_from
             model = MiniGPTForCausalLM(config)
         else:
             model = _load(args.model_name_or_path, args)
-            if config.vocab_size != model.config.vocab_size:
+            known_ids = _known_ids(args.model_name_or_path, config.vocab_size)
+            if vocabulary_size(tokenizer) > known_ids:
+                if args.use_peft:
+                    raise UserError(
+                        f"the tokenizer has {vocabulary_size(tokenizer) - known_ids} tokens more than "
+                        f"model_name_or_path={args.model_name_or_path}, and LoRA does not train embeddings; use "
+                        "--chat_template plain, which needs no new token"
+                    )
+                vocab_size = _round_up(len(tokenizer), args.pad_vocab_size_to_multiple_of or 1)
+                grow_embeddings(model, max(config.vocab_size, vocab_size), known_ids)
+            elif config.vocab_size != model.config.vocab_size:
                 model.resize_token_embeddings(config.vocab_size)
     else:
-        model = _load(resume_from, args)
+        base = args.model_name_or_path if args.use_peft else None  # a checkpoint holds the adapter alone
+        model = _load(base or resume_from, args)
         _check_shape(args, model.config, resume_from)
+    if args.use_peft:
+        if args.push_to_hub and Path(model.name_or_path or "").is_dir():
+            raise UserError(
+                f"push_to_hub would publish an adapter of {model.name_or_path}, which only this machine has; give a "
+                "name on the Hub as model_name_or_path, or train without it and publish what minigpt merge writes"
+            )
+        add_adapter(model, args)
+        if resume_from is not None:
+            load_adapter_weights(model, resume_from)
     config = model.config
     name = str(resume_from or args.model_name_or_path or "the new model")
     if args.block_size > config.max_position_embeddings:
@@ -58,14 +81,24 @@ def build_model(args: Arguments, tokenizer: PreTrainedTokenizerFast, resume_from
             "use the model's own tokenizer or a larger vocab_size"
         )
     enable_activation_checkpointing(model, args.gradient_checkpointing)
-    for prompt in args.sample_prompts:
+    for prompt in sample_prompts(tokenizer, args.sample_prompts).values():
         prompt_ids(model, tokenizer, prompt)  # refuse a prompt that cannot be continued before training
     _complete_tokenizer(tokenizer, config.max_position_embeddings)
     model.generation_config.pad_token_id = tokenizer.pad_token_id
     # text never contains the ids that only round the vocabulary up: they are untrained and must not be generated
     model.generation_config.suppress_tokens = list(range(vocabulary_size(tokenizer), config.vocab_size)) or None
+    if (end_of_turn := end_of_turn_id(tokenizer)) is not None:
+        model.generation_config.eos_token_id = list(dict.fromkeys([end_of_turn, tokenizer.eos_token_id]))
     model.loss_function = in_place_cross_entropy
     return model
+
+
+def _known_ids(name_or_folder: str, vocab_size: int) -> int:
+    """The number of token ids that a model was trained on: those of its tokenizer, or all if it has none."""
+    try:
+        return vocabulary_size(load_tokenizer(name_or_folder))
+    except UserError:
+        return vocab_size
 
 
 def _check_memory(config: MiniGPTConfig) -> None:
@@ -105,7 +138,7 @@ def build_config(
         refuse_missing_folder("model_name_or_path", args.model_name_or_path)
     try:
         if args.model_name_or_path is not None:
-            config = MiniGPTConfig.from_pretrained(args.model_name_or_path, **dropout)
+            config = MiniGPTConfig.from_pretrained(config_source(args.model_name_or_path), **dropout)
             assert isinstance(config, MiniGPTConfig)
             config.vocab_size = _round_up(config.vocab_size, multiple)
             return config
@@ -127,6 +160,10 @@ def _round_up(number: int, multiple: int) -> int:
 
 def _load(name_or_folder: str | Path, args: Arguments) -> MiniGPTForCausalLM:
     """A MiniGPT in float32 with the dropout and attention kernel of `args`; a UserError for any other model."""
+    if args.use_peft:
+        name_or_folder = find_model(name_or_folder)
+        if find_adapter(name_or_folder) is not None:
+            raise UserError(f"model_name_or_path={name_or_folder} is an adapter itself; merge it first: minigpt merge")
     model = load_model(
         name_or_folder,
         dtype=torch.float32,

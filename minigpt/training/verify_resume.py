@@ -6,7 +6,7 @@ from pathlib import Path
 
 from minigpt.training.trainer_command import trainer_command
 from minigpt.utils.errors import UserError
-from minigpt.utils.run_files import METRICS_FILE, OPTIMIZER_FILE, read_metrics
+from minigpt.utils.run_files import ADAPTER_WEIGHTS, METRICS_FILE, OPTIMIZER_FILE, read_metrics
 
 COMPARED_METRICS = ("train/loss", "train/grad_norm", "train/lr", "val/loss")
 
@@ -56,7 +56,8 @@ def differences(uninterrupted: Path, resumed: Path, stop_after: int, steps: int)
                 yield f"{name} of step {step} is {actual.get((step, name))} instead of {expected.get((step, name))}"
     from safetensors.torch import load_file
 
-    for file in ("model.safetensors", OPTIMIZER_FILE):
+    is_adapter = (uninterrupted / f"checkpoint-{steps}" / ADAPTER_WEIGHTS).is_file()
+    for file in (ADAPTER_WEIGHTS if is_adapter else "model.safetensors", OPTIMIZER_FILE):
         first, second = (load_file(run / f"checkpoint-{steps}" / file) for run in (uninterrupted, resumed))
         for name in sorted(first.keys() | second.keys()):
             if name not in first or name not in second:

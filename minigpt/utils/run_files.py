@@ -17,6 +17,10 @@ CURVE_FILES = ("loss.png", "loss.pdf")
 OPTIMIZER_FILE, STATE_FILE, CHECKSUMS_FILE = "optimizer.safetensors", "training_state.json", "checkpoint.json"
 # in skipped_steps/step-<step>, next to the model
 SKIPPED_STEPS_DIR, REPLAY_FILE = "skipped_steps", "replay.json"
+# of an adapter, instead of config.json, the weights and the code; the names are PEFT's
+ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+# of a model that was exported as a web page into a folder
+PAGE_FILE, PAGE_WEIGHTS_FILE = "index.html", "model.bin"
 # while a run has the folder
 LOCK_FILE, REPLACED_DIR = ".lock", ".replaced"
 
@@ -24,6 +28,7 @@ MODEL_FILES = (
     "config.json", "generation_config.json", "model*.safetensors", "model.safetensors.index.json",
     "configuration_*.py", "modeling_*.py", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
     "added_tokens.json", "vocab.json", "merges.txt", "chat_template.jinja", "additional_chat_templates/*.jinja",
+    ADAPTER_CONFIG, ADAPTER_WEIGHTS,
 )  # fmt: skip
 RUN_FILES = (*MODEL_FILES, ARGUMENTS_FILE, METRICS_FILE, DATA_FILE, ENVIRONMENT_FILE, *CURVE_FILES)
 RUN_FOLDERS = (

@@ -221,7 +221,9 @@ def test_conversations_that_are_cut_before_their_first_answer_are_counted(tmp_pa
     corpus = [([*range(1, length), END], [False] * (length - 1) + [True]) for length in (5, 20, 8, 30)]
     tokens = tokens_of(tmp_path, corpus, loss_mask=True)
     summary = str(PackedDocuments(tokens, 8, END, "bfd"))
-    assert "2 documents are longer than a row and are truncated, 2 of them before the first token in the loss" in summary
+    assert (
+        "2 documents are longer than a row and are truncated, 2 of them before the first token in the loss" in summary
+    )
     assert "before the first" not in str(PackedDocuments(tokens, 8, END, "bfd_split"))
 
 

@@ -402,3 +402,32 @@ def test_help_imports_no_heavy_library() -> None:
     )
     run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=ROOT)
     assert run.stdout.splitlines()[-1] == "[]"
+
+
+def test_a_plan_for_lora_trains_the_adapter_only_and_needs_less_memory_and_time(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(step_time, "WARM_UP_S", 0.0)
+    monkeypatch.setattr(step_time, "MEASURING_S", 0.0)
+    shape = {"hidden_size": 64, "num_hidden_layers": 4, "num_attention_heads": 4, "max_position_embeddings": 64}
+    model = MiniGPTForCausalLM(MiniGPTConfig(vocab_size=300, **shape))
+    model.save_pretrained(tmp_path / "base")
+    preset = tmp_path / "preset.yaml"
+    preset.write_text(f"model_name_or_path: {tmp_path / 'base'}\nblock_size: 64\nmax_steps: 3\n")
+    lora = ["--use_peft", "--lora_r", "4", "--lora_target_modules", "q_proj", "down_proj"]
+    figures = {}
+    for name, words in {"full": [], "lora": lora}.items():
+        for device in (["--use_cpu"], ["--device", "H100"]):
+            main(["plan", str(preset), "--json", *words, *device])
+            figures[name, device[0]] = json.loads(capsys.readouterr().out)
+    full, adapted = figures["full", "--device"], figures["lora", "--device"]
+    assert full["parameters"] == full["trained_parameters"] == model.num_parameters()
+    assert adapted["trained_parameters"] == 4 * 4 * (64 + 64 + 256 + 64)
+    assert adapted["parameters"] == full["parameters"] + adapted["trained_parameters"]
+    assert adapted["peak_gib"] < full["peak_gib"]
+    assert 0.6 < adapted["flops_per_token"] / full["flops_per_token"] < 0.9
+    assert adapted["step_s"] < full["step_s"]
+    assert figures["lora", "--use_cpu"]["time_from"] == "measured on this machine"
+    with pytest.raises(SystemExit):
+        main(["plan", str(preset), "--use_peft", "--lora_target_modules", "c_attn"])
+    assert "lora_target_modules=c_attn: no such linear layer; the model has q_proj" in capsys.readouterr().err

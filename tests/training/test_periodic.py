@@ -7,7 +7,10 @@ import torch
 from accelerate import Accelerator
 
 from minigpt.config.arguments import RunArguments
+from minigpt.data.chat_template import read_chat_template, set_chat_template
 from minigpt.data.samples import Batch, Samples
+from minigpt.generation.conversation import Conversation
+from minigpt.generation.sampling import Sampling
 from minigpt.modeling.loss import IGNORE_INDEX
 from minigpt.training.periodic import SampleTexts, ValidationLoss
 from minigpt.utils.errors import UserError
@@ -25,6 +28,17 @@ def test_weights_that_are_not_finite_give_a_note_instead_of_a_sample() -> None:
     notes = samples.run(model, accelerator)
     assert notes.keys() == sound.keys()
     assert all(note.startswith("(no sample: probability tensor contains") for note in notes.values())
+
+
+def test_with_a_chat_template_a_sample_is_the_answer_to_its_prompt() -> None:
+    tokenizer, model = byte_tokenizer(eos_token="<|endoftext|>"), tiny_model(max_position_embeddings=64)
+    set_chat_template(tokenizer, read_chat_template("plain"))
+    args = RunArguments(sample_prompts=["", "Hi"], sample_max_new_tokens=8, report_to=["none"])
+    answers = SampleTexts(args, 1, tokenizer, max_steps=1).run(model, Accelerator(cpu=True))
+    assert list(answers) == ["Hi"]
+    conversation = Conversation(model, tokenizer)
+    conversation.ask("Hi", Sampling(8, temperature=0.8, top_k=50), seed=1)
+    assert answers["Hi"].strip() == conversation.messages[-1]["content"]
 
 
 class LabeledSamples(Samples):
