@@ -1,6 +1,6 @@
 """Publish a run on the Hugging Face Hub, with a model card generated from the run.
 
-    python hub_upload.py RUN_DIR USER/NAME [--private] [--space] [--dry_run] ...
+    python hub_upload.py RUN_DIR USER/NAME [--private] [--space [--static]] [--dry_run] ...
 
 The token is read from HF_TOKEN or from `hf auth login`. Run the same command again after an interruption or to publish
 changes: files that are already on the Hub are not sent again.
@@ -40,6 +40,8 @@ def main(argv: list[str]) -> None:
     for option in ("revision", "tag"):
         if (name := getattr(args, option)) is not None:
             check_git_name(option, name)
+    if args.static and space_id is None:
+        raise UserError("--static is a kind of Space; add --space")
     if not args.run_dir.is_dir():
         raise UserError(f"{args.run_dir} is not a folder; give the folder of a run")
     model = UploadTarget(
@@ -54,7 +56,7 @@ def main(argv: list[str]) -> None:
     model_files = files_to_upload(model, args.run_dir)
     uploads = [(model, model_files)]
     if space_id is not None:
-        space = space_target(model, space_id)
+        space = space_target(model, space_id, "static" if args.static else "gradio")
         uploads.append((space, space_files(model, space, args.run_dir)))
     if args.dry_run:
         for target, files in uploads:
@@ -90,6 +92,7 @@ def parse(argv: list[str]) -> Namespace:
         metavar="USER/NAME",
         help="also publish a demo of the model as a Gradio Space (default name: that of the model)",
     )
+    add("--static", action="store_true", help="make the Space a page that runs the model in the visitor's browser")
     add("--commit_message", metavar="TEXT", default=UploadTarget.commit_message, help="(default: %(default)s)")
     add(
         "--license",

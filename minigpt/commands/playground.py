@@ -1,12 +1,18 @@
 """Serve a page to explore a model: a chat, its text, next tokens and attention."""
 
 import argparse
+import errno
 import socket
+import tempfile
 from collections.abc import Sequence
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 from minigpt.utils.command_line import CommandParser
 from minigpt.utils.errors import UserError
+
+FIRST_PORT = 7860  # Gradio's
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
@@ -20,10 +26,13 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         help="address to listen on; 0.0.0.0 is open to other machines (default: %(default)s)",
     )
     add("--port", type=int, metavar="N", help="port to listen on (default: the first free one from 7860)")
+    add("--browser", action="store_true", help="a page that runs the model in the browser; it needs no Gradio")
     add("--share", action="store_true", help="also open a public address at gradio.live, for a week")
     args = parser.parse_args(argv)
     if args.port is not None and not 1 <= args.port <= 65535:
         raise UserError(f"port={args.port} must be from 1 to 65535")
+    if args.browser and args.share:
+        raise UserError("--share is Gradio's; with --browser, publish the page: hub_upload.py --space --static")
     return args
 
 
@@ -32,6 +41,9 @@ def run(args: argparse.Namespace) -> None:
 
     Raises UserError if Gradio is not installed, the address cannot be used, or the model cannot be loaded.
     """
+    if args.browser:
+        _serve_static_page(args)
+        return
     try:
         import gradio
     except ImportError as error:
@@ -72,3 +84,36 @@ def run(args: argparse.Namespace) -> None:
     )
     print(f"playground: {local_url}{f' and {public_url}' if public_url else ''}     (Ctrl-C ends it)", flush=True)
     page.block_thread()
+
+
+def _serve_static_page(args: argparse.Namespace) -> None:
+    """Serve the page of `minigpt export html` until Ctrl-C. Raises UserError as `run`."""
+    with tempfile.TemporaryDirectory() as folder, _page_server(args.host, args.port, folder) as server:
+        from minigpt.export.html import write_static_page
+
+        write_static_page(args.model, folder)
+        host = f"[{args.host}]" if ":" in args.host else args.host
+        print(f"playground: http://{host}:{server.server_port}/     (Ctrl-C ends it)", flush=True)
+        server.serve_forever()
+
+
+class _QuietHandler(SimpleHTTPRequestHandler):
+    def log_message(self, format: str, *args: object) -> None:
+        """Print no line for each request."""
+
+
+def _page_server(host: str, port: int | None, folder: str) -> ThreadingHTTPServer:
+    """A server of the files in `folder`, at the first free port from 7860 on if `port` is None."""
+
+    class Server(ThreadingHTTPServer):
+        address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
+
+    ports = range(FIRST_PORT, FIRST_PORT + 100) if port is None else [port]
+    for candidate in ports:
+        try:
+            return Server((host, candidate), partial(_QuietHandler, directory=folder))
+        except OSError as error:
+            reason = error.strerror
+            if error.errno != errno.EADDRINUSE:
+                break
+    raise UserError(f"cannot listen on {host}, port {port or f'{FIRST_PORT} and above'}: {reason}")

@@ -33,6 +33,7 @@ from minigpt.utils.run_files import (
     LOCK_FILE,
     METRICS_FILE,
     MODEL_FILES,
+    PAGE_WEIGHTS_FILE,
     find_checkpoints,
 )
 
@@ -55,6 +56,7 @@ class UploadTarget:
     commit_message: str = "Upload a MiniGPT run"
     license: str = "mit"
     repo_type: str = "model"  # or "space"
+    space_sdk: str = "gradio"  # of a Space; or "static"
 
     @property
     def description(self) -> str:
@@ -191,7 +193,7 @@ def create_repository(api: HfApi, target: UploadTarget) -> None:
     """
     repo_id, revision, repo_type = target.repo_id, target.revision, target.repo_type
     api.whoami()  # a wrong token gets a clearer answer here than from create_repo
-    space_sdk = "gradio" if repo_type == "space" else None
+    space_sdk = target.space_sdk if repo_type == "space" else None
     api.create_repo(repo_id, private=target.private or None, repo_type=repo_type, space_sdk=space_sdk, exist_ok=True)
     if target.private and not api.repo_info(repo_id, repo_type=repo_type).private:
         raise UserError(
@@ -228,8 +230,10 @@ def commit_files(api: HfApi, target: UploadTarget, files: list[UploadFile]) -> s
 
 def _card_on_hub_is_edited(api: HfApi, target: UploadTarget) -> bool:
     repo_id, revision, repo_type = target.repo_id, target.revision, target.repo_type
-    if repo_type == "space" and not api.file_exists(repo_id, "app.py", revision=revision, repo_type=repo_type):
-        return False  # the Hub puts a card of its own into a new Space
+    # the Hub puts a card of its own into a new Space, and a page of its own into a static one
+    own_file = {"gradio": "app.py", "static": PAGE_WEIGHTS_FILE}[target.space_sdk]
+    if repo_type == "space" and not api.file_exists(repo_id, own_file, revision=revision, repo_type=repo_type):
+        return False
     try:
         return is_edited_card(Path(api.hf_hub_download(repo_id, CARD_FILE, revision=revision, repo_type=repo_type)))
     except EntryNotFoundError:

@@ -13,6 +13,7 @@ import pytest
 import yaml
 
 from minigpt.data.chat_template import read_chat_template, set_chat_template
+from minigpt.export.html import static_page
 from minigpt.generation.conversation import Conversation
 from minigpt.generation.sampling import Sampling, sample_text
 from minigpt.hub.space import space_files, space_target
@@ -59,6 +60,23 @@ def test_space_is_published_in_one_commit_and_a_second_upload_sends_nothing(
     assert "nothing to upload: ann/one already has" in again
     assert "nothing to upload: the Space ann/one already has these 3 files" in again
     assert len(space.messages) == 2
+
+
+def test_static_space_holds_the_page_with_its_weights_instead_of_an_app(
+    hub: Hub, run_dir: Path, tmp_path: Path
+) -> None:
+    upload(run_dir, "ann/page", "--space", "--static", hub=hub, home=tmp_path)
+    space = hub.repos["spaces/ann/page"]
+    files = space.files()
+    expected = static_page(run_dir)
+    assert {name: files[name] for name in expected} == expected
+    assert sorted(files) == ["README.md", *sorted(expected)]
+    front = yaml.safe_load(files["README.md"].decode().split("---\n")[1])
+    assert front["sdk"] == "static"
+    assert front["models"] == ["ann/page"]
+    assert not {"app_file", "sdk_version"} & set(front)
+    again = upload(run_dir, "ann/page", "--space", "--static", hub=hub, home=tmp_path)
+    assert "nothing to upload: the Space ann/page already has these 3 files" in again
 
 
 def test_published_app_generates_what_the_model_generates(hub: Hub, run_dir: Path, tmp_path: Path) -> None:
@@ -155,6 +173,7 @@ def test_dry_run_lists_the_files_of_the_space_as_well(run_dir: Path, tmp_path: P
     ("options", "message"),
     [
         (["--space", "demo"], "demo has no owner; give USER/demo"),
+        (["--static"], "--static is a kind of Space; add --space"),
         (["--space", "--create_pr"], "--space shows a published model, and --create_pr only proposes one"),
     ],
 )
@@ -167,10 +186,13 @@ def test_space_that_cannot_be_published_is_one_line(
     assert "ann/none" not in hub.repos
 
 
-def test_secret_in_a_sample_prompt_is_refused_before_anything_is_sent(hub: Hub, run_dir: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("options", "file"), [(["--space"], "app.py"), (["--space", "--static"], "index.html")])
+def test_secret_in_a_sample_prompt_is_refused_before_anything_is_sent(
+    hub: Hub, run_dir: Path, tmp_path: Path, options: list[str], file: str
+) -> None:
     copy = Path(shutil.copytree(run_dir, tmp_path / "copy"))
     (copy / "README.md").write_text("# An edited card\n")  # a generated card would hold the prompt as well
     (copy / "arguments.yaml").write_text(f"sample_prompts: [{TOKEN}]\n")
-    error = upload(copy, "ann/leak", "--space", hub=hub, home=tmp_path, code=2)
-    assert "app.py line" in error
+    error = upload(copy, "ann/leak", *options, hub=hub, home=tmp_path, code=2)
+    assert f"{file} line" in error
     assert "ann/leak" not in hub.repos

@@ -3,7 +3,6 @@
 import importlib.util
 import itertools
 import re
-import shutil
 import socket
 import subprocess
 import sys
@@ -13,16 +12,19 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import Any
+from urllib.request import urlopen
 
 import pytest
 
 from minigpt.cli import main
 from minigpt.data.chat_template import read_chat_template, set_chat_template
+from minigpt.export.html import static_page
 from minigpt.generation.conversation import Conversation
 from minigpt.generation.sampling import Sampling, sample_text
 from minigpt.playground.player import Player
 from minigpt.playground.views import bars_html
 from minigpt.utils.errors import UserError
+from support.browser import chromium
 from support.runs import ROOT
 from support.tiny import CONTEXT, byte_tokenizer, letter_tokenizer, tiny_model
 
@@ -191,10 +193,17 @@ def chat_address(tmp_path: Path) -> Iterator[str]:
         yield address
 
 
+def test_a_page_that_runs_the_model_in_the_browser_is_served_without_gradio(tmp_path: Path) -> None:
+    player = Player(tiny_model(), byte_tokenizer(eos_token="<|endoftext|>"))
+    with serving(player, tmp_path, "--browser") as address:
+        served = {name: urlopen(address + name).read() for name in ("index.html", "model.bin")}
+    assert served == static_page(tmp_path / "tiny")
+
+
 @contextmanager
-def serving(player: Player, folder: Path) -> Iterator[str]:
+def serving(player: Player, folder: Path, *options: str) -> Iterator[str]:
     """`minigpt playground` with a player's model in another process; gives its address."""
-    if importlib.util.find_spec("gradio") is None:
+    if "--browser" not in options and importlib.util.find_spec("gradio") is None:
         pytest.skip("gradio is not installed")
     player.model.save_pretrained(folder / "tiny")
     player.tokenizer.save_pretrained(folder / "tiny")
@@ -202,6 +211,7 @@ def serving(player: Player, folder: Path) -> Iterator[str]:
         listener.bind(("127.0.0.1", 0))
         port = listener.getsockname()[1]
     words = [sys.executable, "-m", "minigpt", "playground", "--model", str(folder / "tiny"), "--port", str(port)]
+    words += options
     with (folder / "log").open("w") as log:
         server = subprocess.Popen(words, cwd=ROOT, stdout=log, stderr=log)
     try:
@@ -215,19 +225,8 @@ def serving(player: Player, folder: Path) -> Iterator[str]:
 
 @pytest.fixture
 def browser() -> Iterator[Any]:
-    """Chromium without a window, driven by Selenium; neither is a dependency of the project."""
-    webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
-    chromium = shutil.which("chromium") or shutil.which("google-chrome")
-    driver = shutil.which("chromedriver")
-    if not chromium or not driver:
-        pytest.skip("chromium with chromedriver is not installed")
-    options = webdriver.ChromeOptions()
-    options.binary_location = chromium
-    for word in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--window-size=1280,1400"):
-        options.add_argument(word)
-    chrome = webdriver.Chrome(options, webdriver.ChromeService(driver))
-    yield chrome
-    chrome.quit()
+    with chromium("--window-size=1280,1400") as chrome:
+        yield chrome
 
 
 def wait_for(condition: Callable[[], Any], seconds: float = 60) -> Any:

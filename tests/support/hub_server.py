@@ -245,14 +245,18 @@ class Handler(BaseHTTPRequestHandler):
         if owner != user:
             raise Refusal(403, f"You don't have the rights to create a model under the namespace {owner}")
         is_space = options.get("type") == "space"
-        if is_space and options.get("sdk") != "gradio":
+        sdk = options.get("sdk")
+        if is_space and sdk not in ("gradio", "static"):
             raise Refusal(400, "a Space needs an sdk")
         repo_id = f"{'spaces/' if is_space else ''}{owner}/{options['name']}"
         if repo_id in self.server.repos:
             raise Refusal(409, "You already created this model repo", url=f"{self.server.endpoint}/{repo_id}")
         private = options.get("private") is True or options.get("visibility") == "private"
         self.server.repos[repo_id] = Repository(private)
-        first = {"README.md": Blob(b"---\nsdk: gradio\n---\n\nThe Hub's own card", large=False)} if is_space else {}
+        own_card = f"---\nsdk: {sdk}\n---\n\nThe Hub's own card".encode()
+        first = {"README.md": Blob(own_card, large=False)} if is_space else {}
+        if sdk == "static":
+            first["index.html"] = Blob(b"The Hub's own page", large=False)
         self.server.repos[repo_id].add_commit("main", "initial commit", first)
         self._json({"url": f"{self.server.endpoint}/{repo_id}", "name": repo_id})
 
