@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 import urllib.request
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -20,7 +21,12 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from configuration_minigpt import MiniGPTConfig
+from minigpt.data.chat_template import read_chat_template, set_chat_template
+from minigpt.data.tokenizer import load_tokenizer
 from minigpt.export.gpt2 import export_gpt2
+from minigpt.generation.conversation import Conversation
+from minigpt.generation.sampling import Sampling
+from minigpt.modeling.loading import load_model
 from modeling_minigpt import MiniGPTForCausalLM
 from support.environments import environment
 
@@ -260,35 +266,47 @@ def free_port() -> int:
         return int(listener.getsockname()[1])
 
 
-def test_transformers_serve_generates_with_an_exported_model(tools: str, saved: Path, tmp_path: Path) -> None:
+def test_transformers_serve_completes_texts_and_answers_messages_with_an_exported_model(
+    tools: str, saved: Path, tmp_path: Path
+) -> None:
     # `serve` only knows the architectures of transformers, even with --trust-remote-code, so it gets the export
     export_gpt2(saved, tmp_path / "stock")
+    tokenizer = load_tokenizer(saved)
+    set_chat_template(tokenizer, read_chat_template("plain"))
+    tokenizer.save_pretrained(tmp_path / "stock")
     port = free_port()
     start = "from transformers.cli.transformers import main; main()"
     options = ["serve", str(tmp_path / "stock"), "--host", "127.0.0.1", "--port", str(port), "--device", "cpu"]
+    question = {"role": "user", "content": "one two"}
+
+    def post(path: str, **body: object) -> dict:
+        body |= {"model": str(tmp_path / "stock"), "max_tokens": 8, "temperature": 0}
+        data, headers = json.dumps(body).encode(), {"Content-Type": "application/json"}
+        request = urllib.request.Request(f"http://127.0.0.1:{port}{path}", data, headers)
+        with urllib.request.urlopen(request, timeout=60) as response:
+            answer: dict = json.load(response)
+        return answer
+
     with (tmp_path / "log").open("w") as log:
         server = subprocess.Popen(
             [tools, "-P", "-c", start, *options], cwd=tmp_path, env=clean_environment(tmp_path), stdout=log, stderr=log
         )
     try:
-        body = {"model": str(tmp_path / "stock"), "prompt": "one two", "max_tokens": 8}
-        request = urllib.request.Request(
-            f"http://127.0.0.1:{port}/v1/completions", json.dumps(body).encode(), {"Content-Type": "application/json"}
-        )
         for _ in range(120):
             assert server.poll() is None, (tmp_path / "log").read_text()[-2000:]
-            try:
-                with urllib.request.urlopen(request, timeout=60) as response:
-                    answer = json.load(response)
+            with (
+                suppress(ConnectionRefusedError, urllib.error.URLError),
+                socket.create_connection(("127.0.0.1", port)),
+            ):
                 break
-            except ConnectionRefusedError:
-                time.sleep(1)
-            except urllib.error.URLError as error:
-                if not isinstance(error.reason, ConnectionRefusedError):
-                    raise
-                time.sleep(1)
-        assert answer["object"] == "text_completion"
-        assert answer["usage"]["completion_tokens"] == 8
+            time.sleep(1)
+        completion = post("/v1/completions", prompt="one two")
+        assert completion["object"] == "text_completion"
+        assert completion["usage"]["completion_tokens"] == 8
+        chat = post("/v1/chat/completions", messages=[question], stream=False)
+        conversation = Conversation(load_model(saved), tokenizer)
+        conversation.ask("one two", Sampling(max_new_tokens=8, temperature=0), seed=0)
+        assert chat["choices"][0]["message"]["content"].strip() == conversation.messages[-1]["content"]
     finally:
         server.terminate()
         server.wait(timeout=30)
