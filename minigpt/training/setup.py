@@ -43,8 +43,8 @@ def build_model(args: Arguments, tokenizer: PreTrainedTokenizerFast, resume_from
             model = MiniGPTForCausalLM(config)
         else:
             model = _load(args.model_name_or_path, args)
-            known_ids = _known_ids(args.model_name_or_path, config.vocab_size)
-            if vocabulary_size(tokenizer) > known_ids:
+            known_ids = _known_ids(args.model_name_or_path)
+            if known_ids is not None and vocabulary_size(tokenizer) > known_ids:
                 if args.use_peft:
                     raise UserError(
                         f"the tokenizer has {vocabulary_size(tokenizer) - known_ids} tokens more than "
@@ -93,12 +93,12 @@ def build_model(args: Arguments, tokenizer: PreTrainedTokenizerFast, resume_from
     return model
 
 
-def _known_ids(name_or_folder: str, vocab_size: int) -> int:
-    """The number of token ids that a model was trained on: those of its tokenizer, or all if it has none."""
+def _known_ids(name_or_folder: str) -> int | None:
+    """The number of token ids that the tokenizer of a model has; None if it has no tokenizer."""
     try:
         return vocabulary_size(load_tokenizer(name_or_folder))
     except UserError:
-        return vocab_size
+        return None
 
 
 def _check_memory(config: MiniGPTConfig) -> None:

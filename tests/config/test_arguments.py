@@ -79,7 +79,7 @@ def test_errors_of_the_parser_are_one_line_and_exit_code_2(
         (["--block_size", "-4"], "block_size=-4 must be a number of at least 1"),
         (["--dropout", "1"], "dropout=1.0 must be at least 0 and below 1"),
         (["--stride", "8", "--packing_strategy", "bfd"], "stride=8 requires packing_strategy=wrapped, not bfd"),
-        (["--completion_only_loss", "true", "--corpus", "python-docs"], "completion_only_loss requires train_file"),
+        (["--completion_only_loss", "true", "--data", "shards"], "completion_only_loss has no effect on data=shards"),
         (["--vocab_size", "64", "--pad_vocab_size_to_multiple_of", "64"], "vocab_size=64 is already given"),
         (["--stride", "2048"], "stride=2048 is greater than block_size=1024 and would skip tokens"),
         (["--min_learning_rate", "1"], "min_learning_rate=1.0 is above learning_rate"),

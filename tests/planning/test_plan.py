@@ -100,6 +100,11 @@ def test_planned_config_is_that_of_the_model_the_trainer_builds(
     args = parse_arguments(words)
     if args.model_name_or_path is not None:
         words += ["--model_name_or_path", str(gpt2_folder)]
+    if args.chat_template is not None:
+        turns = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]
+        rows = text_with_many_pairs.with_name("rows.jsonl")
+        rows.write_text(f"{json.dumps({'messages': turns})}\n" * 4, encoding="utf-8")
+        words += ["--train_file", str(rows)]
     if args.tokenizer not in (None, "bpe", "char"):
         words += ["--tokenizer", str(gpt2_folder)]  # presets with a tokenizer of the Hub set vocab_size themselves
     if args.vocab_size is not None:

@@ -12,6 +12,7 @@ import pytest
 import transformers
 from transformers import AutoTokenizer
 
+from minigpt.data.chat_template import read_chat_template
 from minigpt.utils.errors import UserError
 from minigpt.utils.run_files import LOCK_FILE, REPLACED_DIR
 from support.runs import command
@@ -233,9 +234,11 @@ def test_a_tokenizer_with_several_chat_templates_is_written_whole_every_time(
     tiny_run: list[str], train_here: Train, tmp_path: Path
 ) -> None:
     tokenizer = byte_tokenizer(eos_token="<|endoftext|>")
-    tokenizer.chat_template = {"default": "{{ messages }}", "tool_use": "{{ tools }}"}
+    tokenizer.chat_template = {"default": read_chat_template("plain"), "tool_use": "{{ tools }}"}
     tokenizer.save_pretrained(tmp_path / "tokenizer")
-    words = [*tiny_run, "--tokenizer", str(tmp_path / "tokenizer")]
+    turns = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "A long answer to many questions"}]
+    (tmp_path / "rows.jsonl").write_text(f"{json.dumps({'messages': turns})}\n" * 30, encoding="utf-8")
+    words = [*tiny_run, "--tokenizer", str(tmp_path / "tokenizer"), "--train_file", str(tmp_path / "rows.jsonl")]
     resume = ["--resume_from_checkpoint", "latest", "--max_steps", "14"]
     for option in ([], ["--overwrite_output_dir"], [*resume, "--load_best_model_at_end"]):
         assert train_here([*words, *option]) == 0
