@@ -46,6 +46,7 @@ def load_pairs(file: str) -> Dataset:
 
 
 def main() -> None:
+    """Train with the options of the command line and save the model."""
     parser = TrlParser((PairsConfig, DPOConfig, ModelConfig), usage="%(prog)s [options]; --help lists them")
     # TRL loads the reference model by itself; PEFT has no default layers for MiniGPT
     parser.set_defaults(trust_remote_code=True, lora_target_modules=["all-linear"])

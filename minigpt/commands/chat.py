@@ -8,7 +8,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from minigpt.utils.command_line import DTYPES, CommandParser, add_model_options
+from minigpt.utils.command_line import DTYPES, CommandParser, add_model_options, add_sampling_options
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
@@ -16,24 +16,8 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser = CommandParser("minigpt chat", __doc__)
     add = parser.add_argument
     add_model_options(parser, dtypes=("auto", *DTYPES))
-    add("--device", metavar="D", help="cpu, cuda, mps ... (default: the accelerator of this machine, else the CPU)")
+    add_sampling_options(parser, max_new_tokens=256, temperature=0.7, top_p=0.95)
     add("--system_prompt", metavar="TEXT", help="what the model is told before the conversation")
-    add("--max_new_tokens", type=int, default=256, metavar="N", help="most tokens per answer (default: %(default)s)")
-    add(
-        "--temperature",
-        type=float,
-        default=0.7,
-        metavar="X",
-        help="divides the logits; 0 always takes the most likely token (default: %(default)s)",
-    )
-    add("--top_k", type=int, metavar="K", help="choose among the K most likely tokens (default: among all)")
-    add(
-        "--top_p",
-        type=float,
-        default=0.95,
-        metavar="P",
-        help="choose among the most likely tokens that together have the probability P (default: %(default)s)",
-    )
     add("--seed", type=int, default=0, metavar="S", help="seed of the first answer (default: %(default)s)")
     return parser.parse_args(argv)
 

@@ -5,11 +5,17 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from minigpt.utils.command_line import CommandParser, add_model_options, check_output_file, check_positive
 from minigpt.utils.errors import UserError
 from minigpt.utils.files import write_atomically
 from minigpt.utils.formatting import markdown_table
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+    from minigpt.data.chat import Example
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
@@ -57,62 +63,58 @@ def run(args: argparse.Namespace) -> None:
     from accelerate import Accelerator
     from transformers.utils import logging
 
-    from minigpt.data.tokenizer import load_tokenizer
-    from minigpt.evaluation.conversations import (
-        answer_questions,
-        assistant_words,
-        exact_match,
-        give_plain_template,
-        read_conversations,
-    )
-    from minigpt.evaluation.perplexity import evaluate_model, read_split, read_text_file
-    from minigpt.modeling.loading import find_model, load_model
+    from minigpt.evaluation.conversations import read_conversations
 
     logging.set_verbosity_error()  # otherwise transformers warns about every text longer than the context
     accelerator = Accelerator(cpu=args.use_cpu or not torch.accelerator.is_available())
-    results = {}
     conversations = read_conversations(args.conversations, args.limit) if args.conversations else []
-    for name in args.model:
-        source = find_model(name)
-        tokenizer = load_tokenizer(source, trust_remote_code=args.trust_remote_code)
-        if conversations:
-            if give_plain_template(tokenizer) and accelerator.is_main_process:
-                print(f"({name} has no chat template; using plain)", file=sys.stderr)
-            text = assistant_words(conversations, tokenizer)
-        elif args.text_file is not None:
-            text = read_text_file(args.text_file, tokenizer)
-        else:
-            text = read_split(args.data, args.split, tokenizer)
-        model = load_model(
-            source,
-            dtype=args.dtype,
-            device=accelerator.device,
-            trust_remote_code=args.trust_remote_code,
-            pack=True,
-        )
-        score = evaluate_model(
-            model,
-            text,
-            block_size=args.block_size,
-            stride=args.stride,
-            batch_size=args.batch_size,
-            accelerator=accelerator,
-            description=name,
-        )
-        results[name] = score.as_dict()
-        if conversations:
-            answers = answer_questions(model, tokenizer, conversations, args.batch_size, accelerator)
-            results[name] |= exact_match(answers)
-            if args.items and accelerator.is_main_process:
-                lines = [
-                    json.dumps({**vars(answer), "exact": answer.is_exact}, ensure_ascii=False) for answer in answers
-                ]
-                write_atomically(Path(args.items), "\n".join(lines) + "\n")
+    results = {name: evaluate(name, conversations, args, accelerator) for name in args.model}
     if accelerator.is_main_process:
         print(json.dumps(results, indent=2) if args.json else results_table(results))
         if args.output:
             record = {"text": args.data or args.conversations or str(args.text_file), "results": results}
             write_atomically(Path(args.output), json.dumps(record, indent=2) + "\n")
+
+
+def evaluate(
+    name: str, conversations: "list[Example]", args: argparse.Namespace, accelerator: "Accelerator"
+) -> dict[str, float]:
+    """The metrics of one model. Raises UserError as `run`."""
+    from minigpt.data.tokenizer import load_tokenizer
+    from minigpt.evaluation.conversations import answer_questions, assistant_words, exact_match, give_plain_template
+    from minigpt.evaluation.perplexity import evaluate_model, read_split, read_text_file
+    from minigpt.modeling.loading import find_model, load_model
+
+    source = find_model(name)
+    tokenizer = load_tokenizer(source, trust_remote_code=args.trust_remote_code)
+    if conversations:
+        if give_plain_template(tokenizer) and accelerator.is_main_process:
+            print(f"({name} has no chat template; using plain)", file=sys.stderr)
+        text = assistant_words(conversations, tokenizer)
+    elif args.text_file is not None:
+        text = read_text_file(args.text_file, tokenizer)
+    else:
+        text = read_split(args.data, args.split, tokenizer)
+    model = load_model(
+        source, dtype=args.dtype, device=accelerator.device, trust_remote_code=args.trust_remote_code, pack=True
+    )
+    score = evaluate_model(
+        model,
+        text,
+        block_size=args.block_size,
+        stride=args.stride,
+        batch_size=args.batch_size,
+        accelerator=accelerator,
+        description=name,
+    )
+    if not conversations:
+        return score.as_dict()
+    answers = answer_questions(model, tokenizer, conversations, args.batch_size, accelerator)
+    if args.items and accelerator.is_main_process:
+        records = [{**vars(answer), "exact": answer.is_exact} for answer in answers]
+        lines = [json.dumps(record, ensure_ascii=False) for record in records]
+        write_atomically(Path(args.items), "\n".join(lines) + "\n")
+    return score.as_dict() | exact_match(answers)
 
 
 def results_table(results: dict[str, dict[str, float]]) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from minigpt.utils.command_line import DTYPES, CommandParser, add_model_options
+from minigpt.utils.command_line import DTYPES, CommandParser, add_model_options, add_sampling_options
 from minigpt.utils.errors import UserError
 from minigpt.utils.files import read_text
 
@@ -22,24 +22,9 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser = CommandParser("minigpt generate", __doc__)
     add = parser.add_argument
     add_model_options(parser, dtypes=("auto", *DTYPES))
-    add("--device", metavar="D", help="cpu, cuda, mps ... (default: the accelerator of this machine, else the CPU)")
+    add_sampling_options(parser, max_new_tokens=200, temperature=1.0, top_p=None)
     add("--prompt", action="append", metavar="TEXT", help='text to continue (repeatable); "" begins a new text')
     add("--prompt_file", metavar="FILE", help="file with one prompt; its last newline is not part of the prompt")
-    add("--max_new_tokens", type=int, default=200, metavar="N", help="tokens to generate (default: %(default)s)")
-    add(
-        "--temperature",
-        type=float,
-        default=1.0,
-        metavar="X",
-        help="divides the logits; 0 always takes the most likely token (default: %(default)s)",
-    )
-    add("--top_k", type=int, metavar="K", help="choose among the K most likely tokens (default: among all)")
-    add(
-        "--top_p",
-        type=float,
-        metavar="P",
-        help="choose among the most likely tokens that together have the probability P (default: among all)",
-    )
     add(
         "--num_return_sequences",
         type=int,

@@ -87,7 +87,7 @@ def sample_text(template: str) -> str:
 def sample_prompts(tokenizer: "PreTrainedTokenizerBase", prompts: Sequence[str]) -> dict[str, str]:
     """The text that a model continues for each prompt: the prompt itself, or a question if there is a chat template.
 
-    With a template, the prompt "" is left out: a conversation does not begin with an answer.
+    With a template, the prompt "" is skipped: a conversation does not begin with an answer.
     """
     if not tokenizer.chat_template:
         return {prompt: prompt for prompt in prompts}

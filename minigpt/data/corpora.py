@@ -26,10 +26,9 @@ from minigpt.data.readers import (
     Pieces,
     Source,
     TextFile,
-    arrow_rows,
-    parquet_rows,
 )
 from minigpt.data.rows import Columns, RowFormat
+from minigpt.data.tables import arrow_rows, parquet_rows
 from minigpt.utils.errors import UserError
 from minigpt.utils.files import file_sha256
 

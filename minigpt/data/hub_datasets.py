@@ -9,16 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from minigpt.data.readers import (
-    DatasetRows,
-    Pieces,
-    Source,
-    document_of,
-    one_line,
-    require_columns,
-    require_library,
-)
+from minigpt.data.readers import Pieces, Source, one_line, require_library
 from minigpt.data.rows import Columns, RowFormat
+from minigpt.data.tables import DatasetRows, document_of, require_columns
 from minigpt.utils.errors import UserError
 from minigpt.utils.hub_names import refuse_missing_folder
 

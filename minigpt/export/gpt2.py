@@ -5,7 +5,7 @@ from pathlib import Path
 from transformers import GPT2LMHeadModel
 
 from minigpt.data.tokenizer import has_tokenizer, load_tokenizer
-from minigpt.export.merge import empty_folder
+from minigpt.export.source import empty_folder
 from minigpt.modeling.gpt2 import gpt2_config, gpt2_state_dict
 from minigpt.modeling.loading import find_model, load_model
 from minigpt.utils.errors import UserError

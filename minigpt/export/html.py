@@ -21,8 +21,7 @@ from torch import Tensor
 
 from minigpt.config.parser import read_config
 from minigpt.data.chat_template import NAMES, read_chat_template
-from minigpt.export.merge import empty_folder
-from minigpt.export.source import load_source
+from minigpt.export.source import empty_folder, load_source
 from minigpt.generation.sampling import end_of_text_ids
 from minigpt.utils.errors import UserError
 from minigpt.utils.files import write_atomically

@@ -1,9 +1,9 @@
 """Write an adapter and its base model as one model."""
 
-import os
 from pathlib import Path
 
 from minigpt.data.tokenizer import has_tokenizer, load_tokenizer
+from minigpt.export.source import empty_folder
 from minigpt.modeling.loading import find_model, load_model
 from minigpt.modeling.lora import find_adapter
 from minigpt.utils.errors import UserError
@@ -31,13 +31,3 @@ def export_merged(source: str | Path, destination: str | Path) -> list[str]:
     if tokenizer is not None:
         tokenizer.save_pretrained(folder)
     return notes
-
-
-def empty_folder(destination: str | Path) -> Path:
-    """`destination` as a path. Raises UserError if it is a file, or a folder with something in it."""
-    folder = Path(destination)
-    if os.path.lexists(folder) and not folder.is_dir():
-        raise UserError(f"{folder} exists and is not a folder; give a new folder")
-    if folder.is_dir() and any(folder.iterdir()):
-        raise UserError(f"{folder} is not empty; give a new folder")
-    return folder

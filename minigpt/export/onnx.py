@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
-from minigpt.export.source import Source, load_source, portable_chat_template
+from minigpt.export.source import Source, empty_folder, load_source, portable_chat_template
 from minigpt.modeling.gpt2 import gpt2_config
 from minigpt.utils.errors import UserError
 from minigpt.utils.files import PARTIAL, delete, new_parents, publish_folder
@@ -48,11 +48,7 @@ def export_onnx(source: str | Path, destination: str | Path, dtypes: Sequence[st
         import onnxscript  # noqa: F401
     except ImportError as error:
         raise UserError(f'this needs the {error.name} package: pip install "minigpt-lm[onnx]"') from error
-    folder = Path(destination).expanduser()
-    if os.path.lexists(folder) and not folder.is_dir():
-        raise UserError(f"{folder} exists and is not a folder; give a new folder")
-    if folder.is_dir() and any(folder.iterdir()):
-        raise UserError(f"{folder} is not empty; give a new folder")
+    folder = empty_folder(Path(destination).expanduser())
     loaded = load_source(source, "ONNX")
     weight_bytes = sum(parameter.nbytes for parameter in loaded.model.parameters())
     if weight_bytes > MAX_FILE_BYTES:

@@ -1,5 +1,6 @@
-"""What exports to other engines begin with: the model, its tokenizer, and a chat template that other engines read."""
+"""What exports begin with: a new folder, the model, its tokenizer, and a chat template that other engines read."""
 
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,16 @@ from modeling_minigpt import MiniGPTForCausalLM
 # a block tag and the marks that trim the white space around it
 GENERATION_TAG = re.compile(r"\{%([-+]?)\s*(end)?generation\s*([-+]?)%\}")
 CHECKPOINT_NAME = re.compile(r"checkpoint-\d+")
+
+
+def empty_folder(destination: str | Path) -> Path:
+    """`destination` as a path. Raises UserError if it is a file, or a folder with something in it."""
+    folder = Path(destination)
+    if os.path.lexists(folder) and not folder.is_dir():
+        raise UserError(f"{folder} exists and is not a folder; give a new folder")
+    if folder.is_dir() and any(folder.iterdir()):
+        raise UserError(f"{folder} is not empty; give a new folder")
+    return folder
 
 
 @dataclass(frozen=True)
@@ -50,7 +61,7 @@ def load_source(name_or_folder: str | Path, file_format: str) -> Source:
         raise UserError(f"{found}: the tokenizer has ids up to {ids - 1}, but the model only has vocab_size={rows}")
     if ids < rows:
         model.resize_token_embeddings(ids)
-        notes.append(f"{rows - ids} rows of the vocabulary have no token and are left out")
+        notes.append(f"{rows - ids} rows of the vocabulary have no token and are removed")
     return Source(_short_name(found), model, tokenizer, notes)
 
 

@@ -68,7 +68,7 @@ class ChatSession:
         conversation, stop = self.conversation, self.sampling.stop
         printer = ContinuationPrinter(conversation.tokenizer, stop, strip=True) if self.streams else None
         seed = self.seed + conversation.turns + repetitions
-        left_out = conversation.left_out
+        dropped_turns = conversation.dropped_turns
         is_kept = True
         try:
             completion = conversation.ask(question, self.sampling, seed, printer)
@@ -88,9 +88,9 @@ class ChatSession:
             else:
                 print(conversation.messages[-1]["content"], flush=True)
             self._explain(completion)
-            if conversation.left_out and not left_out:
+            if conversation.dropped_turns and not dropped_turns:
                 limit = context_length(conversation.model)
-                note(f"from now on the oldest turns are left out: the context holds {limit} tokens")
+                note(f"from now on the oldest turns are dropped: the context holds {limit} tokens")
         if is_kept:
             self._repetitions = repetitions
         if printer:

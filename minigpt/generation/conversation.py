@@ -20,8 +20,8 @@ NO_CHAT_TEMPLATE = (
 class Conversation:
     """A conversation with any causal language model whose tokenizer has a chat template.
 
-    messages: all of them, {"role", "content"}; the system prompt, if there is one, is the first. left_out: how many of
-    the oldest turns were not in the last prompt, since they did not fit. A turn is a question with its answer.
+    messages: all of them, {"role", "content"}; the system prompt, if there is one, is the first. dropped_turns: how
+    many of the oldest turns were not in the last prompt, since they did not fit. A turn is a question with its answer.
     Raises UserError if the tokenizer has no chat template.
     """
 
@@ -32,7 +32,7 @@ class Conversation:
             raise UserError(NO_CHAT_TEMPLATE)
         self.model, self.tokenizer = model, tokenizer
         self.messages: Messages = []
-        self.left_out = 0
+        self.dropped_turns = 0
         self.system_prompt = system_prompt
 
     @property
@@ -66,12 +66,12 @@ class Conversation:
 
     def answer(self, sampling: Sampling, seed: int, streamer: BaseStreamer | None = None) -> Completion:
         """Append an answer to messages that end with a question; see `ask`."""
-        prompt, left_out = self.prompt(sampling.max_new_tokens)
+        prompt, dropped_turns = self.prompt(sampling.max_new_tokens)
         limit = context_length(self.model)
         room = sampling.max_new_tokens if limit is None else min(sampling.max_new_tokens, limit - len(prompt))
         sampling = replace(sampling, max_new_tokens=room, num_return_sequences=1)
         (completion,) = complete(self.model, self.tokenizer, prompt, sampling, seed, streamer)
-        self.left_out = left_out
+        self.dropped_turns = dropped_turns
         self.messages.append({"role": "assistant", "content": completion.continuation.strip()})
         return completion
 
@@ -86,10 +86,10 @@ class Conversation:
     def clear(self) -> None:
         """Remove all messages but the system prompt."""
         del self.messages[self._first_turn() :]
-        self.left_out = 0
+        self.dropped_turns = 0
 
     def prompt(self, max_new_tokens: int) -> tuple[list[int], int]:
-        """The token ids from which the next answer is generated, and how many of the oldest turns are left out.
+        """The token ids from which the next answer is generated, and how many of the oldest turns are dropped.
 
         The prompt leaves room for `max_new_tokens`, but for no more than a quarter of the context, so that most of it
         is for what was said. The system prompt is always in the prompt, and as many of the last turns as fit. Raises
@@ -103,7 +103,7 @@ class Conversation:
             return self._encode(self.messages), 0
         room = max(1, min(max_new_tokens, limit // 4))
         first = self._first_turn()
-        # what comes before the first question belongs to no turn and is left out first
+        # what comes before the first question belongs to no turn and is dropped first
         starts = [first, *(position for position in self._questions() if position > first)]
 
         def from_turn(turn: int) -> list[int]:
@@ -113,15 +113,15 @@ class Conversation:
             return len(from_turn(turn)) <= limit - room
 
         # the last turn stays in any case, so it is not searched
-        left_out = 0 if fits(0) else bisect_left(range(len(starts) - 1), True, key=fits)
-        prompt = from_turn(left_out)
+        dropped_turns = 0 if fits(0) else bisect_left(range(len(starts) - 1), True, key=fits)
+        prompt = from_turn(dropped_turns)
         if len(prompt) > limit - room:
             parts = "the question" if not first else "the question with the system prompt"
             raise UserError(
                 f"{parts} has {len(prompt)} tokens, but the context holds {limit} and {room} of them are kept for the "
                 "answer; ask a shorter question"
             )
-        return prompt, left_out
+        return prompt, dropped_turns
 
     def _first_turn(self) -> int:
         """How many messages come before the first turn: 1 if there is a system prompt."""

@@ -119,9 +119,9 @@ class ChatTab:
             raise  # Gradio shows that there was an error, and the terminal its traceback
         if (answer := conversation.messages[-1])["role"] == "assistant":
             turns = [*asked, answer]
-        if left_out := conversation.left_out:
-            first_turns = "first turn was" if left_out == 1 else f"first {left_out} turns were"
-            note = f"The context is full: the {first_turns} left out."
+        if dropped_turns := conversation.dropped_turns:
+            first_turns = "first turn was" if dropped_turns == 1 else f"first {dropped_turns} turns were"
+            note = f"The context is full: the {first_turns} dropped."
         yield {**self._show(turns, problem, note), self.turns: turns, self.answers: answers + 1}
 
     def _undo(self, request: gr.Request, turns: Messages) -> Update:

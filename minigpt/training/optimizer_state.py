@@ -21,12 +21,12 @@ _GATHERED = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_froz
 
 
 def gather_weights(model: nn.Module) -> Tensors:
-    """The weights in CPU memory, complete on rank 0; frozen ones are left out. Every rank must call this.
+    """The weights in CPU memory, complete on rank 0; without the frozen ones. Every rank must call this.
 
     A model on the CPU shares its memory with the result.
     """
     state_dict: dict[str, Any] = get_model_state_dict(model, options=_GATHERED)
-    # torch leaves a frozen table out under one of its names only; a tied one is the head as well
+    # torch omits a frozen table under one of its names only; a tied one is the head as well
     frozen = [name for name, weight in model.named_parameters(remove_duplicate=False) if not weight.requires_grad]
     return {key: weight for key, weight in state_dict.items() if not any(name.endswith(key) for name in frozen)}
 

@@ -43,31 +43,13 @@ def build_model(args: Arguments, tokenizer: PreTrainedTokenizerFast, resume_from
             model = MiniGPTForCausalLM(config)
         else:
             model = _load(args.model_name_or_path, args)
-            known_ids = _known_ids(args.model_name_or_path)
-            if known_ids is not None and vocabulary_size(tokenizer) > known_ids:
-                if args.use_peft:
-                    raise UserError(
-                        f"the tokenizer has {vocabulary_size(tokenizer) - known_ids} tokens more than "
-                        f"model_name_or_path={args.model_name_or_path}, and LoRA does not train embeddings; use "
-                        "--chat_template plain, which needs no new token"
-                    )
-                vocab_size = _round_up(len(tokenizer), args.pad_vocab_size_to_multiple_of or 1)
-                grow_embeddings(model, max(config.vocab_size, vocab_size), known_ids)
-            elif config.vocab_size != model.config.vocab_size:
-                model.resize_token_embeddings(config.vocab_size)
+            _fit_vocabulary(model, args, tokenizer, config.vocab_size)
     else:
         base = args.model_name_or_path if args.use_peft else None  # a checkpoint holds the adapter alone
         model = _load(base or resume_from, args)
         _check_shape(args, model.config, resume_from)
     if args.use_peft:
-        if args.push_to_hub and Path(model.name_or_path or "").is_dir():
-            raise UserError(
-                f"push_to_hub would publish an adapter of {model.name_or_path}, which only this machine has; give a "
-                "name on the Hub as model_name_or_path, or train without it and publish what minigpt merge writes"
-            )
-        add_adapter(model, args)
-        if resume_from is not None:
-            load_adapter_weights(model, resume_from)
+        _adapt(model, args, resume_from)
     config = model.config
     name = str(resume_from or args.model_name_or_path or "the new model")
     if args.block_size > config.max_position_embeddings:
@@ -93,12 +75,45 @@ def build_model(args: Arguments, tokenizer: PreTrainedTokenizerFast, resume_from
     return model
 
 
+def _fit_vocabulary(
+    model: MiniGPTForCausalLM, args: Arguments, tokenizer: PreTrainedTokenizerFast, vocab_size: int
+) -> None:
+    """Give a loaded model `vocab_size` ids, or as many as the tokenizer has that a chat template has added tokens to.
+
+    Raises UserError if there are new tokens and only an adapter is trained.
+    """
+    known_ids = _known_ids(str(args.model_name_or_path))
+    if known_ids is not None and vocabulary_size(tokenizer) > known_ids:
+        if args.use_peft:
+            raise UserError(
+                f"the tokenizer has {vocabulary_size(tokenizer) - known_ids} tokens more than "
+                f"model_name_or_path={args.model_name_or_path}, and LoRA does not train embeddings; use "
+                "--chat_template plain, which needs no new token"
+            )
+        needed = _round_up(len(tokenizer), args.pad_vocab_size_to_multiple_of or 1)
+        grow_embeddings(model, max(vocab_size, needed), known_ids)
+    elif vocab_size != model.config.vocab_size:
+        model.resize_token_embeddings(vocab_size)
+
+
 def _known_ids(name_or_folder: str) -> int | None:
     """The number of token ids that the tokenizer of a model has; None if it has no tokenizer."""
     try:
         return vocabulary_size(load_tokenizer(name_or_folder))
     except UserError:
         return None
+
+
+def _adapt(model: MiniGPTForCausalLM, args: Arguments, resume_from: Path | None) -> None:
+    """Give the model a LoRA adapter, new or from a checkpoint. Raises UserError if it could not be published."""
+    if args.push_to_hub and Path(model.name_or_path or "").is_dir():
+        raise UserError(
+            f"push_to_hub would publish an adapter of {model.name_or_path}, which only this machine has; give a "
+            "name on the Hub as model_name_or_path, or train without it and publish what minigpt merge writes"
+        )
+    add_adapter(model, args)
+    if resume_from is not None:
+        load_adapter_weights(model, resume_from)
 
 
 def _check_memory(config: MiniGPTConfig) -> None:

@@ -188,6 +188,37 @@ def add_model_options(
     )
 
 
+def add_sampling_options(
+    parser: argparse.ArgumentParser, *, max_new_tokens: int, temperature: float, top_p: float | None
+) -> None:
+    """`--device` and how the next token is chosen, with these defaults."""
+    add = parser.add_argument
+    add("--device", metavar="D", help="cpu, cuda, mps ... (default: the accelerator of this machine, else the CPU)")
+    add(
+        "--max_new_tokens",
+        type=int,
+        default=max_new_tokens,
+        metavar="N",
+        help="most tokens to generate (default: %(default)s)",
+    )
+    add(
+        "--temperature",
+        type=float,
+        default=temperature,
+        metavar="X",
+        help="divides the logits; 0 always takes the most likely token (default: %(default)s)",
+    )
+    add("--top_k", type=int, metavar="K", help="choose among the K most likely tokens (default: among all)")
+    add(
+        "--top_p",
+        type=float,
+        default=top_p,
+        metavar="P",
+        help="choose among the most likely tokens that together have the probability P "
+        f"(default: {'among all' if top_p is None else top_p})",
+    )
+
+
 def check_output_file(args: argparse.Namespace, *names: str, suffixes: Sequence[str] = ("",)) -> None:
     """Raises UserError if a file cannot be written where one of the named options says; for use before long work.
 

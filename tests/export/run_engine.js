@@ -16,8 +16,8 @@ const actions = {
     return ids;
   },
   conversation({ system, messages, maxNewTokens }, { tokenizer, header }) {
-    const { ids, leftOut } = conversationPrompt(header, tokenizer, system, messages, maxNewTokens);
-    return [ids, leftOut];
+    const { ids, droppedTurns } = conversationPrompt(header, tokenizer, system, messages, maxNewTokens);
+    return [ids, droppedTurns];
   },
   // the share of each id among `points` evenly spaced random numbers
   shares({ logits, sampling, points }) {

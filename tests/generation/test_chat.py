@@ -149,7 +149,7 @@ def test_load_refuses_what_is_no_conversation_and_keeps_the_present_one(
     assert present.conversation.messages == messages
 
 
-def test_a_cut_answer_and_the_first_turn_left_out_are_noted(
+def test_a_cut_answer_and_the_first_dropped_turn_are_noted(
     tokenizer: PreTrainedTokenizerFast, capsys: pytest.CaptureFixture[str]
 ) -> None:
     model = tiny_model(max_position_embeddings=64, initializer_range=1e-9)
@@ -160,7 +160,7 @@ def test_a_cut_answer_and_the_first_turn_left_out_are_noted(
     session.take("/clear")
     for _ in range(5):
         session.take("x" * 9)
-    assert capsys.readouterr().err.count("the oldest turns are left out") == 1
+    assert capsys.readouterr().err.count("the oldest turns are dropped") == 1
 
 
 def test_clear_keeps_only_the_system_prompt(session: Callable[..., ChatSession]) -> None:

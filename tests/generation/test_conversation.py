@@ -1,4 +1,4 @@
-"""Laws of a conversation: what its prompt is, when turns are left out of it, and that an answer is reproducible."""
+"""Laws of a conversation: what its prompt is, when turns are dropped from it, and that an answer is reproducible."""
 
 import random
 from itertools import pairwise
@@ -73,19 +73,19 @@ def test_prompt_is_the_system_prompt_and_the_most_turns_that_leave_room(
         text = "".join(letters.choices("abc ", k=letters.randrange(1, 20)))
         turns.append([{"role": "user", "content": f"{number}{text}"}])
         conversation.messages.append(turns[-1][0])
-        prompt, left_out = conversation.prompt(max_new_tokens=10)
+        prompt, dropped_turns = conversation.prompt(max_new_tokens=10)
 
         def render(first: int) -> list[int]:
             messages = [*system, *(message for turn in turns[first:] for message in turn)]
             return tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
 
-        assert prompt == render(left_out)
+        assert prompt == render(dropped_turns)
         assert len(prompt) + 10 <= CONTEXT
-        if left_out:
-            assert len(render(left_out - 1)) + 10 > CONTEXT
+        if dropped_turns:
+            assert len(render(dropped_turns - 1)) + 10 > CONTEXT
         turns[-1].append({"role": "assistant", "content": text.upper()})
         conversation.messages.append(turns[-1][1])
-    assert left_out > 5
+    assert dropped_turns > 5
     assert conversation.messages == system + [message for turn in turns for message in turn]
 
 
@@ -96,10 +96,10 @@ def test_answer_in_a_long_conversation_is_that_of_the_turns_that_fit(
     long, short = Conversation(model, tokenizer, "sys"), Conversation(model, tokenizer, "sys")
     for number in range(9):
         last = long.ask(f"question {number}", sampling, seed=number)
-    assert long.left_out
-    short.messages += long.messages[1 + 2 * long.left_out : -2]
+    assert long.dropped_turns
+    short.messages += long.messages[1 + 2 * long.dropped_turns : -2]
     assert short.ask("question 8", sampling, seed=8) == last
-    assert short.messages[1:] == long.messages[1 + 2 * long.left_out :]
+    assert short.messages[1:] == long.messages[1 + 2 * long.dropped_turns :]
 
 
 @pytest.mark.parametrize("context", [16, 40, 64])
@@ -142,7 +142,7 @@ def test_question_beyond_the_context_is_refused_and_not_kept(
         conversation.ask("x" * (most + 1), GREEDY, seed=0)
     assert conversation.messages == messages
     conversation.ask("x" * most, GREEDY, seed=0)
-    assert conversation.left_out == 1
+    assert conversation.dropped_turns == 1
 
 
 def test_undo_restores_the_messages(model: MiniGPTForCausalLM, tokenizer: PreTrainedTokenizerFast) -> None:
@@ -213,10 +213,10 @@ def test_what_the_template_or_tokenizer_refuses_is_one_line(model: MiniGPTForCau
     assert len(conversation.messages) == 2
 
 
-def test_left_out_turns_keep_the_roles_alternating(model: MiniGPTForCausalLM) -> None:
+def test_dropped_turns_keep_the_roles_alternating(model: MiniGPTForCausalLM) -> None:
     conversation = Conversation(model, byte_chat_tokenizer(STRICT_TEMPLATE))
     for number in range(9):
         conversation.ask(f"question {number}", GREEDY, seed=0)
-    assert conversation.left_out
+    assert conversation.dropped_turns
     roles = [message["role"] for message in conversation.messages]
     assert all(role != following for role, following in pairwise(roles))

@@ -140,7 +140,7 @@ def test_app_of_a_chat_model_answers_as_a_conversation_does(tmp_path: Path, monk
     assert len(steps[-1]) < len(unended.continuation)  # and stops at the end of the turn
     turns = [{"role": role, "content": 10 * "ab "} for role in ("user", "assistant") * 3]
     steps, conversation = answers("and then?", turns, "Be kind")
-    assert conversation.left_out > 0
+    assert conversation.dropped_turns > 0
     assert steps[-1].strip() == conversation.messages[-1]["content"]
     with pytest.raises(app["gr"].Error, match="The question has 149 tokens, but the limit is 108"):
         list(app["answer"](130 * "x", turns, "", 20, 0, 1))

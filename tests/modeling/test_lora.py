@@ -279,7 +279,9 @@ def test_a_module_that_the_model_lacks_is_refused_with_the_names_it_has(base: Pa
 
 
 def test_defaults_of_the_lora_options_may_be_given_without_use_peft() -> None:
-    parse_arguments(["--train_file", "x.txt", "--lora_r", "16", "--lora_alpha", "32", "--lora_dropout", "0.05"])
+    words = ["--train_file", "x.txt"]
+    given = parse_arguments([*words, "--lora_r", "16", "--lora_alpha", "32", "--lora_dropout", "0.05"])
+    assert given == parse_arguments(words)
 
 
 def test_a_model_without_an_adapter_is_saved_as_before(base: Path, tmp_path: Path) -> None:

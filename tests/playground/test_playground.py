@@ -80,7 +80,7 @@ def test_an_answer_on_the_page_grows_to_that_of_a_conversation() -> None:
         assert on_page.messages == alone.messages
         assert len(steps) > 2
         assert all(on_page.messages[-1]["content"].startswith(step) for step in steps)
-    assert on_page.left_out == alone.left_out == 1
+    assert on_page.dropped_turns == alone.dropped_turns == 1
 
 
 def test_visitors_who_chat_at_the_same_time_get_the_answers_that_they_get_alone() -> None:

@@ -182,8 +182,8 @@ async function ask() {
     shown.textContent = answer.content;
     element("messages").scrollTop = element("messages").scrollHeight;
   });
-  if (prompt.leftOut) {
-    setStatus(`${element("status").textContent} · ${count(prompt.leftOut, "older turn")} did not fit into the context`);
+  if (prompt.droppedTurns) {
+    setStatus(`${element("status").textContent} · ${count(prompt.droppedTurns, "older turn")} did not fit into the context`);
   }
 }
 

@@ -110,7 +110,7 @@ class Tokenizer {
     return ids;
   }
 
-  // The text of ids. Bytes that are not UTF-8 become U+FFFD. With skipSpecial, special tokens are left out.
+  // The text of ids. Bytes that are not UTF-8 become U+FFFD. With skipSpecial, special tokens are skipped.
   decode(ids, { skipSpecial = false } = {}) {
     const kept = skipSpecial ? ids.filter((id) => !this.special.has(id)) : ids;
     if (this.spec.kind !== "bpe") return kept.map((id) => this.spec.tokens[id] ?? "").join("");
@@ -151,7 +151,7 @@ function chatText(template, messages, eosToken) {
 
 // The prompt of a conversation: the system prompt ("": none) and as many of the last turns as leave room for
 // maxNewTokens, but for no more than a quarter of the context. `messages` are questions and answers by turns; the last
-// one is a question. Returns the ids and how many turns are left out; throws if the last question does not fit.
+// one is a question. Returns the ids and how many turns are dropped; throws if the last question does not fit.
 function conversationPrompt(header, tokenizer, system, messages, maxNewTokens) {
   const { context } = header.config;
   const room = Math.max(1, Math.min(maxNewTokens, context >> 2));
@@ -159,7 +159,7 @@ function conversationPrompt(header, tokenizer, system, messages, maxNewTokens) {
   for (let turn = 0; 2 * turn < messages.length; turn++) {
     const text = chatText(header.chat, [...first, ...messages.slice(2 * turn)], header.eosToken);
     const ids = tokenizer.encode(text, { addSpecialTokens: false });
-    if (ids.length <= context - room) return { ids, leftOut: turn };
+    if (ids.length <= context - room) return { ids, droppedTurns: turn };
   }
   throw new Error(`The message is too long: the context holds ${context} tokens, ${room} of them for the answer.`);
 }

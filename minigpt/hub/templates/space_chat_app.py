@@ -51,7 +51,7 @@ def answer(
 def prompt_ids(system: list[dict], turns: list[dict], max_new_tokens: int) -> torch.Tensor:
     """Token ids [1, T] of the conversation, which ends with a question.
 
-    They leave room for the answer, but no more than a quarter of the context. The oldest questions are left out with
+    They leave room for the answer, but no more than a quarter of the context. The oldest questions are dropped with
     their answers until the rest fits.
     """
     limit = CONTEXT - max(1, min(max_new_tokens, CONTEXT // 4))
