@@ -91,9 +91,8 @@ class MiniGPTAttention(nn.Module):
             # once, not in each of the three projections, which would also keep three copies for the backward pass
             hidden_states = hidden_states.to(torch.get_autocast_dtype(device_type))
         per_head = (*hidden_states.shape[:-1], -1, self.head_dim)  # [B, T, H, D]
-        query = self.q_proj(hidden_states).view(per_head).transpose(1, 2)  # [B, H, T, D]
-        key = self.k_proj(hidden_states).view(per_head).transpose(1, 2)
-        value = self.v_proj(hidden_states).view(per_head).transpose(1, 2)
+        # each [B, H, T, D]
+        query, key, value = (states.view(per_head).transpose(1, 2) for states in self.project_qkv(hidden_states))
         if past_key_values is not None:
             key, value = past_key_values.update(key, value, self.layer_idx)  # [B, H, S, D]
 
@@ -102,6 +101,10 @@ class MiniGPTAttention(nn.Module):
         mixed, weights = attend(self, query, key, value, attention_mask, **kwargs)
         mixed = mixed.reshape(*hidden_states.shape[:-1], -1)  # [B, T, H, D] -> [B, T, C]
         return self.resid_dropout(self.o_proj(mixed)), weights
+
+    def project_qkv(self, hidden_states: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values of all heads, each [B, T, C]."""
+        return self.q_proj(hidden_states), self.k_proj(hidden_states), self.v_proj(hidden_states)
 
 
 class MiniGPTMLP(nn.Module):

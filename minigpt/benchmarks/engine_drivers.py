@@ -13,6 +13,7 @@ import torch
 from transformers import GenerationConfig
 
 from minigpt.export.onnx import FILE_NAMES
+from minigpt.generation.cpu_decoding import decode
 from minigpt.modeling.packed_linear import pack_linears
 from modeling_minigpt import MiniGPTForCausalLM
 
@@ -56,7 +57,7 @@ class MiniGPTEngine:
             max_new_tokens=new_tokens, do_sample=False, suppress_tokens=self.end_ids or None, pad_token_id=0
         )
         output: torch.Tensor = self.model.generate(
-            prompt, attention_mask=torch.ones_like(prompt), generation_config=options
+            prompt, attention_mask=torch.ones_like(prompt), generation_config=options, custom_generate=decode
         )
         new_ids: list[int] = output[0, len(ids) :].tolist()
         return new_ids

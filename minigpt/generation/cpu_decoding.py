@@ -26,6 +26,7 @@ def has_fast_decoding(model: PreTrainedModel) -> bool:
     return is_minigpt and model.generation_config.cache_implementation in (None, "dynamic")
 
 
+@torch.inference_mode()
 def decode(
     model: MiniGPTForCausalLM,
     input_ids: Tensor,
@@ -92,10 +93,11 @@ def _layer(layer: MiniGPTLayer, hidden_states: Tensor, position: int, cache: Lay
     attention = layer.self_attn
     normed = layer.input_layernorm(hidden_states)
     per_head = (len(normed), -1, 1, attention.head_dim)  # [B, H, 1, D]
-    cache.keys[:, :, position : position + 1] = attention.k_proj(normed).view(per_head)
-    cache.values[:, :, position : position + 1] = attention.v_proj(normed).view(per_head)
+    query, key, value = (states.view(per_head) for states in attention.project_qkv(normed))
+    cache.keys[:, :, position : position + 1] = key
+    cache.values[:, :, position : position + 1] = value
     mixed = nn.functional.scaled_dot_product_attention(
-        attention.q_proj(normed).view(per_head),
+        query,
         cache.keys[:, :, : position + 1],
         cache.values[:, :, : position + 1],
         scale=attention.scaling,

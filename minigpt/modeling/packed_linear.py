@@ -2,7 +2,7 @@
 
 `pack_linears` is the only entry point. While decoding, each weight matrix is multiplied by one row or a few, and the
 time is that of reading the weights. PyTorch's kernels for the usual layout reach a fraction of the memory bandwidth;
-oneDNN's packed layout is faster and computes the same function.
+oneDNN's packed layout is faster and computes the same function. Queries, keys and values come from one product.
 """
 
 import weakref
@@ -12,6 +12,8 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
+
+from modeling_minigpt import MiniGPTAttention
 
 _Model = TypeVar("_Model", bound=PreTrainedModel)
 
@@ -31,26 +33,54 @@ def pack_linears(model: _Model) -> _Model:
         return model
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
+            if type(child) is MiniGPTAttention and all(type(linear) is nn.Linear for linear in _qkv(child)):
+                setattr(parent, name, PackedAttention(child))
+    for parent in list(model.modules()):
+        for name, child in list(parent.named_children()):
             if type(child) is nn.Linear:
-                setattr(parent, name, PackedLinear(child))
+                setattr(parent, name, PackedLinear(child.weight, child.bias))
     return model
+
+
+def _qkv(attention: MiniGPTAttention) -> tuple[nn.Linear, nn.Linear, nn.Linear]:
+    return attention.q_proj, attention.k_proj, attention.v_proj
 
 
 class PackedLinear(nn.Module):
     """`nn.Linear` with a packed weight: [..., in] to [..., out]."""
 
-    def __init__(self, linear: nn.Linear) -> None:
+    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
         super().__init__()
-        self.out_features = linear.out_features
+        self.out_features = len(weight)
         self.number = next(_next_number)
-        packed_weight = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach(), None)
-        _PACKED_WEIGHTS[self.number] = packed_weight, linear.bias
+        packed_weight = torch.ops.mkldnn._reorder_linear_weight(weight.detach(), None)
+        _PACKED_WEIGHTS[self.number] = packed_weight, bias
         weakref.finalize(self, _PACKED_WEIGHTS.pop, self.number)
 
     def forward(self, inputs: Tensor) -> Tensor:
         if torch.compiler.is_compiling():
             return _packed_linear_op(inputs, self.number, self.out_features)
         return _packed_linear(inputs, self.number, self.out_features)  # without the overhead of a custom op
+
+
+class PackedAttention(MiniGPTAttention):
+    """Attention whose queries, keys and values come from one packed product."""
+
+    def __init__(self, attention: MiniGPTAttention) -> None:
+        with torch.device("meta"):  # the weights are replaced
+            super().__init__(attention.config, attention.layer_idx)
+        self.train(attention.training)
+        self.o_proj = attention.o_proj
+        linears = _qkv(attention)
+        del self.q_proj, self.k_proj, self.v_proj
+        with torch.no_grad():
+            weight = torch.cat([linear.weight for linear in linears])
+            bias = None if linears[0].bias is None else torch.cat([linear.bias for linear in linears])
+        self.qkv_proj = PackedLinear(weight, bias)
+
+    def project_qkv(self, hidden_states: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        query, key, value = self.qkv_proj(hidden_states).chunk(3, dim=-1)
+        return query, key, value
 
 
 def _packed_linear(inputs: Tensor, number: int, out_features: int) -> Tensor:

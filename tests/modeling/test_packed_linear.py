@@ -14,7 +14,7 @@ from support.tiny import tiny_model
 def test_packed_model_has_the_same_logits_and_text(options: dict[str, bool]) -> None:
     plain = tiny_model(**options)
     packed = pack_linears(copy.deepcopy(plain))
-    assert sum(isinstance(module, PackedLinear) for module in packed.modules()) == 2 * 6 + 1
+    assert sum(isinstance(module, PackedLinear) for module in packed.modules()) == 2 * 4 + 1
     ids = torch.arange(40).view(2, 20)
     with torch.no_grad():
         torch.testing.assert_close(packed(ids).logits, plain(ids).logits, atol=1e-5, rtol=0)
