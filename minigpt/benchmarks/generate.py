@@ -1,21 +1,27 @@
-"""Compare the decoding speed of MiniGPT with transformers' GPT-2."""
+"""Compare the decoding speed of MiniGPT with transformers' GPT-2, and with llama.cpp."""
 
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import GPT2LMHeadModel, PreTrainedModel
 
 from configuration_minigpt import MiniGPTConfig
+from minigpt.benchmarks.engines import llama_bench
+from minigpt.data.tokenizer import train_characters
+from minigpt.export.gguf import export_gguf
+from minigpt.generation.cpu_decoding import decode
 from minigpt.generation.static_cache import compile_config
 from minigpt.modeling.gpt2 import gpt2_config, gpt2_state_dict
 from minigpt.utils.formatting import markdown_table
 from modeling_minigpt import MiniGPTForCausalLM
 
 PROMPT_TOKENS = 32
+GGUF_TYPES = {"float32": "f32", "float16": "f16", "bfloat16": "bf16"}
 
 
 @dataclass(frozen=True)
@@ -31,6 +37,7 @@ class Row:
     ratio_low: float  # the smallest and the largest of these
     ratio_high: float
     weight_gb_per_s: float  # rate at which MiniGPT reads the weights
+    llama_cpp_tokens_per_s: float | None = None  # it has no batches
 
 
 def equal_models(dtype: str, device: str, layers: int = 12) -> tuple[MiniGPTForCausalLM, GPT2LMHeadModel]:
@@ -52,13 +59,22 @@ def measure(
     new_tokens: int,
     turns: int,
     compile_backend: str = "inductor",
+    llama_cpp: Callable[[], float] | None = None,
 ) -> Row:
-    """Let both models decode in turns. The first turn, which compiles, is not counted."""
-    minigpt_s, gpt2_s = [], []
+    """Let the models decode in turns. The first turn, which compiles, is not counted.
+
+    llama_cpp: measures the tokens per second of llama.cpp once.
+    """
+    minigpt_s, gpt2_s, llama_cpp_tokens_per_s = [], [], []
     for _ in range(turns + 1):
         minigpt_s.append(decode_seconds(minigpt, mode, batch_size, new_tokens, compile_backend))
-        gpt2_s.append(decode_seconds(gpt2, mode, batch_size, new_tokens, compile_backend))
-    del minigpt_s[0], gpt2_s[0]
+        # transformers' GPT-2 has no loop of its own
+        gpt2_s.append(
+            decode_seconds(gpt2, "eager" if mode == "loop" else mode, batch_size, new_tokens, compile_backend)
+        )
+        if llama_cpp is not None:
+            llama_cpp_tokens_per_s.append(llama_cpp())
+    del minigpt_s[0], gpt2_s[0], llama_cpp_tokens_per_s[:1]
     ratios = [gpt2_turn / minigpt_turn for minigpt_turn, gpt2_turn in zip(minigpt_s, gpt2_s, strict=True)]
     steps_per_s = new_tokens / statistics.median(minigpt_s)
     return Row(
@@ -71,7 +87,23 @@ def measure(
         ratio_low=min(ratios),
         ratio_high=max(ratios),
         weight_gb_per_s=weight_bytes(gpt2) * steps_per_s / 1e9,
+        llama_cpp_tokens_per_s=statistics.median(llama_cpp_tokens_per_s) if llama_cpp_tokens_per_s else None,
     )
+
+
+def gguf_file(model: MiniGPTForCausalLM, folder: Path) -> Path:
+    """Write the model as GGUF in its own dtype, with a made-up vocabulary, since llama.cpp loads none without one."""
+    source = folder / "model"
+    model.save_pretrained(source)
+    first = 0x20000  # code points without surrogates among them; the last id is <|endoftext|>
+    characters = map(chr, range(first, first + model.config.vocab_size - 1))
+    train_characters(characters).save_pretrained(source)
+    return export_gguf(source, folder, GGUF_TYPES[str(model.dtype).removeprefix("torch.")]).model
+
+
+def llama_cpp_speed(binary: str, file: Path, new_tokens: int, threads: int) -> float:
+    """Tokens per second of one run of llama.cpp's `llama-bench`. Raises UserError if it does not run."""
+    return llama_bench(binary, file, new_tokens, turns=1, threads=threads).tokens_per_s
 
 
 def decode_seconds(
@@ -80,6 +112,8 @@ def decode_seconds(
     """Seconds that `generate` takes for the prompt and exactly `new_tokens` greedy tokens."""
     prompt = torch.arange(batch_size * PROMPT_TOKENS, device=model.device).view(batch_size, PROMPT_TOKENS)
     options: dict[str, Any] = {"cache_implementation": "dynamic"}
+    if mode == "loop":
+        options["custom_generate"] = decode
     if mode == "compiled":
         compilation = compile_config(model.device.type, compile_backend, fullgraph=True)
         options = {"cache_implementation": "static", "compile_config": compilation}
@@ -128,8 +162,11 @@ def synchronize(device: torch.device) -> None:
 
 
 def markdown(rows: Sequence[Row], bandwidth_gb_per_s: float) -> str:
-    """The table; its last column is the share of `bandwidth_gb_per_s` that MiniGPT's decoding reached."""
-    head = (
+    """The table; the share of the limit is that of `bandwidth_gb_per_s` which MiniGPT's decoding reached.
+
+    Speeds of llama.cpp are in a last column, if there are any.
+    """
+    head = [
         "batch",
         "dtype",
         "mode",
@@ -137,9 +174,9 @@ def markdown(rows: Sequence[Row], bandwidth_gb_per_s: float) -> str:
         "GPT-2 tokens/s",
         "ratio (lowest to highest)",
         "of the limit",
-    )
-    cells = (
-        (
+    ]
+    cells = [
+        [
             str(row.batch_size),
             row.dtype,
             row.mode,
@@ -147,7 +184,11 @@ def markdown(rows: Sequence[Row], bandwidth_gb_per_s: float) -> str:
             f"{row.gpt2_tokens_per_s:.1f}",
             f"{row.ratio:.2f} ({row.ratio_low:.2f} to {row.ratio_high:.2f})",
             f"{row.weight_gb_per_s / bandwidth_gb_per_s:.0%}",
-        )
+        ]
         for row in rows
-    )
+    ]
+    if any(row.llama_cpp_tokens_per_s is not None for row in rows):
+        head.append("llama.cpp tokens/s")
+        for row, line in zip(rows, cells, strict=True):
+            line.append("" if row.llama_cpp_tokens_per_s is None else f"{row.llama_cpp_tokens_per_s:.1f}")
     return markdown_table(head, cells, numeric=True)

@@ -1,6 +1,7 @@
 """`minigpt bench generate`: both models compute the same, and the report holds what was measured."""
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -37,6 +38,26 @@ def test_report_has_a_row_for_each_setting(tmp_path: Path, capsys: pytest.Captur
     assert report["bandwidth_gb_per_s"] > 0
     assert "| 2 | float32 | eager |" in unpadded((tmp_path / "report.md").read_text(encoding="utf-8"))
     assert report["machine"]["torch"] in capsys.readouterr().out
+
+
+def test_the_loop_and_llama_cpp_are_measured_in_the_same_turns(tmp_path: Path) -> None:
+    calls = tmp_path / "calls"
+    binary = tmp_path / "llama-bench"  # counts its calls, and reads the file that it is given as gguf does
+    script = [
+        f"#!{sys.executable}",
+        "import sys",
+        "from gguf import GGUFReader",
+        f"open({str(calls)!r}, 'a').write(f'{{len(GGUFReader(sys.argv[2]).tensors)}}\\n')",
+        """print('[{"avg_ts": 5}]')""",
+    ]
+    binary.write_text("\n".join(script))
+    binary.chmod(0o755)
+    small = ("--layers", "1", "--turns", "2", "--new_tokens", "2", "--modes", "loop", "--dtypes", "bfloat16")
+    run(*small, "--llama_bench", str(binary), "--batch_sizes", "1", "2", "--output", str(tmp_path / "report"))
+    rows = json.loads((tmp_path / "report.json").read_text(encoding="utf-8"))["rows"]
+    assert [row["llama_cpp_tokens_per_s"] for row in rows] == [5, None]
+    assert calls.read_text().split() == ["16"] * 3  # a layer of 12 tensors, two tables and a norm; a warm-up turn
+    assert "| llama.cpp tokens/s |" in unpadded((tmp_path / "report.md").read_text(encoding="utf-8"))
 
 
 def test_last_column_is_the_share_of_the_bandwidth() -> None:
