@@ -1,12 +1,13 @@
 """Publish a run on the Hugging Face Hub, with a model card generated from the run.
 
-    python hub_upload.py RUN_DIR USER/NAME [--private] [--space [--static]] [--dry_run] ...
+    python hub_upload.py RUN_DIR USER/NAME [--private] [--space [--static]] [--gguf] [--onnx] [--dry_run] ...
 
 The token is read from HF_TOKEN or from `hf auth login`. Run the same command again after an interruption or to publish
 changes: files that are already on the Hub are not sent again.
 """
 
 import sys
+import tempfile
 from argparse import Namespace
 from pathlib import Path
 
@@ -15,6 +16,9 @@ from minigpt.utils.errors import UserError, end_quietly_on_ctrl_c, file_errors_a
 if __name__ == "__main__":
     end_quietly_on_ctrl_c("hub_upload.py")
 
+from minigpt.commands.export_gguf import OUTTYPES
+from minigpt.commands.export_onnx import DTYPES
+from minigpt.hub.engine_files import engine_files
 from minigpt.hub.secret_scan import refuse_secrets_on_command_line
 from minigpt.hub.space import space_files, space_target
 from minigpt.hub.upload import (
@@ -53,18 +57,22 @@ def main(argv: list[str]) -> None:
         commit_message=args.commit_message,
         license=args.license,
     )
-    model_files = files_to_upload(model, args.run_dir)
-    uploads = [(model, model_files)]
-    if space_id is not None:
-        space = space_target(model, space_id, "static" if args.static else "gradio")
-        uploads.append((space, space_files(model, space, args.run_dir)))
-    if args.dry_run:
+    with tempfile.TemporaryDirectory(prefix="minigpt-") as folder:
+        exports = []
+        if args.gguf or args.onnx:
+            exports = engine_files(model, args.run_dir, Path(folder), args.gguf, args.onnx)
+        model_files = files_to_upload(model, args.run_dir, engine_files=exports)
+        uploads = [(model, model_files)]
+        if space_id is not None:
+            space = space_target(model, space_id, "static" if args.static else "gradio")
+            uploads.append((space, space_files(model, space, args.run_dir)))
+        if args.dry_run:
+            for target, files in uploads:
+                print_files(target, files)
+            print(f"not uploaded: {', '.join(files_not_uploaded(args.run_dir, model_files)) or 'nothing'}")
+            return
         for target, files in uploads:
-            print_files(target, files)
-        print(f"not uploaded: {', '.join(files_not_uploaded(args.run_dir, model_files)) or 'nothing'}")
-        return
-    for target, files in uploads:
-        print(publish(target, files), flush=True)
+            print(publish(target, files), flush=True)
 
 
 def print_files(target: UploadTarget, files: list[UploadFile]) -> None:
@@ -93,6 +101,20 @@ def parse(argv: list[str]) -> Namespace:
         help="also publish a demo of the model as a Gradio Space (default name: that of the model)",
     )
     add("--static", action="store_true", help="make the Space a page that runs the model in the visitor's browser")
+    add(
+        "--gguf",
+        nargs="*",
+        choices=OUTTYPES,
+        metavar="TYPE",
+        help=f"also upload GGUF files for llama.cpp and Ollama: {', '.join(OUTTYPES)} (without a type: f16)",
+    )
+    add(
+        "--onnx",
+        nargs="*",
+        choices=DTYPES,
+        metavar="TYPE",
+        help=f"also upload ONNX files for transformers.js: {', '.join(DTYPES)} (without a type: fp32 int8)",
+    )
     add("--commit_message", metavar="TEXT", default=UploadTarget.commit_message, help="(default: %(default)s)")
     add(
         "--license",
@@ -101,7 +123,10 @@ def parse(argv: list[str]) -> Namespace:
         help="license of code and weights (default: %(default)s)",
     )
     add("--dry_run", action="store_true", help="list the files and their sizes; nothing is sent")
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    args.gguf = ["f16"] if args.gguf == [] else args.gguf or []
+    args.onnx = ["fp32", "int8"] if args.onnx == [] else args.onnx or []
+    return args
 
 
 if __name__ == "__main__":

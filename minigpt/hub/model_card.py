@@ -4,9 +4,10 @@ import json
 import math
 import re
 import shlex
+from collections.abc import Sequence
 from dataclasses import fields
 from datetime import timedelta
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
@@ -32,13 +33,23 @@ LISTED_OPTIONS = (
     *("dropout", "attn_implementation", "gradient_checkpointing", "load_best_model_at_end"),
 )
 
+TRANSFORMERS_JS_DTYPES = {"model_quantized": "q8", "model_q4": "q4", "model_fp16": "fp16", "model": "fp32"}
+
 MAX_LISTED_FILES = 3  # in a sentence
 
 MAX_LISTED_SHARDS = 8  # above that, only the hash over all shards is listed
 
 
-def model_card(summary: RunSummary, repo_id: str, license: str = "mit", revision: str | None = None) -> str:
+def model_card(
+    summary: RunSummary,
+    repo_id: str,
+    license: str = "mit",
+    revision: str | None = None,
+    engine_files: Sequence[str] = (),
+) -> str:
     """The card of a model that is loaded as `repo_id`: YAML front matter for the Hub, then Markdown.
+
+    engine_files: the names of GGUF and ONNX files in the repository.
 
     Values that come from users (names, paths, options) are shown as they are: they cannot break the front matter, the
     code or the tables. Raises UserError if config.json is not that of a MiniGPT; an adapter has none.
@@ -48,10 +59,13 @@ def model_card(summary: RunSummary, repo_id: str, license: str = "mit", revision
         path = summary.model_dir / "config.json"
         raise UserError(f"{path} has no {missing[0]}; give the folder of a MiniGPT, such as a run or a checkpoint")
     layers, heads, width, vocabulary, context = (summary.config.get(name, 0) for name in SHAPE)
+    gguf_types = [name.removesuffix(".gguf").rpartition("-")[2] for name in engine_files if name.endswith(".gguf")]
+    graphs = {PurePosixPath(name).stem for name in engine_files if name.endswith(".onnx")}
+    onnx_dtypes = [dtype for graph, dtype in TRANSFORMERS_JS_DTYPES.items() if graph in graphs]
     base_model = _code(summary.base_model) if summary.base_model else ""
     model_argument = _python_string(repo_id) + (f", revision={_python_string(revision)}" if revision else "")
     card = ModelCard.from_template(
-        _front_matter(summary, repo_id, license),
+        _front_matter(summary, repo_id, license, engine_files),
         template_path=str(TEMPLATE),
         generated_marker=GENERATED_MARKER,
         title=_plain_text(_model_name(repo_id)),
@@ -71,6 +85,12 @@ def model_card(summary: RunSummary, repo_id: str, license: str = "mit", revision
         command=_command(summary, repo_id),
         prompt=_python_string(summary.example_prompt),
         new_tokens=min(200 if summary.is_chat_model else 40, context // 2),
+        gguf_word=_shell_word(f"{repo_id}:{gguf_types[0]}") if gguf_types else "",
+        gguf_types=", ".join(gguf_types),
+        onnx_dtype=onnx_dtypes[0] if onnx_dtypes else "",
+        onnx_dtypes=", ".join(f"`{dtype}`" for dtype in onnx_dtypes),
+        repo_string=_python_string(repo_id),
+        revision_string=_python_string(revision) if revision else "",
         data_sources=_data_sources(summary),
         split_table=_split_table(summary),
         hash_table=_hash_table(summary),
@@ -97,22 +117,26 @@ def is_edited_card(path: Path) -> bool:
     return path.is_file() and GENERATED_MARKER.encode() not in read_bytes(path)
 
 
-def _front_matter(summary: RunSummary, repo_id: str, license: str) -> ModelCardData:
+def _front_matter(summary: RunSummary, repo_id: str, license: str, engine_files: Sequence[str]) -> ModelCardData:
     """What the Hub reads. The language is not set, because the run does not know it."""
     return ModelCardData(
         model_name=_model_name(repo_id),
         library_name="peft" if summary.is_adapter else "transformers",
         pipeline_tag="text-generation",
         license=license,
-        tags=_tags(summary),
+        tags=_tags(summary, engine_files),
         base_model=summary.base_on_hub,
         datasets=[summary.dataset] if summary.dataset else None,
         eval_results=_eval_results(summary) or None,
     )
 
 
-def _tags(summary: RunSummary) -> list[str]:
+def _tags(summary: RunSummary, engine_files: Sequence[str]) -> list[str]:
     tags = ["minigpt", "gpt", "causal-lm", "lora" if summary.is_adapter else "custom_code"]
+    if any(name.endswith(".gguf") for name in engine_files):
+        tags.append("gguf")
+    if any(name.endswith(".onnx") for name in engine_files):
+        tags += ["onnx", "transformers.js"]
     return [*tags, "conversational"] if summary.is_chat_model else tags
 
 

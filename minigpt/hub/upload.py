@@ -1,7 +1,7 @@
 """Choose the files of a run that are published, and commit them to the Hub."""
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,6 +41,8 @@ from minigpt.utils.run_files import (
 RECORD_FILES = (METRICS_FILE, DATA_FILE, ENVIRONMENT_FILE, *CURVE_FILES)
 EVENT_FILES = "tensorboard/**/*.tfevents.*"
 
+ONNX_FOLDER = "onnx"
+
 EVENT_FILE_HOST = re.compile(r"(events\.out\.tfevents\.\d+)\..*\.(\d+\.\d+)$")
 
 
@@ -66,7 +68,7 @@ class UploadTarget:
 
 @dataclass(frozen=True)
 class UploadFile:
-    """One file of an upload: the path of a weight file, or the bytes of any other file.
+    """One file of an upload: the path of a file with weights, or the bytes of any other file.
 
     Bytes are read once, so that what was scanned for secrets is what is sent.
     """
@@ -81,8 +83,12 @@ class UploadFile:
         return len(self.content) if isinstance(self.content, bytes) else self.content.stat().st_size
 
 
-def files_to_upload(target: UploadTarget, run_dir: Path, model_dir: Path | None = None) -> list[UploadFile]:
+def files_to_upload(
+    target: UploadTarget, run_dir: Path, model_dir: Path | None = None, engine_files: Sequence[UploadFile] = ()
+) -> list[UploadFile]:
     """The files of a run that are published, with its card. The model may be in another folder than the records.
+
+    engine_files: the model in the formats of other engines. The card shows how to run them.
 
     Raises UserError if there is no model, if it is an adapter of a model on this machine, or if a file holds a secret.
     """
@@ -103,8 +109,10 @@ def files_to_upload(target: UploadTarget, run_dir: Path, model_dir: Path | None 
     if is_edited_card(card_path):
         files.append(UploadFile(CARD_FILE, read_bytes(card_path)))
     else:
-        card = model_card(read_run_summary(run_dir, model_dir), target.repo_id, target.license, target.revision)
+        summary, names = read_run_summary(run_dir, model_dir), [file.name for file in engine_files]
+        card = model_card(summary, target.repo_id, target.license, target.revision, names)
         files.append(UploadFile(CARD_FILE, card.encode(), is_generated_card=True))
+    files += engine_files
     refuse_secrets_in_files(files)
     return files
 
@@ -141,10 +149,16 @@ def public_name(name: str) -> str:
 
 
 def refuse_secrets_in_files(files: list[UploadFile]) -> None:
-    """Raises UserError with the name and line of every secret. Of weights, the header is scanned."""
+    """Raises UserError with the name and line of every secret.
+
+    Of safetensors files the header is scanned. GGUF and ONNX files are not: they are made from files that are.
+    """
     contents = {}
     for file in files:
-        contents[file.name] = file.content if isinstance(file.content, bytes) else safetensors_header(file.content)
+        if isinstance(file.content, bytes):
+            contents[file.name] = file.content
+        elif file.content.suffix == ".safetensors":
+            contents[file.name] = safetensors_header(file.content)
     refuse_secrets(contents)
 
 

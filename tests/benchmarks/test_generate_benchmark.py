@@ -40,6 +40,7 @@ def test_report_has_a_row_for_each_setting(tmp_path: Path, capsys: pytest.Captur
     assert report["machine"]["torch"] in capsys.readouterr().out
 
 
+@pytest.mark.slow  # llama.cpp's file of GPT-2's vocabulary takes half a minute
 def test_the_loop_and_llama_cpp_are_measured_in_the_same_turns(tmp_path: Path) -> None:
     calls = tmp_path / "calls"
     binary = tmp_path / "llama-bench"  # counts its calls, and reads the file that it is given as gguf does
