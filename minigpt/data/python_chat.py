@@ -18,7 +18,7 @@ from minigpt.data.chat import Message, Messages
 from minigpt.data.python_docs import Described, described_names
 from minigpt.data.rule_tasks import NAMES, RuleTask, rule_tasks
 
-RECIPE = 2  # increase when the conversations below change: it is part of the cache key
+RECIPE = 3  # increase when the conversations below change: it is part of the cache key
 RULE_TASKS = 32_000
 MORE_QUESTIONS = 0.4  # the probability that a conversation has another question after each one
 DOCUMENTATION = "documentation"  # the kind of the conversations that no rule makes
