@@ -20,6 +20,7 @@ from minigpt.data.chat import Example, LossMasking, encode_examples
 from minigpt.data.chat_template import read_chat_template, set_chat_template
 from minigpt.data.corpora import open_corpus
 from minigpt.data.encoding import Encoder, EncoderSpec
+from minigpt.data.python_chat import HELD_OUT_PERCENTAGE
 from minigpt.data.readers import JsonLines
 from minigpt.data.rows import Columns
 from minigpt.data.shards import IN_LOSS
@@ -38,7 +39,8 @@ def read_conversations(name: str, limit: int | None = None) -> list[Example]:
     Raises UserError if there is no such file, or if a row is no conversation or prompt with completion.
     """
     if name == "python-chat":
-        documents = open_corpus(DataArguments(corpus="python-chat", validation_split_percentage=5)).validation.pieces()
+        data_args = DataArguments(corpus="python-chat", validation_split_percentage=HELD_OUT_PERCENTAGE)
+        documents = open_corpus(data_args).validation.pieces()
     else:
         path = Path(name).expanduser()
         if not path.is_file():

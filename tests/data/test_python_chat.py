@@ -11,9 +11,14 @@ from pydoc import locate
 from typing import Any
 
 import pytest
+import yaml
 
-from minigpt.data.python_chat import DOCUMENTATION, GREETINGS, documents
+from minigpt.config.arguments import DataArguments
+from minigpt.data.corpora import open_corpus
+from minigpt.data.python_chat import DOCUMENTATION, GREETINGS, HELD_OUT_PERCENTAGE, documents
 from minigpt.data.rule_tasks import KINDS
+from minigpt.evaluation.conversations import read_conversations
+from support.runs import ROOT
 
 Rows = list[dict[str, Any]]
 FINGERPRINT = """
@@ -29,7 +34,7 @@ def rows() -> Rows:
 
 
 def held_out(rows: Rows) -> Rows:
-    return rows[-round(0.05 * len(rows)) :]
+    return rows[-round(HELD_OUT_PERCENTAGE / 100 * len(rows)) :]
 
 
 def questions(row: dict[str, Any]) -> list[str]:
@@ -83,3 +88,12 @@ def test_a_name_that_was_told_is_remembered(rows: Rows) -> None:
     for messages in conversations:
         name = messages[0]["content"].removeprefix("My name is ").removesuffix(".")
         assert messages[-1]["content"] == f"Your name is {name}."
+
+
+def test_the_evaluation_asks_no_question_that_the_preset_trains_on() -> None:
+    preset = yaml.safe_load((ROOT / "configs" / "quickstart_chat.yaml").read_text())
+    args = DataArguments(corpus=preset["corpus"], validation_split_percentage=preset["validation_split_percentage"])
+    trained_on = {json.dumps(document.completion) for document, _ in open_corpus(args).train.pieces()}
+    asked = {json.dumps(example.completion) for example in read_conversations("python-chat")}
+    assert trained_on
+    assert asked.isdisjoint(trained_on)
