@@ -67,7 +67,7 @@ def _addition(choice: random.Random) -> Draft:
     """A number below 1,000 and a digit, without a carry: 27 + 5 is not asked."""
     ones = choice.randint(0, 8)
     a, b = 10 * choice.randint(1, 99) + ones, choice.randint(1, 9 - ones)
-    return (a, b), f"What is {a} plus {b}?", f"It is {a + b}."
+    return (a, b), f"What is {a} + {b}?", f"It is {a + b}."
 
 
 def _repeat(choice: random.Random) -> Draft:
