@@ -191,11 +191,14 @@ def open_corpus(args: DataArguments) -> Corpus:
     elif args.corpus == "python-docs":
         origin = {"corpus": args.corpus, "python": sys.version.split()[0]}
         key = f"python-docs:{python_docs.RECIPE}:{sys.version}"
-        corpus = _split(InMemoryDocuments(python_docs.documents), args, key, origin, None, place="last")
+        corpus = _split(
+            InMemoryDocuments(python_docs.documents), args, key, origin, python_docs.TEXT_BYTES, place="last"
+        )
     elif args.corpus == "python-chat":
         origin = {"corpus": args.corpus, "python": sys.version.split()[0]}
         key = f"python-chat:{python_chat.RECIPE}:{sys.version}"
-        corpus = _split(InMemoryRows(python_chat.documents, args.corpus), args, key, origin, None, place="last")
+        rows = InMemoryRows(python_chat.documents, args.corpus)
+        corpus = _split(rows, args, key, origin, python_chat.TEXT_BYTES, place="last")
     elif args.dataset_name or args.corpus:
         corpus = _dataset_corpus(args, columns)
     else:

@@ -21,6 +21,7 @@ from minigpt.data.rule_tasks import NAMES, RuleTask, rule_tasks
 RECIPE = 4  # increase when the conversations below change: it is part of the cache key
 RULE_TASKS = 32_000
 HELD_OUT_PERCENTAGE = 3  # the end of the list: no training may see it that `minigpt eval` is to measure
+TEXT_BYTES = 2_700_000  # about
 DOCUMENTATION = "documentation"  # the kind of the conversations that no rule makes
 LONGEST_DESCRIPTION = 80  # characters
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from minigpt.utils.errors import UserError
 
 RECIPE = 1  # increase when the documents below change: it is part of the cache key
+TEXT_BYTES = 1_600_000  # about
 SHORTEST_DOCSTRING = 200  # characters
 
 SKIPPED_FOLDERS = {
