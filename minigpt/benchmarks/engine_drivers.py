@@ -4,7 +4,10 @@ Shapes: T tokens of a text, V vocabulary.
 """
 
 import json
+import subprocess
+import sys
 import urllib.request
+import weakref
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -18,6 +21,18 @@ from minigpt.modeling.packed_linear import pack_linears
 from modeling_minigpt import MiniGPTForCausalLM
 
 ALL = 1 << 20  # more than any vocabulary
+
+LLAMA_SERVER = """
+import sys
+import xllamacpp
+params = xllamacpp.CommonParams()
+params.model.path, context, threads = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+params.n_ctx, params.n_parallel, params.warmup, params.verbosity = context, 1, False, -1
+params.cpuparams.n_threads = params.cpuparams_batch.n_threads = threads
+server = xllamacpp.Server(params)
+print(server.listening_address, flush=True)
+sys.stdin.read()  # until the parent ends
+"""
 
 
 class Engine(Protocol):
@@ -64,27 +79,27 @@ class MiniGPTEngine:
 
 
 class LlamaCpp:
-    """A GGUF file in llama.cpp's own server, which `xllamacpp` runs inside this process.
+    """A GGUF file in llama.cpp's own server, as `xllamacpp` brings it, in a process of its own.
 
-    The server refuses a prompt that fills the whole context.
+    In this process it would slow down PyTorch by a quarter. The server refuses a prompt that fills the whole context.
     """
 
     name = "llama.cpp"
 
     def __init__(self, path: Path, context: int, threads: int) -> None:
-        import xllamacpp
-
         self.dtype, self.size_bytes = path.stem.rpartition("-")[2].lower(), path.stat().st_size
-        params = xllamacpp.CommonParams()
-        params.model.path = str(path)
-        params.n_ctx, params.n_parallel, params.warmup, params.verbosity = context, 1, False, -1
-        params.cpuparams.n_threads = params.cpuparams_batch.n_threads = threads
-        self.server = xllamacpp.Server(params)
+        command = [sys.executable, "-c", LLAMA_SERVER, str(path), str(context), str(threads)]
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        weakref.finalize(self, self.process.kill)
+        assert self.process.stdout is not None
+        self.address = self.process.stdout.readline().strip()
+        if not self.address:
+            raise RuntimeError(f"llama.cpp does not start with {path}")
         self.space = (self.tokenize(" ") or [0])[0]
 
     def post(self, path: str, body: dict[str, Any]) -> Any:
         """The answer of the server to a request."""
-        address, headers = self.server.listening_address + path, {"Content-Type": "application/json"}
+        address, headers = self.address + path, {"Content-Type": "application/json"}
         with urllib.request.urlopen(urllib.request.Request(address, json.dumps(body).encode(), headers)) as answer:
             return json.load(answer)
 

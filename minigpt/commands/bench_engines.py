@@ -7,6 +7,7 @@ import argparse
 import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from minigpt.utils.command_line import CommandParser
@@ -39,9 +40,8 @@ def run(args: argparse.Namespace) -> None:
     import torch
 
     try:
-        import onnxruntime
-        import xllamacpp
-    except ImportError as error:
+        onnxruntime, xllamacpp = version("onnxruntime"), version("xllamacpp")
+    except PackageNotFoundError as error:
         raise UserError(f"this needs the {error.name} package: pip install onnxruntime xllamacpp") from error
     from minigpt.benchmarks.engines import compare, llama_bench, load_engines, markdown, sample_windows
     from minigpt.benchmarks.report import write_report
@@ -60,7 +60,7 @@ def run(args: argparse.Namespace) -> None:
             rows += [llama_bench(args.llama_bench, file, args.new_tokens, args.turns, threads) for file in files]
     conditions = (
         f"{args.model}, {args.new_tokens} new tokens after {args.window_tokens // 2}, {args.turns} turns; onnxruntime "
-        f"{onnxruntime.__version__}, xllamacpp {xllamacpp.__version__}."
+        f"{onnxruntime}, xllamacpp {xllamacpp}."
     )
     figures = {"rows": [asdict(row) for row in rows]}
     write_report(figures, markdown(rows), device="cpu", output=args.output, conditions=conditions)
