@@ -27,6 +27,7 @@ from minigpt.utils.errors import UserError, first_line
 from minigpt.utils.formatting import markdown_table
 
 PROMPTS = 5
+PAUSE = 0.2  # seconds between engines: threads of ONNX Runtime stay busy for a while after their work
 
 
 @dataclass
@@ -111,6 +112,7 @@ def compare(
     seconds: list[list[float]] = [[] for _ in engines]
     for turn in range(turns):
         for engine, times in zip(engines, seconds, strict=True):
+            time.sleep(PAUSE)
             started = time.perf_counter()
             engine.greedy(prompts[turn % PROMPTS], new_tokens)
             times.append(time.perf_counter() - started)
