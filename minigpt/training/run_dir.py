@@ -47,7 +47,7 @@ class OutputDir:
     def __init__(self, args: Arguments) -> None:
         self.args, self.folder = args, args.run_dir
         self._stack = ExitStack()
-        self._replacing = False
+        self._is_locked = self._replacing = False
 
     def __enter__(self) -> Self:
         return self
@@ -55,9 +55,14 @@ class OutputDir:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        if self._replacing:
+        is_gone = self._is_locked and not self.folder.is_dir()
+        if self._replacing and not is_gone:
             self._move_back()
         self._stack.__exit__(kind, error, traceback)
+        if is_gone and isinstance(error, FileNotFoundError):
+            raise UserError(
+                f"output_dir={self.folder} was deleted while this run wrote into it; train again"
+            ) from error
 
     def check(self) -> None:
         """Raises UserError if the folder holds anything that this run would mix with. Every rank may call this."""
@@ -97,6 +102,7 @@ class OutputDir:
             self.folder.mkdir()
             self._stack.push(self._remove_if_unused)
         self._stack.enter_context(locked(self.folder / LOCK_FILE, f"output_dir={self.folder}"))
+        self._is_locked = True
         self.check()  # another run may have come and gone since the first check
 
     def start(self) -> None:
@@ -149,7 +155,7 @@ class OutputDir:
 
     def _remove_if_unused(self, kind: type[BaseException] | None, *rest: object) -> None:
         """Remove a folder that this run has made if it failed before it wrote anything."""
-        if kind is not None and not _entries(self.folder):
+        if kind is not None and self.folder.is_dir() and not _entries(self.folder):
             with suppress(OSError):
                 (self.folder / LOCK_FILE).unlink(missing_ok=True)
                 self.folder.rmdir()

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import signal
 import subprocess
 from collections.abc import Callable
@@ -54,6 +55,18 @@ def test_a_second_training_is_refused_and_told_who_has_the_folder(
         first.send_signal(signal.SIGKILL)
         first.communicate()
     assert train_here([*tiny_run, "--overwrite_output_dir"]) == 0  # a killed process holds nothing
+
+
+def test_a_folder_that_is_deleted_while_its_run_trains_is_one_line(tiny_run: list[str], tmp_path: Path) -> None:
+    words = command(*tiny_run, "--max_steps", "1000000", "--save_steps", "200", "--eval_steps", "0")
+    process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert any(line.startswith("step ") for line in process.stdout)
+    shutil.rmtree(tmp_path / "run")
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 2
+    assert errors.splitlines()[-1].endswith("run was deleted while this run wrote into it; train again")
+    assert "Traceback" not in errors
 
 
 def test_a_start_that_fails_brings_the_earlier_run_back(
