@@ -61,9 +61,12 @@ def test_a_folder_that_is_deleted_while_its_run_trains_is_one_line(tiny_run: lis
     words = command(*tiny_run, "--max_steps", "1000000", "--save_steps", "200", "--eval_steps", "0")
     process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert process.stdout is not None
-    assert any(line.startswith("step ") for line in process.stdout)
-    shutil.rmtree(tmp_path / "run")
-    _, errors = process.communicate(timeout=60)
+    try:
+        assert any(line.startswith("step ") for line in process.stdout)
+        shutil.rmtree(tmp_path / "run")
+        _, errors = process.communicate(timeout=60)
+    finally:
+        process.kill()  # a training that does not notice would never end
     assert process.returncode == 2
     assert errors.splitlines()[-1].endswith("run was deleted while this run wrote into it; train again")
     assert "Traceback" not in errors
