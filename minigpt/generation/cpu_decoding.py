@@ -21,8 +21,11 @@ from modeling_minigpt import MiniGPTForCausalLM, MiniGPTLayer
 
 
 def has_fast_decoding(model: PreTrainedModel) -> bool:
-    """Whether `decode` can take the place of `generate`'s own loop: for a MiniGPT on a CPU without a static cache."""
-    is_minigpt = isinstance(model, MiniGPTForCausalLM) and model.device.type == "cpu"
+    """Whether `decode` can take the place of `generate`'s own loop: for a MiniGPT on a CPU without a static cache.
+
+    The loop calls the layers without the model's `forward`, which accelerate replaces for mixed precision.
+    """
+    is_minigpt = isinstance(model, MiniGPTForCausalLM) and model.device.type == "cpu" and "forward" not in vars(model)
     return is_minigpt and model.generation_config.cache_implementation in (None, "dynamic")
 
 

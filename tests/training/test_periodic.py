@@ -1,6 +1,6 @@
 """Laws of what a run does between its steps."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import pytest
 import torch
@@ -39,6 +39,15 @@ def test_with_a_chat_template_a_sample_is_the_answer_to_its_prompt() -> None:
     conversation = Conversation(model, tokenizer)
     conversation.ask("Hi", Sampling(8, temperature=0.8, top_k=50), seed=1)
     assert answers["Hi"].strip() == conversation.messages[-1]["content"]
+
+
+def test_a_run_in_mixed_precision_writes_samples(
+    tiny_run: list[str], train_here: Callable[[list[str]], int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert train_here([*tiny_run, "--mixed_precision", "bf16", "--sample_prompts", "e"]) == 0
+    output = capsys.readouterr().out
+    assert "sample from 'e':" in output
+    assert "no sample" not in output
 
 
 class LabeledSamples(Samples):
