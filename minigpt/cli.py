@@ -26,6 +26,8 @@ VERBS = {
     "export onnx": "export a model for ONNX Runtime and transformers.js",
     "merge": "merge a LoRA adapter into a whole model",
     "plan": "estimate the memory and time of a run before it starts",
+    "compare": "compare two configurations, with as many seeds as it takes",
+    "sweep": "train every combination of some options, and rank them",
     "plot": "draw the curves of runs",
     "verify-resume": "verify that a run resumes exactly",
     "replay": "replay a step that was skipped because its gradient was not finite",

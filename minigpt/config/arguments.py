@@ -261,6 +261,7 @@ class OptimizerArguments(Checked):
     learning_rate: float = option("Peak learning rate of AdamW", 6e-4)
     muon_learning_rate: float = option("Peak learning rate of Muon, on the same schedule", 0.02)
     muon_momentum: float = option("Momentum of Muon", 0.95)
+    muon_ns_steps: int = option("Newton-Schulz steps of Muon; 3 save time where layers are small", 5)
     min_learning_rate: float = option("Learning rate at the end of the decay", 0.0)
     lr_scheduler_type: Literal["cosine", "linear", "warmup_stable_decay", "constant"] = option(
         "Shape of the learning rate after warm-up", "cosine"
@@ -282,7 +283,7 @@ class OptimizerArguments(Checked):
     def problems(self) -> Iterator[str]:
         yield from _below(self, 0, "learning_rate", "muon_learning_rate", "min_learning_rate", "warmup_steps")
         yield from _below(self, 0, "weight_decay", "adam_epsilon", "max_grad_norm", "max_skipped_steps")
-        yield from _below(self, 1, "num_decay_steps")
+        yield from _below(self, 1, "num_decay_steps", "muon_ns_steps")
         if self.num_decay_steps is not None and self.lr_scheduler_type != "warmup_stable_decay":
             yield f"num_decay_steps={self.num_decay_steps} requires lr_scheduler_type=warmup_stable_decay"
         if self.learning_rate == 0:

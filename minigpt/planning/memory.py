@@ -58,6 +58,7 @@ class TrainingSetup:
     optimizer: str = "adamw"
     attention: str = "sdpa"
     document_attention: bool = False
+    muon_ns_steps: int = 5
     gradient_checkpointing: str = "no"  # or selective, full
     device: str = "cpu"  # or cuda
     devices: int = 1

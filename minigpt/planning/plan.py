@@ -285,6 +285,7 @@ def plan_run(
         eval_batch=args.eval_batch_size,
         compute_bytes=4 if precision == "no" else 2,
         optimizer=args.optimizer,
+        muon_ns_steps=args.muon_ns_steps,
         attention=args.attn_implementation,
         document_attention=args.document_attention or args.packing_strategy.startswith("bfd"),
         gradient_checkpointing=args.gradient_checkpointing,

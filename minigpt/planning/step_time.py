@@ -42,7 +42,6 @@ SELECTIVE_OVERHEAD = 0.04  # of selective checkpointing, in addition to what has
 # AdamW reads weight, gradient and two moments and writes all but the gradient; clipping reads the gradient twice and
 # writes it once. All in float32
 UPDATE_BYTES_PER_PARAMETER = (4 + 3 + 3) * 4
-NEWTON_SCHULZ_STEPS = 5  # of Muon
 
 
 @dataclass(frozen=True)
@@ -163,12 +162,12 @@ def recomputed_flops_per_token(setup: TrainingSetup) -> float:
     return attention if is_attention_recomputed(setup) else 0.0
 
 
-def muon_flops(config: MiniGPTConfig) -> float:
-    """FLOPs of Muon's Newton-Schulz iterations: two products with the Gram matrix of each matrix, and its square."""
+def muon_flops(config: MiniGPTConfig, ns_steps: int) -> float:
+    """FLOPs of Muon's Newton-Schulz steps: two products with the Gram matrix of each matrix, and its square."""
     total = 0.0
     for (rows, columns), count in layer_matrices(config).items():
         short, long = sorted((rows, columns))
-        total += count * NEWTON_SCHULZ_STEPS * (4 * short**2 * long + 2 * short**3)
+        total += count * ns_steps * (4 * short**2 * long + 2 * short**3)
     return config.num_hidden_layers * total
 
 
@@ -182,5 +181,7 @@ def estimate_step_time(gpu: Gpu, setup: TrainingSetup, efficiency: float) -> Ste
     update_s = UPDATE_BYTES_PER_PARAMETER * trained_parameters(setup) / setup.shards
     update_s /= BANDWIDTH_EFFICIENCY * gpu.bytes_per_s
     if setup.optimizer == "muon":
-        update_s += muon_flops(setup.config) / setup.devices / rate  # each computes a share of the matrices
+        update_s += (
+            muon_flops(setup.config, setup.muon_ns_steps) / setup.devices / rate
+        )  # each computes a share of the matrices
     return StepTime(setup.tokens * flops / (rate if setup.is_mixed else rate / 2), update_s)

@@ -60,7 +60,8 @@ def test_muon_moves_a_matrix_about_equally_in_every_direction_for_any_size_of_gr
     for name, parameter in model.named_parameters():
         if ".layers." in name and parameter.ndim == 2:
             rows, columns = parameter.shape
-            distances = torch.linalg.svdvals(before[name] - parameter.detach())
+            heads = model.config.num_attention_heads if name.endswith(("q_proj.weight", "k_proj.weight")) else 1
+            distances = torch.linalg.svdvals((before[name] - parameter.detach()).view(heads, -1, columns))
             distances /= 0.02 * max(1, rows / columns) ** 0.5
             assert distances.max() < 1.25, name
             assert distances.median() > 0.6, name  # five iterations leave the smallest singular values below that
