@@ -151,8 +151,8 @@ def orthogonalize_rows(
 ) -> Tensor:
     """`orthogonalized` for N matrices of `rows` rows; each process has some rows of each matrix.
 
-    shards [N, its rows, columns]. Two all-to-all exchanges: the first gives each process of `group` all rows of its share of the matrices, the second
-    returns the rows of the results to the processes that hold them. Returns [N, its rows, columns].
+    Two all-to-all exchanges: the first gives each process of `group` all rows of its share of the matrices, the second
+    returns the rows of the results to the processes that hold them. shards and result: [N, its rows, columns].
     """
     processes, number, columns = group.size(), len(shards), shards.shape[2]
     # matrices and rows per process, rounded up; the last processes may have fewer or none

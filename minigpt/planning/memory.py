@@ -103,6 +103,15 @@ def layer_matrices(config: MiniGPTConfig) -> dict[tuple[int, int], int]:
     return counts
 
 
+def muon_matrices(config: MiniGPTConfig) -> dict[tuple[int, int], int]:
+    """The same as Muon takes them: each head of the query and key projections is a matrix of its own."""
+    counts = layer_matrices(config)
+    hidden, heads = config.hidden_size, config.num_attention_heads
+    counts[hidden, hidden] -= 2
+    counts[hidden // heads, hidden] = counts.get((hidden // heads, hidden), 0) + 2 * heads
+    return counts
+
+
 def layer_matrix_parameters(config: MiniGPTConfig) -> int:
     """Number of parameters in the matrices of one layer."""
     return sum(rows * columns * count for (rows, columns), count in layer_matrices(config).items())
@@ -180,7 +189,7 @@ def update_bytes(setup: TrainingSetup) -> float:
     iteration = (2 if setup.device == "cuda" else FLOAT32) / setup.devices
     stacks = 6 / setup.shards if setup.sharded else 3 if setup.is_ddp else 2
     sizes = []
-    for (rows, columns), count in layer_matrices(setup.config).items():
+    for (rows, columns), count in muon_matrices(setup.config).items():
         matrices, short = setup.config.num_hidden_layers * count, min(rows, columns)
         per_matrix = stacks * FLOAT32 * rows * columns + 2 * iteration * (rows * columns + short * short)
         sizes.append(matrices * per_matrix)

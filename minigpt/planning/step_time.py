@@ -23,8 +23,8 @@ from minigpt.planning.memory import (
     TrainingSetup,
     all_parameters,
     is_attention_recomputed,
-    layer_matrices,
     layer_matrix_parameters,
+    muon_matrices,
     trained_parameters,
 )
 from minigpt.utils.hardware import Gpu
@@ -165,7 +165,7 @@ def recomputed_flops_per_token(setup: TrainingSetup) -> float:
 def muon_flops(config: MiniGPTConfig, ns_steps: int) -> float:
     """FLOPs of Muon's Newton-Schulz steps: two products with the Gram matrix of each matrix, and its square."""
     total = 0.0
-    for (rows, columns), count in layer_matrices(config).items():
+    for (rows, columns), count in muon_matrices(config).items():
         short, long = sorted((rows, columns))
         total += count * ns_steps * (4 * short**2 * long + 2 * short**3)
     return config.num_hidden_layers * total
