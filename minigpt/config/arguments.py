@@ -76,6 +76,10 @@ class ModelArguments(Checked):
     )
     tie_word_embeddings: bool | None = option("Share the input and output embedding (default: true)")
     qkv_bias: bool | None = option("Bias on the query, key and value projections (default: true)")
+    initializer_gain: float | None = option(
+        "Initial standard deviation of the q, k, v and up projections times sqrt(fan_in); 0.55 in GPT-2 124M "
+        "(default: GPT-2's standard deviation 0.02 at any width)"
+    )
     dropout: float | None = option(
         "Dropout on embeddings, attention and residuals (default: 0, or the loaded model's)"
     )
@@ -101,6 +105,10 @@ class ModelArguments(Checked):
         if self.model_name_or_path is not None and self.shape:
             given = ", ".join(f"{name}={value}" for name, value in self.shape.items())
             yield f"{given}: the shape is fixed by model_name_or_path={self.model_name_or_path}; drop one of them"
+        if self.initializer_gain is not None and not self.initializer_gain > 0:
+            yield f"initializer_gain={self.initializer_gain} must be above 0"
+        if self.initializer_gain is not None and self.model_name_or_path is not None:
+            yield f"initializer_gain is for new weights, not for model_name_or_path={self.model_name_or_path}; drop one"
         if self.dropout is not None and not 0 <= self.dropout < 1:
             yield f"dropout={self.dropout} must be at least 0 and below 1"
         yield from _below(self, 1, "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")

@@ -14,6 +14,7 @@ from minigpt.data.tokenizer import load_tokenizer, vocabulary_size
 from minigpt.generation.sampling import prompt_ids
 from minigpt.modeling.activation_checkpointing import enable_activation_checkpointing
 from minigpt.modeling.embeddings import grow_embeddings
+from minigpt.modeling.initialization import scale_input_matrices
 from minigpt.modeling.loading import find_model, load_model
 from minigpt.modeling.lora import add_adapter, config_source, find_adapter, load_adapter_weights
 from minigpt.modeling.loss import in_place_cross_entropy
@@ -41,6 +42,8 @@ def build_model(args: Arguments, tokenizer: PreTrainedTokenizerFast, resume_from
             _check_memory(config)
             config._attn_implementation = args.attn_implementation
             model = MiniGPTForCausalLM(config)
+            if args.initializer_gain is not None:
+                scale_input_matrices(model, args.initializer_gain, config.initializer_range)
         else:
             model = _load(args.model_name_or_path, args)
             _fit_vocabulary(model, args, tokenizer, config.vocab_size)
