@@ -42,7 +42,7 @@ from minigpt.hub.background_push import BackgroundPush
 from minigpt.hub.model_card import write_card
 from minigpt.hub.secret_scan import refuse_secrets_on_command_line
 from minigpt.modeling.flops import train_flops_per_token
-from minigpt.optim.lr_schedule import Schedule, build_schedule, learning_rate_at, set_learning_rate
+from minigpt.optim.lr_schedule import build_schedule, set_learning_rate
 from minigpt.optim.optimizer import build_optimizer
 from minigpt.training.accelerator import (
     clear_gradients,
@@ -73,6 +73,7 @@ from minigpt.training.resume import (
     set_aside_later_checkpoints,
 )
 from minigpt.training.run_dir import OutputDir, check_room
+from minigpt.training.run_length import RunLength
 from minigpt.training.run_log import TrainingLog
 from minigpt.training.setup import build_model
 from minigpt.training.state import TrainingClock, TrainingState, seed_step
@@ -89,7 +90,7 @@ class Run:
     tokenizer: PreTrainedTokenizerFast
     model: torch.nn.Module
     optimizer: torch.optim.Optimizer
-    schedule: Schedule
+    length: RunLength
     data_module: DataModule
     batches: Iterator[Batch]
     state: TrainingState
@@ -117,16 +118,19 @@ def train(args: Arguments) -> int:
 
 def run_steps(run: Run, stop: StopRequest) -> int:
     """Make the steps of a run, and what is due between them. Returns the exit code."""
-    args, state, log, accelerator, max_steps = run.args, run.state, run.log, run.accelerator, run.schedule.max_steps
+    args, state, log, accelerator = run.args, run.state, run.log, run.accelerator
     stop.listen()
     clock = TrainingClock(state)
     run.model.train()
 
-    while state.step < max_steps:
-        learning_rate = learning_rate_at(state.step, run.schedule)
+    while not state.is_done:
+        learning_rate = run.length.learning_rate(state)
         loss, grad_norm = take_step(run, learning_rate)
         run.output_dir.discard_earlier_run()
         log.step_done()
+        if log.due(state):
+            clock.tick()
+            run.length.correct(state, accelerator)
         stopping = stop.received_by_any_rank()
         if stopping or is_pause(run):
             run.skipped_steps.settle(state, run.model)
@@ -149,9 +153,9 @@ def run_steps(run: Run, stop: StopRequest) -> int:
                 log.evaluation(state, run.hellaswag.run(run.model, accelerator), is_best=False)
             if run.samples.due(state):
                 log.samples(state, run.samples.run(run.model, accelerator))
-            if saved and state.step < max_steps and not stopping:
+            if saved and not state.is_done and not stopping:
                 run.pushes.start(state.step)
-        if stopping and state.step < max_steps:
+        if stopping and not state.is_done:
             reason = "diverged" if diverged else "stopped"
             log.print(f"{reason} at step {state.step}; resume with --resume_from_checkpoint latest")
             log.close()
@@ -162,7 +166,7 @@ def run_steps(run: Run, stop: StopRequest) -> int:
     if accelerator.is_main_process:
         write_plot_and_card(run)
     duration = format_duration(state.elapsed_s)
-    log.print(f"done: {max_steps} steps in {duration} of training; the model is in {args.run_dir}")
+    log.print(f"done: {state.step} steps in {duration} of training; the model is in {args.run_dir}")
     log.close()
     stop.release()  # the model is complete: the upload may be interrupted
     run.pushes.finish()
@@ -243,14 +247,14 @@ def set_up(args: Arguments, output_dir: OutputDir) -> Run:
     optimizer = build_optimizer(model, args, accelerator.device)
     data_module = open_data_module(args, shards, tokenizer.eos_token_id)
     max_steps = steps_of_run(args, data_module.order.samples_per_epoch, accelerator.num_processes)
-    schedule = build_schedule(args, max_steps, accelerator.num_processes)
     check_length(args, resume_from, state, max_steps)
+    length = RunLength(args, build_schedule(args, max_steps, accelerator.num_processes), state)
     best = best_checkpoint(args, resume_from, state)
     validation, hellaswag, eval_batch_size = None, None, args.eval_batch_size
     if data_module.validation:
-        validation = ValidationLoss(data_module.validation, eval_batch_size, args.eval_steps, max_steps)
+        validation = ValidationLoss(data_module.validation, eval_batch_size, args.eval_steps)
     if args.hellaswag_steps is not None:
-        hellaswag = HellaSwagEvaluation(args, tokenizer, eval_batch_size, max_steps)
+        hellaswag = HellaSwagEvaluation(args, tokenizer, eval_batch_size)
     pushes = BackgroundPush(args, accelerator.is_main_process)
     changes = changed_options(resume_from, args, state, accelerator) if resume_from is not None else []
     accelerator.wait_for_everyone()
@@ -269,7 +273,7 @@ def set_up(args: Arguments, output_dir: OutputDir) -> Run:
     batches = data_module.batches(args, state.samples_seen, accelerator.process_index, accelerator.num_processes)
     optional_files = OptionalFiles(args.run_dir)
     flops = train_flops_per_token(parameters, config, args.block_size, trained)
-    log = TrainingLog(args, state, accelerator, max_steps, flops, optional_files)
+    log = TrainingLog(args, state, accelerator, flops, optional_files)
     log.print(describe(args, accelerator, config, parameters, trained, shards, data_module, max_steps))
     for note in notes:
         log.print(f"  note: {note}")
@@ -283,17 +287,17 @@ def set_up(args: Arguments, output_dir: OutputDir) -> Run:
         tokenizer=tokenizer,
         model=model,
         optimizer=optimizer,
-        schedule=schedule,
+        length=length,
         data_module=data_module,
         batches=on_device(batches, accelerator.device, config),
         state=state,
         log=log,
         validation=validation,
         hellaswag=hellaswag,
-        samples=SampleTexts(args, args.seed, tokenizer, max_steps),
+        samples=SampleTexts(args, args.seed, tokenizer),
         optional_files=optional_files,
         skipped_steps=SkippedSteps(args, tokenizer, optional_files, accelerator),
-        checkpoints=Checkpoints(args, tokenizer, max_steps),
+        checkpoints=Checkpoints(args, tokenizer),
         pushes=pushes,
         output_dir=output_dir,
     )

@@ -108,7 +108,7 @@ class ModelArguments(Checked):
         if self.initializer_gain is not None and not self.initializer_gain > 0:
             yield f"initializer_gain={self.initializer_gain} must be above 0"
         if self.initializer_gain is not None and self.model_name_or_path is not None:
-            yield f"initializer_gain is for new weights, not for model_name_or_path={self.model_name_or_path}; drop one"
+            yield f"initializer_gain is for new weights, not those of model_name_or_path={self.model_name_or_path}"
         if self.dropout is not None and not 0 <= self.dropout < 1:
             yield f"dropout={self.dropout} must be at least 0 and below 1"
         yield from _below(self, 1, "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
@@ -237,6 +237,11 @@ class BatchArguments(Checked):
         "Samples per evaluation batch and process (default: as in training)"
     )
     max_steps: int | None = option("Number of steps (optimizer updates); overrides num_train_epochs")
+    train_minutes: float = option(
+        "Train for this many minutes, without evaluation and saving; the learning rate follows the time. Overrides "
+        "max_steps and num_train_epochs (0: no limit)",
+        0.0,
+    )
     num_train_epochs: float = option("Passes over the training data, if max_steps is not given", 1.0)
     dataloader_num_workers: int = option("Processes that load batches for each training process", 0)
     seed: int = option("Seed of the initial weights, the data order and dropout", 1337)
@@ -248,7 +253,7 @@ class BatchArguments(Checked):
     def problems(self) -> Iterator[str]:
         yield from _below(self, 1, "block_size", "stride", "per_device_train_batch_size", "max_steps")
         yield from _below(self, 1, "gradient_accumulation_steps", "per_device_eval_batch_size")
-        yield from _below(self, 0, "dataloader_num_workers", "seed")
+        yield from _below(self, 0, "dataloader_num_workers", "seed", "train_minutes")
         if not self.num_train_epochs > 0:
             yield f"num_train_epochs={self.num_train_epochs} must be greater than 0"
         if self.stride is not None and self.stride > self.block_size:
@@ -397,6 +402,8 @@ class Arguments(ModelArguments, DataArguments, BatchArguments, OptimizerArgument
         if self.use_peft and self.optimizer == "muon":
             # it orthogonalizes the update of a whole weight matrix; an adapter's matrices are two factors of one
             yield "optimizer=muon is for whole weight matrices, and use_peft trains none; use optimizer=adamw"
+        if self.num_decay_steps is not None and self.train_minutes:
+            yield "num_decay_steps has no effect with train_minutes, where the last fifth of the time decays; drop one"
 
     def as_yaml(self) -> str:
         """Every option that differs from its default, in a form that `read_config` reads back."""

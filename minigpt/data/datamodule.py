@@ -24,6 +24,8 @@ from minigpt.utils.once_per_host import once_per_host
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
+STEPS_OF_A_TIME = 1_000_000
+
 
 @dataclass(frozen=True)
 class DataModule:
@@ -121,7 +123,12 @@ def samples_per_step(args: BatchArguments, processes: int) -> int:
 
 
 def steps_of_run(args: BatchArguments, samples_per_epoch: int, processes: int) -> int:
-    """The number of steps of the whole run: `max_steps`, or what `num_train_epochs` epochs take, rounded."""
+    """The number of steps of the whole run: `max_steps`, or what `num_train_epochs` epochs take, rounded.
+
+    With `train_minutes` it is not known yet, and any number of steps stands for the whole time.
+    """
+    if args.train_minutes:
+        return STEPS_OF_A_TIME
     if args.max_steps is not None:
         return args.max_steps
     return max(1, round(args.num_train_epochs * samples_per_epoch / samples_per_step(args, processes)))

@@ -66,8 +66,8 @@ def build_schedule(args: Arguments, max_steps: int, processes: int) -> Schedule:
     )
 
 
-def learning_rate_at(step: int, schedule: Schedule) -> float:
-    """Learning rate of the optimizer step `step` (0-based).
+def learning_rate_at(step: float, schedule: Schedule) -> float:
+    """Learning rate of the optimizer step `step` (0-based; between two steps, if the length of the run is a time).
 
     The warm-up starts above zero, at 1 / (warmup_steps + 1) of the peak. Raises ValueError if `step` is negative.
     Sources: Brown et al. 2020 (https://arxiv.org/abs/2005.14165), appendix B, for warm-up and cosine;

@@ -327,7 +327,7 @@ def plan_run(
         setup=setup,
         candidates=candidates,
         proposal=_best(candidates),
-        steps=planned_steps(args, devices),
+        steps=planned_steps(args, devices, timing.step_s if timing else None),
         precision=precision,
         hardware=hardware,
         timing=timing,
@@ -380,8 +380,10 @@ def planned_adapter(args: Arguments, config: MiniGPTConfig) -> Adapter | None:
     return Adapter(args.lora_r, tuple(modules), args.lora_dropout)
 
 
-def planned_steps(args: Arguments, devices: int) -> int | None:
-    """Steps of the whole run; None if the text has to be tokenized or packed to know them."""
+def planned_steps(args: Arguments, devices: int, step_s: float | None) -> int | None:
+    """Steps of the whole run; None if the text has to be tokenized or packed, or a step timed, to know them."""
+    if args.train_minutes:
+        return round(60 * args.train_minutes / step_s) if step_s is not None else None
     if args.max_steps is not None:
         return args.max_steps
     if args.data is None or args.packing_strategy != "wrapped":

@@ -27,7 +27,7 @@ from minigpt.training.checkpoint_files import remove_leftovers, write_checksums
 from minigpt.training.model_files import write_model
 from minigpt.training.optimizer_state import Tensors, gather_moments, gather_weights
 from minigpt.training.optional_files import SMALL_FILES_BYTES
-from minigpt.training.state import TrainingState, is_due
+from minigpt.training.state import TrainingState
 from minigpt.utils.errors import RunFailure
 from minigpt.utils.files import is_disk_full, lack_of_room, publish_folder, remove_folder, write_atomically
 from minigpt.utils.formatting import format_bytes
@@ -38,14 +38,14 @@ from minigpt.utils.run_files import ARGUMENTS_FILE, OPTIMIZER_FILE, STATE_FILE, 
 class Checkpoints:
     """The checkpoints of one run: when they are written, and which are kept."""
 
-    def __init__(self, args: Arguments, tokenizer: PreTrainedTokenizerFast, max_steps: int) -> None:
-        self.args, self.tokenizer, self.max_steps = args, tokenizer, max_steps
+    def __init__(self, args: Arguments, tokenizer: PreTrainedTokenizerFast) -> None:
+        self.args, self.tokenizer = args, tokenizer
         self._writer = ThreadPoolExecutor(max_workers=1)
         self._pending: Future[str | None] | None = None
 
     def due(self, state: TrainingState) -> bool:
         """Whether `save_steps` asks for a checkpoint after this step."""
-        return is_due(state.step, self.args.save_steps, self.max_steps)
+        return state.is_due(self.args.save_steps)
 
     def save(
         self,
@@ -63,7 +63,7 @@ class Checkpoints:
         """
         problem = self._save(state, model, optimizer, accelerator, stopping)
         if problem is not None:
-            if stopping or state.step == self.max_steps:
+            if stopping or state.is_done:
                 raise RunFailure(f"{problem}; free some space and resume with --resume_from_checkpoint latest")
             _warn(problem)
         accelerator.wait_for_everyone()
@@ -110,7 +110,7 @@ class Checkpoints:
             state.loss_scale, state.loss_scale_growth = scaler.get("scale"), scaler.get("_growth_tracker")
         write = partial(self._write, replace(state), model, accelerator)
         in_background = self.args.async_save and not self.args.push_to_hub
-        if in_background and not run_ends and state.step < self.max_steps:
+        if in_background and not run_ends and not state.is_done:
             # on a CPU both share the memory of model and optimizer, which the next steps change
             self._pending = self._writer.submit(write, _copied(weights), _copied(moments))
             return None

@@ -29,6 +29,9 @@ def describe(
     precision = PRECISION_NAMES.get(accelerator.mixed_precision, accelerator.mixed_precision)
     compiled = "" if accelerator.state.dynamo_plugin.backend == "NO" else ", compiled"
     base = parameters - trained if args.use_peft else parameters
+    length = f"{max_steps:,} steps = {max_steps / steps_per_epoch:.2f} epochs of {steps_per_epoch:,.1f} steps"
+    if args.train_minutes:
+        length = f"{args.train_minutes:g} minutes of training; an epoch has {steps_per_epoch:,.1f} steps"
     lines = {
         "model": f"{base / 1e6:.2f}M parameters: {config.num_hidden_layers} layers, {config.hidden_size} wide, "
         f"{config.num_attention_heads} heads, vocabulary of {config.vocab_size:,}",
@@ -38,7 +41,7 @@ def describe(
         **({"packing": str(data_module.train)} if isinstance(data_module.train, PackedDocuments) else {}),
         "step": f"{per_step * args.block_size:,} {places} = {args.per_device_train_batch_size} samples x "
         f"{args.gradient_accumulation_steps} micro-batches x {processes} processes x {args.block_size} tokens",
-        "length": f"{max_steps:,} steps = {max_steps / steps_per_epoch:.2f} epochs of {steps_per_epoch:,.1f} steps",
+        "length": length,
         "device": f"{processes} x {accelerator.device.type}, {precision}{compiled}",
         "output": str(args.run_dir),
     }

@@ -16,20 +16,20 @@ from minigpt.evaluation.metrics import validation_metrics
 from minigpt.generation.sampling import sample_text
 from minigpt.modeling.loss import IGNORE_INDEX
 from minigpt.training.accelerator import uncompiled
-from minigpt.training.state import TrainingState, is_due
+from minigpt.training.state import TrainingState
 from minigpt.utils.errors import UserError, first_line
 
 
 class ValidationLoss:
     """Full validation loss, every `eval_steps` steps. Raises UserError for text without any target."""
 
-    def __init__(self, samples: Samples, batch_size: int, eval_steps: int, max_steps: int) -> None:
-        self.samples, self.batch_size, self.eval_steps, self.max_steps = samples, batch_size, eval_steps, max_steps
+    def __init__(self, samples: Samples, batch_size: int, eval_steps: int) -> None:
+        self.samples, self.batch_size, self.eval_steps = samples, batch_size, eval_steps
         if not any(bool((samples[sample]["shift_labels"] != IGNORE_INDEX).any()) for sample in samples.full_pass()):
             raise UserError("no token of the validation text is in the loss; give other validation text")
 
     def due(self, state: TrainingState) -> bool:
-        return is_due(state.step, self.eval_steps, self.max_steps)
+        return state.is_due(self.eval_steps)
 
     def run(self, model: nn.Module, accelerator: Accelerator) -> dict[str, float]:
         """`val/loss`, `val/perplexity` and, if the size of the text is known, `val/bits_per_byte`."""
@@ -45,16 +45,14 @@ class HellaSwagEvaluation:
     Raises UserError for a file that is not HellaSwag, and for text that the tokenizer cannot encode.
     """
 
-    def __init__(
-        self, args: RunArguments, tokenizer: PreTrainedTokenizerFast, batch_size: int, max_steps: int
-    ) -> None:
-        self.hellaswag_steps, self.max_steps = args.hellaswag_steps or 0, max_steps
+    def __init__(self, args: RunArguments, tokenizer: PreTrainedTokenizerFast, batch_size: int) -> None:
+        self.hellaswag_steps = args.hellaswag_steps or 0
         self.tokenizer, self.batch_size = tokenizer, batch_size
         self.rows = load_rows(args.hellaswag_file, args.hellaswag_limit)
         check_encodable(self.rows, tokenizer, args.hellaswag_file)
 
     def due(self, state: TrainingState) -> bool:
-        return is_due(state.step, self.hellaswag_steps, self.max_steps)
+        return state.is_due(self.hellaswag_steps)
 
     def run(self, model: nn.Module, accelerator: Accelerator) -> dict[str, float]:
         """The three accuracies, `hellaswag/...`."""
@@ -65,11 +63,11 @@ class HellaSwagEvaluation:
 class SampleTexts:
     """A continuation of every sample prompt, or the answer to it, every `sample_steps` steps."""
 
-    def __init__(self, args: RunArguments, seed: int, tokenizer: PreTrainedTokenizerFast, max_steps: int) -> None:
-        self.args, self.seed, self.tokenizer, self.max_steps = args, seed, tokenizer, max_steps
+    def __init__(self, args: RunArguments, seed: int, tokenizer: PreTrainedTokenizerFast) -> None:
+        self.args, self.seed, self.tokenizer = args, seed, tokenizer
 
     def due(self, state: TrainingState) -> bool:
-        return is_due(state.step, self.args.sample_steps, self.max_steps)
+        return state.is_due(self.args.sample_steps)
 
     def run(self, model: nn.Module, accelerator: Accelerator) -> dict[str, str]:
         """Prompt → text; with a chat template, question → answer. Every rank must call this, for sharded weights.

@@ -12,7 +12,7 @@ from accelerate.utils import DynamoBackend
 
 from minigpt.config.arguments import Arguments
 from minigpt.training.optional_files import LINE_BYTES, OptionalFiles
-from minigpt.training.state import TrainingState, is_due
+from minigpt.training.state import TrainingState
 from minigpt.utils.errors import UserError
 from minigpt.utils.files import append_line, write_atomically
 from minigpt.utils.formatting import format_count, format_duration
@@ -48,11 +48,10 @@ class TrainingLog:
         args: Arguments,
         state: TrainingState,
         accelerator: Accelerator,
-        max_steps: int,
         flops_per_token: float,
         optional_files: OptionalFiles,
     ) -> None:
-        self.args, self.accelerator, self.max_steps = args, accelerator, max_steps
+        self.args, self.accelerator = args, accelerator
         self.flops_per_token, self.optional_files = flops_per_token, optional_files
         self.path = args.run_dir / METRICS_FILE
         self._last_tokens, self._last_elapsed_s = state.tokens_seen, state.elapsed_s
@@ -74,7 +73,7 @@ class TrainingLog:
                         tracker.store_init_configuration(_plain(vars(args)))
         self.progress = Progress(
             "training",
-            max_steps,
+            state.max_steps,
             "step",
             initial=state.step,
             delay=0,
@@ -83,7 +82,7 @@ class TrainingLog:
         )
 
     def due(self, state: TrainingState) -> bool:
-        return state.step == 1 or is_due(state.step, self.args.logging_steps, self.max_steps)
+        return state.step == 1 or state.is_due(self.args.logging_steps)
 
     def training(self, state: TrainingState, loss: float, grad_norm: float, learning_rate: float) -> None:
         """Log one step: its loss (nats per token, over all ranks), gradient norm before clipping, and speed."""
@@ -99,6 +98,7 @@ class TrainingLog:
         self.record(state, metrics)
         speed = f"{format_count(tokens_per_sec)} tokens/s"
         memory = f"{metrics['train/peak_memory_gib']:.1f} GiB"
+        self.progress.set_total(state.max_steps)
         self.progress.set_status(f"loss {loss:.4f}, {speed}, {memory}")
         self.print(self._progress_line(state, metrics))
 
@@ -162,11 +162,11 @@ class TrainingLog:
             print_line(text)
 
     def _progress_line(self, state: TrainingState, metrics: dict[str, float]) -> str:
-        width = len(str(self.max_steps))
-        seconds_left = (self.max_steps - state.step) * state.elapsed_s / state.step
+        width = len(str(state.max_steps))
+        seconds_left = (state.max_steps - state.step) * state.elapsed_s / state.step
         mfu = f" | mfu {metrics['train/mfu']:.1%}" if "train/mfu" in metrics else ""
         return (
-            f"step {state.step:>{width}}/{self.max_steps} | loss {metrics['train/loss']:.4f} "
+            f"step {state.step:>{width}}/{state.max_steps} | loss {metrics['train/loss']:.4f} "
             f"| lr {metrics['train/lr']:.2e} | {format_count(metrics['train/tokens_per_sec'])} tokens/s{mfu} "
             f"| {metrics['train/peak_memory_gib']:.1f} GiB | {format_duration(seconds_left)} left"
         )

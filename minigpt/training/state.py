@@ -23,6 +23,9 @@ class TrainingState:
     samples_seen: int = 0
     tokens_seen: int = 0  # targets with a loss
     elapsed_s: float = 0.0  # training time; evaluation, sampling and saving excluded
+    max_steps: int = 0  # the step after which the run ends; corrected by `TimeLimit`
+    timed_step: int = 0  # the step of the last correction,
+    timed_share: float = 0.0  # and how much of the time was over then
     skipped_steps: int = 0  # steps that were not applied because their gradient was not finite
     best_step: int | None = None
     best_val_loss: float | None = None
@@ -30,6 +33,14 @@ class TrainingState:
     loss_scale_growth: int | None = None
     data_fingerprint: str | None = None
     run_id: str = field(default_factory=lambda: secrets.token_hex(4))  # identifies the run in trackers
+
+    @property
+    def is_done(self) -> bool:
+        return self.step >= self.max_steps
+
+    def is_due(self, every: int) -> bool:
+        """Whether a task that runs every `every` steps and at the end (0: only at the end) runs after this step."""
+        return self.step == self.max_steps or (every > 0 and self.step % every == 0)
 
     def advance(self, samples: int, tokens: int) -> None:
         """Count one step."""
@@ -84,8 +95,3 @@ class TrainingClock:
             yield
         finally:
             self._since = time.perf_counter()
-
-
-def is_due(step: int, every: int, last_step: int) -> bool:
-    """Whether a task that runs every `every` steps and at the end (0: only at the end) runs after `step`."""
-    return step == last_step or (every > 0 and step % every == 0)

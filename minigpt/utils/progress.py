@@ -70,6 +70,10 @@ class Progress:
             elapsed = format_duration(now - self._started)
             print(f"{self._description}: {self._done:,}{of_total} {self._unit} in {elapsed}{status}", file=sys.stderr)
 
+    def set_total(self, total: int) -> None:
+        """Change the amount of work."""
+        self._total = self._bar.total = total
+
     def set_status(self, text: str) -> None:
         """Set the text after the bar, such as a loss or a rate."""
         self._status = text

@@ -139,7 +139,7 @@ def test_planned_steps_are_those_of_the_trainer(options: dict, devices: int, tmp
     folder = str(tmp_path)
     args = Arguments(data=[folder], tokenizer=folder, block_size=16, per_device_train_batch_size=2, **options)
     samples = open_data_module(args, load_data(args)[0], 0).order.samples_per_epoch
-    assert planned_steps(args, devices) == steps_of_run(args, samples, devices)
+    assert planned_steps(args, devices, None) == steps_of_run(args, samples, devices)
 
 
 def test_planned_tokens_per_step_are_those_that_a_run_logs(

@@ -19,7 +19,7 @@ from support.tiny import byte_tokenizer, tiny_model
 
 def test_weights_that_are_not_finite_give_a_note_instead_of_a_sample() -> None:
     args = RunArguments(sample_prompts=["a", "b"], sample_max_new_tokens=4, report_to=["none"])
-    samples = SampleTexts(args, 1, byte_tokenizer(eos_token="<|endoftext|>"), max_steps=1)
+    samples = SampleTexts(args, 1, byte_tokenizer(eos_token="<|endoftext|>"))
     model, accelerator = tiny_model(), Accelerator(cpu=True)
     sound = samples.run(model, accelerator)
     assert all(text.startswith(prompt) for prompt, text in sound.items())
@@ -34,7 +34,7 @@ def test_with_a_chat_template_a_sample_is_the_answer_to_its_prompt() -> None:
     tokenizer, model = byte_tokenizer(eos_token="<|endoftext|>"), tiny_model(max_position_embeddings=64)
     set_chat_template(tokenizer, read_chat_template("plain"))
     args = RunArguments(sample_prompts=["", "Hi"], sample_max_new_tokens=8, report_to=["none"])
-    answers = SampleTexts(args, 1, tokenizer, max_steps=1).run(model, Accelerator(cpu=True))
+    answers = SampleTexts(args, 1, tokenizer).run(model, Accelerator(cpu=True))
     assert list(answers) == ["Hi"]
     conversation = Conversation(model, tokenizer)
     conversation.ask("Hi", Sampling(8, temperature=0.8, top_k=50), seed=1)
@@ -69,6 +69,6 @@ class LabeledSamples(Samples):
 
 def test_validation_text_without_a_target_is_refused_before_the_first_step() -> None:
     masked = [IGNORE_INDEX, IGNORE_INDEX]
-    ValidationLoss(LabeledSamples([masked, [IGNORE_INDEX, 5]]), batch_size=1, eval_steps=1, max_steps=1)
+    ValidationLoss(LabeledSamples([masked, [IGNORE_INDEX, 5]]), batch_size=1, eval_steps=1)
     with pytest.raises(UserError, match="no token of the validation text is in the loss"):
-        ValidationLoss(LabeledSamples([masked, masked]), batch_size=1, eval_steps=1, max_steps=1)
+        ValidationLoss(LabeledSamples([masked, masked]), batch_size=1, eval_steps=1)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from minigpt.training.run_log import forget_after, requested_trackers
-from minigpt.training.state import TrainingState, is_due
+from minigpt.training.state import TrainingState
 from minigpt.utils.errors import UserError
 from minigpt.utils.formatting import format_duration
 from minigpt.utils.run_files import read_metrics
@@ -68,4 +68,4 @@ def test_the_state_survives_a_round_trip_and_other_files_are_refused(tmp_path: P
 
 @pytest.mark.parametrize(("every", "due"), [(0, [7]), (1, [1, 2, 3, 4, 5, 6, 7]), (3, [3, 6, 7]), (9, [7])])
 def test_a_periodic_task_runs_at_multiples_and_at_the_end(every: int, due: list[int]) -> None:
-    assert [step for step in range(1, 8) if is_due(step, every, last_step=7)] == due
+    assert [step for step in range(1, 8) if TrainingState(step=step, max_steps=7).is_due(every)] == due

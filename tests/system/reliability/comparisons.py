@@ -97,9 +97,9 @@ def saving(folder: Path, common: list[str], args: argparse.Namespace) -> None:
             run_dir = folder / f"{name.strip('`')}-{attempt}"
             run_dir.mkdir()
             options = Arguments(train_file=["text"], output_dir=str(run_dir), async_save=in_background)
-            checkpoints = Checkpoints(options, tokenizer, max_steps=2000)
+            checkpoints = Checkpoints(options, tokenizer)
             start = time.perf_counter()
-            checkpoints.save(TrainingState(step=1000), model, optimizer, accelerator)
+            checkpoints.save(TrainingState(step=1000, max_steps=2000), model, optimizer, accelerator)
             waits.append(time.perf_counter() - start)
             checkpoints.finish()
             totals.append(time.perf_counter() - start)
