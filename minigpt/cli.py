@@ -39,6 +39,7 @@ VERBS = {
     "bench engines": "compare a model in llama.cpp, ONNX Runtime and here",
     "bench tokenize": "measure tokenizing beside tokenizers and tiktoken",
     "bench load": "measure loading batches",
+    "bench scaling": "train small models of many shapes, for the fitted law of the loss",
     "bench gpu": "check and measure everything that needs a GPU, in one run",
 }
 

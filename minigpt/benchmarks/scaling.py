@@ -1,0 +1,123 @@
+"""The study behind `--train_minutes`: small models over shape, vocabulary, length and learning rate, on real texts."""
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from minigpt.experiments.runs import PlannedRun
+from minigpt.utils.files import write_atomically
+from minigpt.utils.run_files import DATA_FILE
+
+PROGRAM = "minigpt bench scaling"
+RUNS_FILE = "scaling.jsonl"
+
+SHAPES = ((64, 2), (96, 3), (128, 4), (192, 4), (256, 6))  # hidden_size, num_hidden_layers
+FEW_SHAPES = ((96, 3), (192, 4))  # on every text but the first
+STEPS = (100, 250, 600)
+VOCABULARIES = (512, 1024, 4096, 8192)
+RATE_WIDTHS = (128, 256, 512)
+MUON_RATES, ADAMW_RATES = (0.005, 0.01, 0.02, 0.04, 0.08), (0.005, 0.01, 0.02, 0.04, 0.08)
+BASE = {
+    "tokenizer": "bpe", "block_size": 128, "dropout": 0.0, "per_device_train_batch_size": 16, "optimizer": "muon",
+    "learning_rate": 0.02, "muon_learning_rate": 0.02, "muon_momentum": 0.9, "muon_ns_steps": 3, "weight_decay": 0.0,
+    "lr_scheduler_type": "linear", "warmup_steps": 10, "per_device_eval_batch_size": 64, "eval_steps": 0,
+    "save_steps": 0, "logging_steps": 1000, "sample_max_new_tokens": 1, "report_to": "none",
+    "validation_split_percentage": 5,
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class StudyRun:
+    """One run: which question it belongs to, its text, and what differs from `BASE`."""
+
+    question: str  # law, vocabulary, muon_rate or adamw_rate
+    text: str
+    vocabulary: int
+    hidden_size: int
+    layers: int
+    steps: int
+    muon_rate: float = 0.02
+    adamw_rate: float = 0.02
+    batch: int = 16
+
+    @property
+    def name(self) -> str:
+        return (
+            f"{self.text}-v{self.vocabulary}-w{self.hidden_size}-l{self.layers}-s{self.steps}-b{self.batch}"
+            f"-m{self.muon_rate:g}-a{self.adamw_rate:g}"
+        )
+
+    def words(self, source: Sequence[str]) -> list[str]:
+        """The command line of the run."""
+        options = BASE | {
+            "tokenizer_vocab_size": self.vocabulary,
+            "hidden_size": self.hidden_size,
+            "num_hidden_layers": self.layers,
+            "num_attention_heads": self.hidden_size // 32,
+            "max_steps": self.steps,
+            "muon_learning_rate": self.muon_rate,
+            "learning_rate": self.adamw_rate,
+            "per_device_train_batch_size": self.batch,
+        }
+        return [*source, *(f"--{name}={value}" for name, value in options.items())]
+
+
+def study_runs(texts: Sequence[str]) -> Iterator[StudyRun]:
+    """All runs, the shortest questions first. The first text gets every shape and all learning rates."""
+    for text in texts:
+        for hidden_size, layers in SHAPES if text == texts[0] else FEW_SHAPES:
+            for steps in STEPS:
+                yield StudyRun("law", text, 2048, hidden_size, layers, steps)
+    for text in texts[:2]:
+        for vocabulary in VOCABULARIES:
+            yield StudyRun("vocabulary", text, vocabulary, 128, 4, 250)
+    for hidden_size in RATE_WIDTHS:
+        for rate in MUON_RATES:
+            yield StudyRun("muon_rate", texts[0], 2048, hidden_size, 4, 120, muon_rate=rate, batch=8)
+        for rate in ADAMW_RATES:
+            yield StudyRun("adamw_rate", texts[0], 2048, hidden_size, 4, 120, adamw_rate=rate, batch=8)
+
+
+def run_study(
+    texts: dict[str, list[str]],
+    output_dir: Path,
+    questions: Sequence[str],
+    parallel: int = 1,
+    report: Callable[[str], None] = print,
+) -> list[dict[str, object]]:
+    """Train all runs that are not finished yet. Returns a row for each; the same go to scaling.jsonl.
+
+    texts: name → the words that give its source, such as ["--train_file", "kjv.txt"].
+    """
+
+    def train(study_run: StudyRun) -> dict[str, object]:
+        plan = PlannedRun(study_run.words(texts[study_run.text]), output_dir / study_run.name)
+        environment = {"OMP_NUM_THREADS": "1"} if parallel > 1 else {}
+        result = plan.train(plan.arguments(PROGRAM), environment=environment)
+        row = asdict(study_run) | run_facts(study_run, result.run_dir)
+        row |= {"bits_per_byte": result.bits_per_byte, "elapsed_s": result.elapsed_s}
+        report(f"{study_run.name}: {result.bits_per_byte:.4f} bits per byte after {result.elapsed_s:.0f} s")
+        return row
+
+    chosen = list(dict.fromkeys(run for run in study_runs(list(texts)) if run.question in questions))
+    with ThreadPoolExecutor(parallel) as pool:
+        rows = list(pool.map(train, chosen))
+    write_atomically(output_dir / RUNS_FILE, "".join(json.dumps(row) + "\n" for row in rows))
+    return rows
+
+
+def run_facts(study_run: StudyRun, run_dir: Path) -> dict[str, float]:
+    """Parameters of the layers, parameters in all, and bytes of text that the run has read."""
+    data = json.loads((run_dir / DATA_FILE).read_text(encoding="utf-8"))
+    train = data["splits"]["train"]
+    tokens = study_run.steps * study_run.batch * 128
+    in_layers = 12 * study_run.layers * study_run.hidden_size**2
+    return {
+        "layer_parameters": in_layers,
+        "parameters": in_layers + study_run.vocabulary * study_run.hidden_size,
+        "tokens": tokens,
+        "text_bytes": tokens * train["text_bytes"] / train["tokens"],
+        "epochs": tokens / train["tokens"],
+    }

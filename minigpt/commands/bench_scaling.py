@@ -1,0 +1,53 @@
+"""Train many small models: how the loss depends on shape, vocabulary, length and learning rate.
+
+    minigpt bench scaling --text docs=python-docs --text kjv=kjv.txt --output_dir runs/scaling --parallel 2
+
+This is the study behind docs/recipes.md. It takes about an hour on two cores; a study that was interrupted continues.
+"""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from minigpt.utils.command_line import CommandParser, check_positive
+from minigpt.utils.errors import UserError
+
+QUESTIONS = ("law", "vocabulary", "muon_rate", "adamw_rate")
+
+
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    """The options of `minigpt bench scaling`; `texts` are the words that give each text to the trainer."""
+    parser = CommandParser("minigpt bench scaling", __doc__)
+    add = parser.add_argument
+    add(
+        "--text",
+        action="append",
+        required=True,
+        metavar="NAME=FILE",
+        help="a text, or NAME=python-docs; the first one gets the most runs",
+    )
+    add("--output_dir", default="runs/scaling", metavar="DIR", help="folder of all runs (default: %(default)s)")
+    add("--questions", nargs="+", choices=QUESTIONS, default=list(QUESTIONS), help="parts of the study (default: all)")
+    add("--parallel", type=int, default=1, metavar="N", help="runs at the same time (default: %(default)s)")
+    args = parser.parse_args(argv)
+    check_positive(args, "parallel")
+    args.texts = {}
+    for text in args.text:
+        name, equals, source = text.partition("=")
+        if not equals or not name.isidentifier():
+            raise UserError(f"text={text}: expected NAME=FILE")
+        if source != "python-docs" and not Path(source).is_file():
+            raise UserError(f"text={text}: {source} is no file")
+        args.texts[name] = ["--corpus", source] if source == "python-docs" else ["--train_file", source]
+    return args
+
+
+def run(args: argparse.Namespace) -> None:
+    """Train all runs and say where the table is."""
+    from minigpt.benchmarks.scaling import RUNS_FILE, run_study
+
+    output_dir = Path(args.output_dir)
+    rows = run_study(
+        args.texts, output_dir, args.questions, args.parallel, report=lambda line: print(line, flush=True)
+    )
+    print(f"{len(rows)} runs: {output_dir / RUNS_FILE}")
