@@ -16,6 +16,7 @@ RUNS_FILE = "scaling.jsonl"
 SHAPES = ((64, 2), (96, 3), (128, 4), (192, 4), (256, 6))  # hidden_size, num_hidden_layers
 FEW_SHAPES = ((96, 3), (192, 4))  # on every text but the first
 STEPS = (100, 250, 600)
+FEW_STEPS = (100, 250)  # on every text but the first three
 VOCABULARIES = (512, 1024, 4096, 8192)
 RATE_WIDTHS = (128, 256, 512)
 MUON_RATES, ADAMW_RATES = (0.005, 0.01, 0.02, 0.04, 0.08), (0.005, 0.01, 0.02, 0.04, 0.08)
@@ -66,9 +67,9 @@ class StudyRun:
 
 def study_runs(texts: Sequence[str]) -> Iterator[StudyRun]:
     """All runs, the shortest questions first. The first text gets every shape and all learning rates."""
-    for text in texts:
-        for hidden_size, layers in SHAPES if text == texts[0] else FEW_SHAPES:
-            for steps in STEPS:
+    for number, text in enumerate(texts):
+        for hidden_size, layers in SHAPES if number == 0 else FEW_SHAPES:
+            for steps in STEPS if number < 3 else FEW_STEPS:
                 yield StudyRun("law", text, 2048, hidden_size, layers, steps)
     for text in texts[:2]:
         for vocabulary in VOCABULARIES:

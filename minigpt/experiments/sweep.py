@@ -27,10 +27,10 @@ Values = dict[str, str]  # one value for every swept option, as written on the c
 
 @dataclass(frozen=True)
 class Trial:
-    """One point of the grid in one round: its values, the steps it was trained for, and the result."""
+    """One point of the grid in one round: its values, how long it was trained, and the result."""
 
     values: Values
-    steps: int | None
+    length: str
     result: Result
 
     @property
@@ -52,7 +52,7 @@ class Sweep:
             "trials": [
                 {
                     **trial.values,
-                    "steps": trial.steps,
+                    "length": trial.length,
                     "val/loss": None if trial.result.diverged else trial.result.loss,
                     "val/bits_per_byte": trial.result.bits_per_byte,
                     "elapsed_s": None if trial.result.diverged else trial.result.elapsed_s,
@@ -64,15 +64,14 @@ class Sweep:
 
     def as_table(self) -> str:
         """The trials as a table."""
-        head = (*self.options, "steps", "val/loss", "bits per byte", "time")
+        head = (*self.options, "length", "val/loss", "bits per byte", "time")
         rows = []
         for trial in self.trials:
             result = trial.result
             loss = "diverged" if result.diverged else f"{result.loss:.4f}"
             bits = f"{result.bits_per_byte:.4f}" if result.bits_per_byte is not None else "-"
             time = "-" if result.diverged else format_duration(result.elapsed_s)
-            steps = str(trial.steps) if trial.steps is not None else "-"
-            rows.append((*(trial.values[name] for name in self.options), steps, loss, bits, time))
+            rows.append((*(trial.values[name] for name in self.options), trial.length, loss, bits, time))
         return markdown_table(head, rows)
 
 
@@ -86,12 +85,12 @@ def grid(options: Mapping[str, Sequence[str]]) -> list[Values]:
     return [dict(zip(options, point, strict=True)) for point in itertools.product(*options.values())]
 
 
-def rounds(points: int, max_steps: int, halving: int) -> list[tuple[int, int]]:
-    """Successive halving: how many points each round trains, and for how many steps.
+def rounds(points: int, halving: int) -> list[tuple[int, int]]:
+    """Successive halving: how many points each round trains, and by what its length is divided; the last one is whole.
 
-    Every round keeps the best 1/`halving` of its points, rounded up, and trains them `halving` times as long, up to
-    `max_steps` in the last round. Each round's runs start again with a schedule of their own length: in the middle of
-    a longer one, a low learning rate would look better than it is.
+    Every round keeps the best 1/`halving` of its points, rounded up, and trains them `halving` times as long. Each
+    round's runs start again with a schedule of their own length: in the middle of a longer one, a low learning rate
+    would look better than it is.
     Source: Jamieson and Talwalkar 2016 (https://arxiv.org/abs/1502.07943).
     """
     counts = [points]
@@ -100,7 +99,7 @@ def rounds(points: int, max_steps: int, halving: int) -> list[tuple[int, int]]:
     if len(counts) > 1:
         counts.pop()  # a last round of one point would decide nothing
     last = len(counts) - 1
-    return [(count, max(1, max_steps // halving ** (last - number))) for number, count in enumerate(counts)]
+    return [(count, halving ** (last - number)) for number, count in enumerate(counts)]
 
 
 def sweep(
@@ -117,28 +116,26 @@ def sweep(
 
     halving: with successive halving, the share of each round that stays is one in so many.
     All combinations are checked before the first run. Finished runs in `output_dir` are not trained again. Writes
-    sweep.json and sweep.png. Raises UserError if a combination is not valid, or `halving` is given without max_steps.
+    sweep.json and sweep.png. Raises UserError if a combination is not valid, or `halving` has no length to shorten.
     """
     points = grid(options)
-    checked = [_planned(words, values, output_dir / trial_name(values)) for values in points]
-    for plan, args in checked:
+    for values in points:
+        plan, args = _planned(words, values, output_dir / trial_name(values))
         plan.state(args)
-    max_steps = checked[0][1].max_steps
-    if halving is not None and max_steps is None:
-        raise UserError("halving shortens max_steps; give --max_steps instead of num_train_epochs")
-    schedule: Sequence[tuple[int, int | None]] = [(len(points), max_steps)]
-    if halving is not None and max_steps is not None:
-        schedule = rounds(len(points), max_steps, halving)
+        if halving is not None and args.max_steps is None and not args.train_minutes:
+            raise UserError("halving shortens max_steps or train_minutes; give one of them")
     dropped: list[Trial] = []
     trials: list[Trial] = []
-    for number, (count, steps) in enumerate(schedule):
+    for count, divisor in [(len(points), 1)] if halving is None else rounds(len(points), halving):
         if trials:
             dropped = trials[count:] + dropped
             points = [trial.values for trial in trials[:count]]
-        is_last = number == len(schedule) - 1
-        plans = [_planned_round(words, values, output_dir, None if is_last else steps) for values in points]
+        plans = [_planned_round(words, values, output_dir, divisor) for values in points]
         results = _train_all(plans, parallel, profile, output_dir.name, report)
-        trials = [Trial(values, steps, result) for values, result in zip(points, results, strict=True)]
+        trials = [
+            Trial(values, length_of(args), result)
+            for values, (_, args), result in zip(points, plans, results, strict=True)
+        ]
         trials.sort(key=lambda trial: trial.result.loss)
         done = Sweep(list(options), trials + dropped)
         write_atomically(output_dir / SWEEP_FILE, json.dumps(done.as_dict(), indent=2) + "\n")
@@ -152,18 +149,27 @@ def _planned(words: Sequence[str], values: Values, run_dir: Path) -> tuple[Plann
 
 
 def _planned_round(
-    words: Sequence[str], values: Values, output_dir: Path, steps: int | None
+    words: Sequence[str], values: Values, output_dir: Path, divisor: int
 ) -> tuple[PlannedRun, Arguments]:
-    """A run of a round of `steps` steps, or of the last round, which trains the configuration as it is."""
-    run_dir = output_dir / trial_name(values)
-    plan, args = _planned(words, values, run_dir)
-    if steps is None or args.max_steps is None:
+    """A run of a round that is `divisor` times as short as the configuration."""
+    plan, args = _planned(words, values, output_dir / trial_name(values))
+    if divisor == 1:
         return plan, args
-    share = steps / args.max_steps
-    shorter = {"max_steps": str(steps), "warmup_steps": str(int(args.warmup_steps * share))}
+    shorter = {"warmup_steps": str(args.warmup_steps // divisor)}
+    if args.train_minutes:
+        shorter["train_minutes"] = str(args.train_minutes / divisor)
+    elif args.max_steps is not None:
+        shorter["max_steps"] = str(max(1, args.max_steps // divisor))
     if args.num_decay_steps is not None:
-        shorter["num_decay_steps"] = str(max(1, int(args.num_decay_steps * share)))
-    return _planned(words, values | shorter, output_dir / f"steps-{steps}" / trial_name(values))
+        shorter["num_decay_steps"] = str(max(1, args.num_decay_steps // divisor))
+    return _planned(words, values | shorter, output_dir / f"1_of_{divisor}" / trial_name(values))
+
+
+def length_of(args: Arguments) -> str:
+    """The length of a run as the table shows it."""
+    if args.train_minutes:
+        return f"{args.train_minutes:g} min"
+    return f"{args.max_steps} steps" if args.max_steps is not None else f"{args.num_train_epochs:g} epochs"
 
 
 def _train_all(
@@ -218,8 +224,7 @@ def draw(sweep: Sweep, file: Path) -> None:
 
     from minigpt.training.plot import COLORS, STYLE
 
-    longest = max((trial.steps or 0 for trial in sweep.trials), default=0)
-    trials = [trial for trial in sweep.trials if not trial.result.diverged and (trial.steps or 0) == longest]
+    trials = [t for t in sweep.trials if not t.result.diverged and t.length == sweep.trials[0].length]
     if not trials:
         return
     with pyplot.rc_context(STYLE):

@@ -32,7 +32,7 @@ def test_every_combination_is_trained_and_ranked(
         arguments = (Path(str(row["run_dir"])) / "arguments.yaml").read_text()
         assert f"learning_rate: {float(str(row['learning_rate']))}\n" in arguments
     assert (output_dir / "sweep.png").stat().st_size > 0
-    assert "| learning_rate | hidden_size | steps | val/loss |" in capsys.readouterr().out
+    assert "| learning_rate | hidden_size | length   | val/loss |" in capsys.readouterr().out
     main([*words, "learning_rate=1e-3,1e-2,3e-2", "--option", "hidden_size=16,32"])
     assert len(started) == 6  # only the new value was trained
 
@@ -43,19 +43,20 @@ def test_successive_halving_trains_the_best_longest(
     output_dir = tmp_path / "sweep"
     rates = "learning_rate=1e-5,1e-4,1e-3,1e-2"
     main(["sweep", str(tiny_config), "--option", rates, "--halving", "2", "--output_dir", str(output_dir)])
-    assert [(row["learning_rate"], row["steps"]) for row in trials(output_dir)] == [
-        ("1e-2", 12), ("1e-3", 12), ("1e-4", 6), ("1e-5", 6),
+    assert [(row["learning_rate"], row["length"]) for row in trials(output_dir)] == [
+        ("1e-2", "12 steps"), ("1e-3", "12 steps"), ("1e-4", "6 steps"), ("1e-5", "6 steps"),
     ]  # fmt: skip
     assert len(started) == 6
-    shorter = output_dir / "steps-6" / "learning_rate=1e-4" / "arguments.yaml"
+    shorter = output_dir / "1_of_2" / "learning_rate=1e-4" / "arguments.yaml"
     assert "max_steps: 6\n" in shorter.read_text()  # a whole schedule, not half of a longer one
 
 
 @pytest.mark.parametrize(("points", "halving"), [(2, 2), (6, 2), (27, 3), (5, 4), (1, 2)])
 def test_rounds_keep_a_share_and_end_with_the_whole_training(points: int, halving: int) -> None:
-    counts, steps = zip(*rounds(points, 1000, halving), strict=True)
+    counts, divisors = zip(*rounds(points, halving), strict=True)
     assert counts[0] == points
-    assert steps[-1] == 1000
+    assert divisors[-1] == 1
+    assert all(earlier == halving * later for earlier, later in pairwise(divisors))
     assert all(later == -(-earlier // halving) for earlier, later in pairwise(counts))
     assert points == 1 or counts[-1] > 1
 
