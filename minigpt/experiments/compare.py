@@ -161,9 +161,10 @@ def compare(
             PlannedRun([*words, "--seed", str(seed + number)], output_dir / name / f"seed-{seed + number}")
             for name, words in (("A", a), ("B", b))
         ]
+        arguments = [plan.arguments(PROGRAM) for plan in plans]  # both are checked before anything is trained
         results: dict[int, Result] = {}
         for index in (0, 1) if number % 2 == 0 else (1, 0):
-            results[index] = plans[index].train(plans[index].arguments(PROGRAM), profile)
+            results[index] = plans[index].train(arguments[index], profile)
         comparison.pairs.append(Pair(seed + number, results[0], results[1]))
         write_atomically(output_dir / COMPARISON_FILE, json.dumps(comparison.as_dict(), indent=2) + "\n")
         report(f"pair {number + 1}: {comparison.verdict()}")

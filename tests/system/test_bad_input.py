@@ -257,6 +257,11 @@ def test_the_trainer_prints_one_line_and_exits_with_2(tmp_path: Path) -> None:
     assert not (tmp_path / "runs").exists()
 
 
+TRAINING_VERBS = (
+    "train", "compare", "sweep", "bench train", "bench generate", "bench scaling", "verify-resume",
+)  # fmt: skip
+
+
 def test_a_sample_of_the_fuzzed_cases_is_one_line_or_rightly_accepted(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> None:
@@ -265,7 +270,7 @@ def test_a_sample_of_the_fuzzed_cases_is_one_line_or_rightly_accepted(
     make_materials(root / "materials")
     by_place: dict[tuple[str, str], list[FuzzCase]] = {}
     for case in all_cases(root / "materials", read_only=None):
-        if case.accepted is None and case.verb not in ("train", "bench train", "bench generate", "verify-resume"):
+        if case.accepted is None and case.verb not in TRAINING_VERBS:
             by_place.setdefault((case.verb, case.kind), []).append(case)
     sample = [cases[len(cases) * part // 9] for cases in by_place.values() for part in (2, 7)][:60]
     verdicts = [

@@ -114,6 +114,8 @@ GOOD = {  # a verb that is not listed needs no options
     "plan": "recipe.yaml --device cpu --no_probe",
     "plot": "tinyrun --output_dir out",
     "verify-resume": "recipe.yaml --steps 2",
+    "compare": "recipe.yaml recipe.yaml --max_pairs 1 --output_dir out --cache_dir CACHE",
+    "sweep": "recipe.yaml --option seed=1,2 --output_dir out --cache_dir CACHE",
     "replay": "tinystep/replay.json --device cpu",
     "data inspect": "tinyshards",
     "data verify": "tinyshards",
@@ -173,6 +175,8 @@ INPUTS = [
     Input("plot", "@ --output_dir out", "tinyrun", ("metrics.jsonl",), True),
     Input("verify-resume", "@ --steps 2", "recipe.yaml", others=("story.txt",)),
     Input("verify-resume", "recipe.yaml --steps 2 --config_file @", "profile.yaml", others=("story.txt",)),
+    Input("compare", "recipe.yaml @ --max_pairs 1 --output_dir out", "recipe.yaml", others=("story.txt",)),
+    Input("sweep", "@ --option seed=1 --output_dir out", "recipe.yaml", others=("story.txt",)),
     Input("replay", "@/replay.json --device cpu", "tinystep", ("replay.json", "arguments.yaml", *MODEL[:3]), True,
           others=("story.txt",)),
     Input("data inspect", "@", "tinyshards", SHARDS, True),
@@ -361,7 +365,13 @@ def _path_cases() -> Iterator[Case]:
                 _materials(words, "story.txt", "story.txt", entry.others), make,
                 (" ".join(path.split()).replace(BYTE, "\\udcff")[:100] or "empty", option, *OTHER_NAMES),
             )  # fmt: skip
-        if entry.verb in ("bench loss", "bench train", "verify-resume"):  # what they start takes long
+        if entry.verb in (
+            "bench loss",
+            "bench train",
+            "verify-resume",
+            "compare",
+            "sweep",
+        ):  # what they start takes long
             continue
         for name, path in NAMES.items():
             suffix = "" if entry.files else "".join(Path(entry.material).suffixes)
