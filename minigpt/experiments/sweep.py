@@ -45,6 +45,15 @@ class Sweep:
     options: Sequence[str]
     trials: Sequence[Trial]
 
+    @property
+    def is_per_byte(self) -> bool:
+        """Whether all losses are known in bits per byte, which runs with different tokenizers can be compared in."""
+        return all(trial.result.diverged or trial.result.bits_per_byte is not None for trial in self.trials)
+
+    def loss(self, trial: Trial) -> float:
+        """What trials are ranked by: bits per byte, or nats per token where the bytes of the text are unknown."""
+        return trial.result.bits_per_byte or math.inf if self.is_per_byte else trial.result.loss
+
     def as_dict(self) -> dict[str, Any]:
         """The table as JSON has it; a run that diverged has no loss."""
         return {
@@ -136,7 +145,7 @@ def sweep(
             Trial(values, length_of(args), result)
             for values, (_, args), result in zip(points, plans, results, strict=True)
         ]
-        trials.sort(key=lambda trial: trial.result.loss)
+        trials.sort(key=Sweep(list(options), trials).loss)
         done = Sweep(list(options), trials + dropped)
         write_atomically(output_dir / SWEEP_FILE, json.dumps(done.as_dict(), indent=2) + "\n")
     draw(done, output_dir / PICTURE_FILE)
@@ -237,7 +246,7 @@ def draw(sweep: Sweep, file: Path) -> None:
             numbers = [_number(value) for value in values]
             is_numeric = all(number is not None and number > 0 for number in numbers)
             places = dict(zip(values, numbers if is_numeric else range(len(values)), strict=True))
-            losses = {value: [t.result.loss for t in trials if t.values[name] == value] for value in values}
+            losses = {value: [sweep.loss(t) for t in trials if t.values[name] == value] for value in values}
             for value in values:
                 panel.plot([places[value]] * len(losses[value]), losses[value], "o", color=COLORS[0], alpha=0.4)
             panel.plot(list(places.values()), [min(losses[value]) for value in values], color=COLORS[0])
@@ -246,7 +255,7 @@ def draw(sweep: Sweep, file: Path) -> None:
             panel.set_xticks(list(places.values()), list(places), minor=False)
             panel.set_xticks([], minor=True)
             panel.set_xlabel(name)
-        panels[0][0].set_ylabel("validation loss\n(nats per token)")
+        panels[0][0].set_ylabel(f"validation loss\n({'bits per byte' if sweep.is_per_byte else 'nats per token'})")
         figure.savefig(file, dpi=150)
         pyplot.close(figure)
 

@@ -37,6 +37,18 @@ def test_every_combination_is_trained_and_ranked(
     assert len(started) == 6  # only the new value was trained
 
 
+def test_runs_with_different_tokenizers_are_ranked_by_bits_per_byte(
+    tiny_config: Path, tmp_path: Path, started: list[list[str]]
+) -> None:
+    output_dir = tmp_path / "sweep"
+    main(["sweep", str(tiny_config), "--option", "tokenizer=char,bpe", "--output_dir", str(output_dir)])
+    rows = trials(output_dir)
+    bits = [row["val/bits_per_byte"] for row in rows]
+    assert bits == sorted(bits)  # type: ignore[type-var]
+    losses = {row["tokenizer"]: row["val/loss"] for row in rows}
+    assert losses["bpe"] > losses["char"]  # type: ignore[operator]  # a token of bpe stands for more text
+
+
 def test_successive_halving_trains_the_best_longest(
     tiny_config: Path, tmp_path: Path, started: list[list[str]]
 ) -> None:
