@@ -34,7 +34,10 @@ class RunLength:
         return learning_rate_at(max(self.schedule.warmup_steps, share * self.schedule.max_steps), self.schedule)
 
     def correct(self, state: TrainingState, accelerator: Accelerator) -> None:
-        """Bring `state.max_steps` in line with the time that is left. All ranks must call this after the same step."""
+        """Bring `state.max_steps` in line with the time that is left. All ranks must call this after the same step.
+
+        A GPU may still compute the last steps; they are counted at the next correction.
+        """
         if not self.limit_s:
             return
         elapsed = broadcast(torch.tensor([state.elapsed_s], device=accelerator.device))  # all ranks take the same time

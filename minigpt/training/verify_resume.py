@@ -22,6 +22,7 @@ def short_run_options(config: str, options: list[str], steps: int, stop_after: i
     quiet = {"report_to": "none", "push_to_hub": False, "overwrite_output_dir": False, "load_best_model_at_end": False}
     short = {
         "max_steps": steps,
+        "train_minutes": 0,
         "warmup_steps": min(args.warmup_steps, steps // 2),
         "logging_steps": 1,
         "eval_steps": stop_after,
