@@ -31,7 +31,8 @@ def describe(
     base = parameters - trained if args.use_peft else parameters
     length = f"{max_steps:,} steps = {max_steps / steps_per_epoch:.2f} epochs of {steps_per_epoch:,.1f} steps"
     if args.train_minutes:
-        length = f"{args.train_minutes:g} minutes of training; an epoch has {steps_per_epoch:,.1f} steps"
+        minutes = f"{args.train_minutes:g} minute{'' if args.train_minutes == 1 else 's'}"
+        length = f"{minutes} of training; an epoch has {steps_per_epoch:,.1f} steps"
     lines = {
         "model": f"{base / 1e6:.2f}M parameters: {config.num_hidden_layers} layers, {config.hidden_size} wide, "
         f"{config.num_attention_heads} heads, vocabulary of {config.vocab_size:,}",
