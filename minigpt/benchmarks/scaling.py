@@ -13,15 +13,15 @@ from minigpt.utils.run_files import DATA_FILE
 PROGRAM = "minigpt bench scaling"
 RUNS_FILE = "scaling.jsonl"
 
-SHAPES = ((64, 2), (96, 3), (128, 4), (192, 4), (256, 6))  # hidden_size, num_hidden_layers
-FEW_SHAPES = ((96, 3), (192, 4))  # on every text but the first
-STEPS = (100, 250, 600)
-FEW_STEPS = (100, 250)  # on every text but the first three
-VOCABULARIES = (512, 1024, 4096, 8192)
+SHAPES = ((64, 2), (128, 4), (192, 4), (256, 6))  # hidden_size, num_hidden_layers
+FEW_SHAPES = ((128, 4), (256, 4))  # on every text but the first
+STEPS, FEW_STEPS = (100, 250, 600, 1500), (150, 600)
+VOCABULARY, OTHER_VOCABULARIES = 4096, (1024, 2048, 8192, 16384)
+DROPOUTS, REPETITION_STEPS = (0.0, 0.1, 0.2), (600, 1500)
 RATE_WIDTHS = (128, 256, 512)
 MUON_RATES, ADAMW_RATES = (0.005, 0.01, 0.02, 0.04, 0.08), (0.005, 0.01, 0.02, 0.04, 0.08)
 BASE = {
-    "tokenizer": "bpe", "block_size": 128, "dropout": 0.0, "per_device_train_batch_size": 16, "optimizer": "muon",
+    "tokenizer": "bpe", "block_size": 128, "per_device_train_batch_size": 16, "optimizer": "muon",
     "learning_rate": 0.02, "muon_learning_rate": 0.02, "muon_momentum": 0.9, "muon_ns_steps": 3, "weight_decay": 0.0,
     "lr_scheduler_type": "linear", "warmup_steps": 10, "per_device_eval_batch_size": 64, "eval_steps": 0,
     "save_steps": 0, "logging_steps": 1000, "sample_max_new_tokens": 1, "report_to": "none",
@@ -33,7 +33,7 @@ BASE = {
 class StudyRun:
     """One run: which question it belongs to, its text, and what differs from `BASE`."""
 
-    question: str  # law, vocabulary, muon_rate or adamw_rate
+    question: str  # law, vocabulary, repetition, muon_rate or adamw_rate
     text: str
     vocabulary: int
     hidden_size: int
@@ -42,12 +42,13 @@ class StudyRun:
     muon_rate: float = 0.02
     adamw_rate: float = 0.02
     batch: int = 16
+    dropout: float = 0.0
 
     @property
     def name(self) -> str:
         return (
             f"{self.text}-v{self.vocabulary}-w{self.hidden_size}-l{self.layers}-s{self.steps}-b{self.batch}"
-            f"-m{self.muon_rate:g}-a{self.adamw_rate:g}"
+            f"-m{self.muon_rate:g}-a{self.adamw_rate:g}-d{self.dropout:g}"
         )
 
     def words(self, source: Sequence[str]) -> list[str]:
@@ -61,24 +62,30 @@ class StudyRun:
             "muon_learning_rate": self.muon_rate,
             "learning_rate": self.adamw_rate,
             "per_device_train_batch_size": self.batch,
+            "dropout": self.dropout,
         }
         return [*source, *(f"--{name}={value}" for name, value in options.items())]
 
 
 def study_runs(texts: Sequence[str]) -> Iterator[StudyRun]:
-    """All runs, the shortest questions first. The first text gets every shape and all learning rates."""
+    """All runs. The first text gets every shape and the learning rates, the last one is repeated with dropout."""
     for number, text in enumerate(texts):
-        for hidden_size, layers in SHAPES if number == 0 else FEW_SHAPES:
-            for steps in STEPS if number < 3 else FEW_STEPS:
-                yield StudyRun("law", text, 2048, hidden_size, layers, steps)
+        for hidden_size, layers in FEW_SHAPES if number else SHAPES:
+            for steps in FEW_STEPS if number else STEPS:
+                yield StudyRun("law", text, VOCABULARY, hidden_size, layers, steps)
     for text in texts[:2]:
-        for vocabulary in VOCABULARIES:
-            yield StudyRun("vocabulary", text, vocabulary, 128, 4, 250)
+        for vocabulary in OTHER_VOCABULARIES:
+            for steps in FEW_STEPS:
+                yield StudyRun("vocabulary", text, vocabulary, 128, 4, steps)
+    for hidden_size, layers in FEW_SHAPES:
+        for steps in REPETITION_STEPS:
+            for dropout in DROPOUTS:
+                yield StudyRun("repetition", texts[-1], VOCABULARY, hidden_size, layers, steps, dropout=dropout)
     for hidden_size in RATE_WIDTHS:
         for rate in MUON_RATES:
-            yield StudyRun("muon_rate", texts[0], 2048, hidden_size, 4, 120, muon_rate=rate, batch=8)
+            yield StudyRun("muon_rate", texts[0], VOCABULARY, hidden_size, 4, 120, muon_rate=rate, batch=8)
         for rate in ADAMW_RATES:
-            yield StudyRun("adamw_rate", texts[0], 2048, hidden_size, 4, 120, adamw_rate=rate, batch=8)
+            yield StudyRun("adamw_rate", texts[0], VOCABULARY, hidden_size, 4, 120, adamw_rate=rate, batch=8)
 
 
 def run_study(

@@ -12,7 +12,7 @@ from pathlib import Path
 from minigpt.utils.command_line import CommandParser, check_positive
 from minigpt.utils.errors import UserError
 
-QUESTIONS = ("law", "vocabulary", "muon_rate", "adamw_rate")
+QUESTIONS = ("law", "vocabulary", "repetition", "muon_rate", "adamw_rate")
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
@@ -24,7 +24,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         action="append",
         required=True,
         metavar="NAME=FILE",
-        help="a text, or NAME=python-docs; the first one gets the most runs",
+        help="a text, or NAME=python-docs; the first gets the most runs, the last should be small: it is read many times",
     )
     add("--output_dir", default="runs/scaling", metavar="DIR", help="folder of all runs (default: %(default)s)")
     add("--questions", nargs="+", choices=QUESTIONS, default=list(QUESTIONS), help="parts of the study (default: all)")
