@@ -13,11 +13,17 @@ from minigpt.utils.run_files import DATA_FILE
 PROGRAM = "minigpt bench scaling"
 RUNS_FILE = "scaling.jsonl"
 
-SHAPES = ((64, 2), (128, 4), (192, 4), (256, 6))  # hidden_size, num_hidden_layers
-FEW_SHAPES = ((128, 4), (256, 4))  # on every text but the first
-STEPS, FEW_STEPS = (100, 250, 600, 1500), (150, 600)
+# (hidden_size, num_hidden_layers, steps) of the runs for the law
+FIRST_TEXT = (
+    *((64, 2, steps) for steps in (100, 250, 600, 1500)),
+    *((128, 4, steps) for steps in (100, 250, 600, 1500)),
+    *((192, 4, steps) for steps in (100, 250, 600)),
+    *((256, 6, steps) for steps in (100, 250, 600)),
+)
+OTHER_TEXTS = ((64, 2, 600), (128, 4, 150), (128, 4, 600), (192, 4, 400))
 VOCABULARY, OTHER_VOCABULARIES = 4096, (1024, 2048, 8192, 16384)
-DROPOUTS, REPETITION_STEPS = (0.0, 0.1, 0.2), (600, 1500)
+REPETITION = ((128, 4, 600), (128, 4, 1500), (192, 4, 600))  # of a small text, with these rates of dropout
+DROPOUTS = (0.0, 0.2)
 RATE_WIDTHS = (128, 256, 512)
 MUON_RATES, ADAMW_RATES = (0.005, 0.01, 0.02, 0.04, 0.08), (0.005, 0.01, 0.02, 0.04, 0.08)
 BASE = {
@@ -70,17 +76,14 @@ class StudyRun:
 def study_runs(texts: Sequence[str]) -> Iterator[StudyRun]:
     """All runs. The first text gets every shape and the learning rates, the last one is repeated with dropout."""
     for number, text in enumerate(texts):
-        for hidden_size, layers in FEW_SHAPES if number else SHAPES:
-            for steps in FEW_STEPS if number else STEPS:
-                yield StudyRun("law", text, VOCABULARY, hidden_size, layers, steps)
+        for hidden_size, layers, steps in OTHER_TEXTS if number else FIRST_TEXT:
+            yield StudyRun("law", text, VOCABULARY, hidden_size, layers, steps)
     for text in texts[:2]:
         for vocabulary in OTHER_VOCABULARIES:
-            for steps in FEW_STEPS:
-                yield StudyRun("vocabulary", text, vocabulary, 128, 4, steps)
-    for hidden_size, layers in FEW_SHAPES:
-        for steps in REPETITION_STEPS:
-            for dropout in DROPOUTS:
-                yield StudyRun("repetition", texts[-1], VOCABULARY, hidden_size, layers, steps, dropout=dropout)
+            yield StudyRun("vocabulary", text, vocabulary, 128, 4, 250)
+    for hidden_size, layers, steps in REPETITION:
+        for dropout in DROPOUTS:
+            yield StudyRun("repetition", texts[-1], VOCABULARY, hidden_size, layers, steps, dropout=dropout)
     for hidden_size in RATE_WIDTHS:
         for rate in MUON_RATES:
             yield StudyRun("muon_rate", texts[0], VOCABULARY, hidden_size, 4, 120, muon_rate=rate, batch=8)
