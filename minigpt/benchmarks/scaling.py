@@ -13,22 +13,27 @@ from minigpt.utils.run_files import DATA_FILE
 PROGRAM = "minigpt bench scaling"
 RUNS_FILE = "scaling.jsonl"
 
-# (hidden_size, num_hidden_layers, steps) of the runs for the law
+# (hidden_size, num_hidden_layers, steps) of the runs for the law: on the first text, and on each of the others
 FIRST_TEXT = (
-    *((64, 2, steps) for steps in (100, 250, 600, 1500)),
+    *((64, 2, steps) for steps in (150, 600, 1500)),
     *((128, 4, steps) for steps in (100, 250, 600, 1500)),
-    *((192, 4, steps) for steps in (100, 250, 600)),
-    *((256, 6, steps) for steps in (100, 250, 600)),
+    *((192, 4, steps) for steps in (250, 600)),
+    (256, 6, 250),
 )
 OTHER_TEXTS = ((64, 2, 600), (128, 4, 150), (128, 4, 600), (192, 4, 400))
 VOCABULARY, OTHER_VOCABULARIES = 4096, (1024, 2048, 8192, 16384)
-REPETITION = ((128, 4, 600), (128, 4, 1500), (192, 4, 600))  # of a small text, with these rates of dropout
-DROPOUTS = (0.0, 0.2)
+# of the last text, which should be small: (hidden_size, num_hidden_layers, steps, dropout, weight_decay)
+REPETITION = (
+    *((128, 4, 1500, dropout, 0.0) for dropout in (0.0, 0.1, 0.2)),
+    (128, 4, 1500, 0.0, 0.1),
+    (64, 2, 1500, 0.0, 0.0),
+    (192, 4, 600, 0.0, 0.0),
+)
 RATE_WIDTHS = (128, 256, 512)
 MUON_RATES, ADAMW_RATES = (0.005, 0.01, 0.02, 0.04, 0.08), (0.005, 0.01, 0.02, 0.04, 0.08)
 BASE = {
     "tokenizer": "bpe", "block_size": 128, "per_device_train_batch_size": 16, "optimizer": "muon",
-    "learning_rate": 0.02, "muon_learning_rate": 0.02, "muon_momentum": 0.9, "muon_ns_steps": 3, "weight_decay": 0.0,
+    "learning_rate": 0.02, "muon_learning_rate": 0.02, "muon_momentum": 0.9, "muon_ns_steps": 3,
     "lr_scheduler_type": "linear", "warmup_steps": 10, "per_device_eval_batch_size": 64, "eval_steps": 0,
     "save_steps": 0, "logging_steps": 1000, "sample_max_new_tokens": 1, "report_to": "none",
     "validation_split_percentage": 5,
@@ -49,12 +54,14 @@ class StudyRun:
     adamw_rate: float = 0.02
     batch: int = 16
     dropout: float = 0.0
+    weight_decay: float = 0.0
 
     @property
     def name(self) -> str:
         return (
             f"{self.text}-v{self.vocabulary}-w{self.hidden_size}-l{self.layers}-s{self.steps}-b{self.batch}"
             f"-m{self.muon_rate:g}-a{self.adamw_rate:g}-d{self.dropout:g}"
+            f"-wd{self.weight_decay:g}"
         )
 
     def words(self, source: Sequence[str]) -> list[str]:
@@ -69,6 +76,7 @@ class StudyRun:
             "learning_rate": self.adamw_rate,
             "per_device_train_batch_size": self.batch,
             "dropout": self.dropout,
+            "weight_decay": self.weight_decay,
         }
         return [*source, *(f"--{name}={value}" for name, value in options.items())]
 
@@ -81,9 +89,10 @@ def study_runs(texts: Sequence[str]) -> Iterator[StudyRun]:
     for text in texts[:2]:
         for vocabulary in OTHER_VOCABULARIES:
             yield StudyRun("vocabulary", text, vocabulary, 128, 4, 250)
-    for hidden_size, layers, steps in REPETITION:
-        for dropout in DROPOUTS:
-            yield StudyRun("repetition", texts[-1], VOCABULARY, hidden_size, layers, steps, dropout=dropout)
+    for hidden_size, layers, steps, dropout, decay in REPETITION:
+        yield StudyRun(
+            "repetition", texts[-1], VOCABULARY, hidden_size, layers, steps, dropout=dropout, weight_decay=decay
+        )
     for hidden_size in RATE_WIDTHS:
         for rate in MUON_RATES:
             yield StudyRun("muon_rate", texts[0], VOCABULARY, hidden_size, 4, 120, muon_rate=rate, batch=8)

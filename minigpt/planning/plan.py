@@ -277,24 +277,7 @@ def plan_run(
         raise UserError("fsdp needs GPUs; name one with --device")
     precision = args.mixed_precision or ("no" if kind == "cpu" else "bf16")  # as the launch profiles have it
     config = planned_config(args)
-    setup = TrainingSetup(
-        config=config,
-        block_size=args.block_size,
-        micro_batch=args.per_device_train_batch_size,
-        accumulation=args.gradient_accumulation_steps,
-        eval_batch=args.eval_batch_size,
-        compute_bytes=4 if precision == "no" else 2,
-        optimizer=args.optimizer,
-        muon_ns_steps=args.muon_ns_steps,
-        attention=args.attn_implementation,
-        document_attention=args.document_attention or args.packing_strategy.startswith("bfd"),
-        gradient_checkpointing=args.gradient_checkpointing,
-        device=kind,
-        devices=devices,
-        sharded=fsdp,
-        process_bytes=_process_bytes(args) if kind == "cpu" else 0.0,
-        adapter=planned_adapter(args, config),
-    )
+    setup = training_setup(args, config, precision, kind, devices, fsdp)
     gradient_bytes = FLOAT32 if args.ddp_comm_hook == "no" else 2
 
     def estimate(same: TrainingSetup, computing: StepTime | None = None) -> Timing | None:
@@ -334,6 +317,30 @@ def plan_run(
         time_from=time_from,
         efficiency=efficiency,
         words=words,
+    )
+
+
+def training_setup(
+    args: Arguments, config: MiniGPTConfig, precision: str, device: str, devices: int = 1, fsdp: bool = False
+) -> TrainingSetup:
+    """What decides the memory of each of `devices` devices, of the kind cpu or cuda, in the run of `args`."""
+    return TrainingSetup(
+        config=config,
+        block_size=args.block_size,
+        micro_batch=args.per_device_train_batch_size,
+        accumulation=args.gradient_accumulation_steps,
+        eval_batch=args.eval_batch_size,
+        compute_bytes=4 if precision == "no" else 2,
+        optimizer=args.optimizer,
+        muon_ns_steps=args.muon_ns_steps,
+        attention=args.attn_implementation,
+        document_attention=args.document_attention or args.packing_strategy.startswith("bfd"),
+        gradient_checkpointing=args.gradient_checkpointing,
+        device=device,
+        devices=devices,
+        sharded=fsdp,
+        process_bytes=_process_bytes(args) if device == "cpu" else 0.0,
+        adapter=planned_adapter(args, config),
     )
 
 

@@ -70,9 +70,14 @@ def extrapolate(few: tuple[int, StepTime], more: tuple[int, StepTime], layers: i
 
 
 def measure_step_time(
-    args: Arguments, config: MiniGPTConfig, micro_batch: int, precision: str, device: torch.device
+    args: Arguments,
+    config: MiniGPTConfig,
+    micro_batch: int,
+    precision: str,
+    device: torch.device,
+    measuring_s: float = MEASURING_S,
 ) -> StepTime:
-    """Time training steps of `micro_batch` samples for a few seconds, on the whole model or on two small ones."""
+    """Time steps of `micro_batch` samples for about `measuring_s` seconds, on the whole model or on two small ones."""
     if device.type == "cpu":
         keep_freed_memory()  # as the trainer does
     layers = config.num_hidden_layers
@@ -86,7 +91,7 @@ def measure_step_time(
         for timer in timers:
             timer.time_step()
     started = time.perf_counter()
-    while len(times[0]) < MIN_ROUNDS or (len(times[0]) < MAX_ROUNDS and time.perf_counter() - started < MEASURING_S):
+    while len(times[0]) < MIN_ROUNDS or (len(times[0]) < MAX_ROUNDS and time.perf_counter() - started < measuring_s):
         for timer, measured in zip(timers, times, strict=True):
             measured.append(timer.time_step())
     medians = [
