@@ -1,0 +1,175 @@
+"""What a text is like before a model is trained on it: its size, its scripts, and how well n-grams predict it."""
+
+import json
+import unicodedata
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+
+import numpy as np
+from tokenizers import Tokenizer
+
+from minigpt.config.arguments import Arguments
+from minigpt.data.corpora import open_corpus
+from minigpt.data.datamodule import load_data
+from minigpt.data.encoding import Part, parts
+from minigpt.data.tokenizer import load_tokenizer, train_bpe, train_characters
+
+TRAIN_SAMPLE_BYTES, VALIDATION_SAMPLE_BYTES = 2_000_000, 400_000  # of text that is looked at
+SEARCHED_BYTES = 200_000_000  # the training sample is spread over so much of the text
+PIECE_CHARACTERS, PIECE_TOKENS = 20_000, 5_000  # a sample is made of such pieces
+VOCABULARY_SIZES = (512, 1024, 2048, 4096, 8192, 16384)  # of a trained 'bpe'
+ORDERS = 3  # longest n-gram
+VALIDATION_BYTES = 200_000  # of text to hold out, and at most a tenth of it
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """A tokenizer on this text. `ngram_bits` are the bits per byte of the validation text for n-grams of 1, 2, 3."""
+
+    size: int
+    bytes_per_token: float
+    ngram_bits: Sequence[float]
+
+
+@dataclass(frozen=True)
+class TextProfile:
+    """What is known of a text. `train_bytes`, of its training split, is None for a stream of unknown length.
+
+    `scripts` are Unicode's names of the alphabets of its letters, with their shares, the most frequent first.
+    """
+
+    train_bytes: float | None
+    scripts: dict[str, float]
+    vocabularies: Sequence[Vocabulary]
+
+
+def profile_text(args: Arguments, sizes: Sequence[int] = VOCABULARY_SIZES) -> TextProfile:
+    """Look at samples of both splits of the text that `args` name, with the tokenizers that it may get.
+
+    sizes: of a 'bpe' that is still to be trained; a text may be too short for the larger ones.
+    Raises UserError on bad input.
+    """
+    train, validation, train_bytes, tokenizer = _prepared_samples(args) if args.data else _samples(args)
+    if tokenizer is not None:
+        tokenizers = [tokenizer]
+    elif args.tokenizer in (None, "bpe"):
+        tokenizers = list(nested_tokenizers(train_bpe(train, max(sizes)).backend_tokenizer, sizes))
+    elif args.tokenizer == "char":
+        tokenizers = [train_characters([*train, *validation]).backend_tokenizer]
+    else:
+        tokenizers = [load_tokenizer(str(args.tokenizer)).backend_tokenizer]
+    vocabularies = [measure(tokenizer, train, validation) for tokenizer in tokenizers]
+    return TextProfile(train_bytes, scripts(train), vocabularies)
+
+
+def validation_percentage(args: Arguments) -> float:
+    """The share of the text to hold out: enough to measure on, and little of a large text."""
+    if args.data or args.validation_file or not (text_bytes := open_corpus(args).text_bytes):
+        return args.validation_split_percentage
+    return float(f"{min(10.0, 100 * VALIDATION_BYTES / text_bytes):.2g}")
+
+
+Samples = tuple[list[str], list[str], float | None, Tokenizer | None]
+
+
+def _samples(args: Arguments) -> Samples:
+    """Pieces of the training text from all over it, pieces of the validation text, and bytes of the training text."""
+    corpus = open_corpus(args)
+    every = max(1, min(corpus.text_bytes or 0, SEARCHED_BYTES) // TRAIN_SAMPLE_BYTES)
+    train = list(_pieces(corpus.train.pieces(), TRAIN_SAMPLE_BYTES, every))
+    validation = list(_pieces(corpus.validation.pieces(), VALIDATION_SAMPLE_BYTES))
+    train_bytes = float(corpus.text_bytes) if corpus.text_bytes else None
+    if train_bytes and not args.validation_file:
+        train_bytes *= 1 - args.validation_split_percentage / 100
+    return train, validation, train_bytes, None
+
+
+def _prepared_samples(args: Arguments) -> Samples:
+    """The same from token shards, with their tokenizer."""
+    shards, tokenizer = load_data(args)
+    limits = {"train": TRAIN_SAMPLE_BYTES // 4, "validation": VALIDATION_SAMPLE_BYTES // 4}
+    pieces: dict[str, list[str]] = {}
+    for split, limit in limits.items():
+        tokens = shards.splits[split]
+        ids = tokens.read(0, min(len(tokens), limit)) if tokens else np.empty(0, np.uint16)
+        pieces[split] = [
+            tokenizer.decode(ids[start : start + PIECE_TOKENS]) for start in range(0, len(ids), PIECE_TOKENS)
+        ]
+    sampled = min(len(shards.train), limits["train"])
+    train_bytes = len(shards.train) / sampled * sum(len(piece.encode()) for piece in pieces["train"])
+    return pieces["train"], pieces["validation"] or pieces["train"], train_bytes, tokenizer.backend_tokenizer
+
+
+def _pieces(documents: Iterable[Part], limit_bytes: int, every: int = 1) -> Iterator[str]:
+    """Every n-th piece of the documents, until `limit_bytes` are reached."""
+    taken = 0
+    for piece, _ in islice(parts(documents, whole=False, limit=PIECE_CHARACTERS), 0, None, every):
+        yield str(piece)
+        taken += len(str(piece).encode())
+        if taken >= limit_bytes:
+            return
+
+
+def nested_tokenizers(largest: Tokenizer, sizes: Sequence[int]) -> Iterator[Tokenizer]:
+    """`largest`, a trained BPE, cut to each of `sizes` that it reaches: a smaller one has the first of its merges.
+
+    A size counts the end-of-text token, which these tokenizers lack. If it reaches no size, it is the only one.
+    """
+    state = json.loads(largest.to_str())
+    tokens, merges = sorted(state["model"]["vocab"].items(), key=lambda item: item[1]), state["model"]["merges"]
+    alphabet = len(tokens) - len(merges)
+    counts = [size - alphabet - 1 for size in sizes]
+    for count in [count for count in counts if count <= len(merges)] or [len(merges)]:
+        model = state["model"] | {"vocab": dict(tokens[: alphabet + count]), "merges": merges[:count]}
+        yield Tokenizer.from_str(json.dumps(state | {"model": model, "added_tokens": []}))
+
+
+def measure(tokenizer: Tokenizer, train: Sequence[str], validation: Sequence[str]) -> Vocabulary:
+    """How well n-grams of the training text predict the validation text, in the tokens of `tokenizer`."""
+    size = len(tokenizer.get_vocab(with_added_tokens=False)) + 1
+    train_ids, ids = (
+        np.concatenate([encoding.ids for encoding in tokenizer.encode_batch(list(texts))]).astype(np.int64)
+        for texts in (train, validation)
+    )
+    bytes_per_token = sum(len(text.encode()) for text in validation) / len(ids)
+    bits = ngram_bits(train_ids, ids, 1 + int(max(size, train_ids.max(), ids.max())), ORDERS)
+    return Vocabulary(size, bytes_per_token, [value / bytes_per_token for value in bits])
+
+
+def ngram_bits(train: np.ndarray, ids: np.ndarray, size: int, orders: int) -> list[float]:
+    """Bits per token of `ids` for n-grams of 1 to `orders` tokens that are counted in `train`; every id is < `size`.
+
+    A longer n-gram is mixed with the shorter one as Witten and Bell (1991) do: after a context that was seen n times
+    with t different tokens, the shorter one has the weight t / (n + t).
+    """
+    probability = np.full(len(ids), 1 / size)
+    context, context_in_train = np.zeros(len(ids), np.int64), np.zeros(len(train), np.int64)
+    bits = []
+    for order in range(orders):
+        if order:  # a context is one token longer than the last one; np.roll gives the first ids a wrong one
+            both = np.concatenate([context_in_train, context]) * size
+            both += np.concatenate([np.roll(train, order), np.roll(ids, order)])
+            _, numbers = np.unique(both, return_inverse=True)
+            context_in_train, context = numbers[: len(train)], numbers[len(train) :]
+        seen, counts = np.unique(context_in_train * size + train, return_counts=True)
+        contexts = 1 + int(max(context.max(), context_in_train.max()))
+        total = np.bincount(context_in_train, minlength=contexts)[context]
+        different = np.bincount(seen // size, minlength=contexts)[context]
+        place = np.searchsorted(seen, context * size + ids).clip(max=len(seen) - 1)
+        count = np.where(seen[place] == context * size + ids, counts[place], 0)
+        mixed = (count + different * probability) / np.maximum(total + different, 1)
+        probability = np.where(total > 0, mixed, probability)
+        bits.append(float(-np.log2(probability).mean()))
+    return bits
+
+
+def scripts(texts: Sequence[str]) -> dict[str, float]:
+    """The share of each alphabet among the letters, such as LATIN or CJK; those above one percent."""
+    letters = Counter(character for text in texts for character in text if character.isalpha())
+    names: Counter[str] = Counter()
+    for character, count in letters.items():
+        names[unicodedata.name(character, "UNKNOWN").split()[0]] += count
+    total = sum(names.values())
+    return {name: count / total for name, count in names.most_common() if count > 0.01 * total}
