@@ -69,8 +69,8 @@ def machine(record: Recorder) -> None:
     import torch
     import transformers
 
-    from minigpt.benchmarks.train import flops_per_token, matrix_product_flops
-    from minigpt.utils.hardware import peak_flops
+    from minigpt.benchmarks.train import flops_per_token
+    from minigpt.utils.hardware import matrix_product_flops, peak_flops
 
     settings = record.settings
     record.figure("python", platform.python_version())

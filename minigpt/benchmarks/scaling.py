@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from itertools import chain, repeat
 from pathlib import Path
 
 from minigpt.experiments.runs import PlannedRun
@@ -13,14 +14,15 @@ from minigpt.utils.run_files import DATA_FILE
 PROGRAM = "minigpt bench scaling"
 RUNS_FILE = "scaling.jsonl"
 
-# (hidden_size, num_hidden_layers, steps) of the runs for the law: on the first text, and on each of the others
+# (hidden_size, num_hidden_layers, steps) of the runs for the law: on the first text, the second, and each other one
 FIRST_TEXT = (
     *((64, 2, steps) for steps in (150, 600, 1500)),
     *((128, 4, steps) for steps in (100, 250, 600, 1500)),
     *((192, 4, steps) for steps in (250, 600)),
     (256, 6, 250),
 )
-OTHER_TEXTS = ((64, 2, 600), (128, 4, 150), (128, 4, 600), (192, 4, 400))
+SECOND_TEXT = ((64, 2, 600), (128, 4, 150), (128, 4, 600), (192, 4, 400))
+OTHER_TEXTS = ((64, 2, 600), (128, 4, 250))
 VOCABULARY, OTHER_VOCABULARIES = 4096, (1024, 2048, 8192, 16384)
 # of the last text, which should be small: (hidden_size, num_hidden_layers, steps, dropout, weight_decay)
 REPETITION = (
@@ -83,8 +85,9 @@ class StudyRun:
 
 def study_runs(texts: Sequence[str]) -> Iterator[StudyRun]:
     """All runs. The first text gets every shape and the learning rates, the last one is repeated with dropout."""
-    for number, text in enumerate(texts):
-        for hidden_size, layers, steps in OTHER_TEXTS if number else FIRST_TEXT:
+    shapes = chain([FIRST_TEXT, SECOND_TEXT], repeat(OTHER_TEXTS))
+    for text, runs in zip(texts, shapes, strict=False):
+        for hidden_size, layers, steps in runs:
             yield StudyRun("law", text, VOCABULARY, hidden_size, layers, steps)
     for text in texts[:2]:
         for vocabulary in OTHER_VOCABULARIES:

@@ -6,7 +6,6 @@ import re
 import statistics
 import subprocess
 import sys
-import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -192,26 +191,6 @@ def _environment(options: Options, processes: int = 1) -> dict[str, str]:
 
     threads = max(1, (options.threads or torch.get_num_threads()) // processes)
     return {**os.environ, "OMP_NUM_THREADS": str(threads), "PYTHONUNBUFFERED": "1"}
-
-
-def matrix_product_flops(device: str, bf16: bool, threads: int | None = None) -> float:
-    """FLOP/s of the fastest of many matrix products, 8192 wide on a GPU, 1024 on a CPU. On a GPU, float32 is TF32."""
-    import torch
-
-    if threads is not None:
-        torch.set_num_threads(threads)
-    if device == "cuda":
-        torch.set_float32_matmul_precision("high")  # as every trainer does
-    size = 1024 if device == "cpu" else 8192
-    matrix = torch.randn(size, size, device=device, dtype=torch.bfloat16 if bf16 else torch.float32)
-    best_s = float("inf")
-    for _ in range(20):
-        started = time.perf_counter()
-        for _ in range(4):
-            product = matrix @ matrix
-        product[0, 0].item()  # waits for the device
-        best_s = min(best_s, (time.perf_counter() - started) / 4)
-    return 2 * size**3 / best_s
 
 
 def summarize(

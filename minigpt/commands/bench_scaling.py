@@ -24,7 +24,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         action="append",
         required=True,
         metavar="NAME=FILE",
-        help="a text, or NAME=python-docs; the first gets the most runs, the last should be small: it is read many times",
+        help="a text, or NAME=python-docs; the first one gets the most runs, the last one, a small one, is repeated",
     )
     add("--output_dir", default="runs/scaling", metavar="DIR", help="folder of all runs (default: %(default)s)")
     add("--questions", nargs="+", choices=QUESTIONS, default=list(QUESTIONS), help="parts of the study (default: all)")

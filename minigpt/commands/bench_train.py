@@ -92,11 +92,10 @@ def run(args: argparse.Namespace) -> None:
         Turn,
         describe,
         markdown,
-        matrix_product_flops,
         summarize,
         take_turn,
     )
-    from minigpt.utils.hardware import peak_flops
+    from minigpt.utils.hardware import matrix_product_flops, peak_flops
 
     device = choose_device(args.device)
     on_gpu = device == "cuda"

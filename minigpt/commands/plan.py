@@ -2,6 +2,9 @@
 
 PRESET and the options are those of `minigpt train`; see its --help. Nothing is trained or written. Text is read only
 if the vocabulary (of characters) or the number of steps (of prepared shards) depends on it.
+
+    minigpt plan quickstart --hidden_size 384
+    minigpt plan --train_file my.txt --train_minutes 10        what `minigpt train` would choose for this time, and why
 """
 
 import argparse
@@ -10,7 +13,7 @@ from collections.abc import Sequence
 from itertools import takewhile
 from typing import TYPE_CHECKING
 
-from minigpt.utils.command_line import CommandParser, check_positive, unknown_option
+from minigpt.utils.command_line import CommandParser, check_positive, lacks_preset, unknown_option
 from minigpt.utils.errors import UserError
 
 if TYPE_CHECKING:
@@ -67,16 +70,23 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     if args.fsdp and args.devices == 1:
         raise UserError("fsdp shards over several devices; give --devices")
     _check_spelling(words, list(parser._option_string_actions))
-    args.training, args.words = _parse_run(words), words
+    args.training, args.words, args.chooses = _parse_run(words), words, lacks_preset(words)
+    if args.chooses and (args.device is not None or args.no_probe):
+        raise UserError(
+            "train_minutes without a preset: the options are chosen by measuring this device; drop --device "
+            "and --no_probe, or give a preset"
+        )
     return args
 
 
 def run(args: argparse.Namespace) -> None:
     """Print the plan. Raises UserError if the model cannot be built or does not fit."""
     from minigpt.planning.plan import plan_run
+    from minigpt.planning.timed_preset import choose
 
+    choice = choose(args.words, PROGRAM, args.devices) if args.chooses else None
     plan = plan_run(
-        args.training,
+        choice.args if choice else args.training,
         devices=args.devices,
         fsdp=args.fsdp,
         memory_gib=args.memory,
@@ -88,7 +98,12 @@ def run(args: argparse.Namespace) -> None:
         probe=not args.no_probe,
         words=args.words,
     )
-    print(json.dumps(plan.as_dict(), indent=2) if args.json else plan.as_table())
+    if args.json:
+        print(json.dumps(plan.as_dict() | ({"chosen": choice.as_dict()} if choice else {}), indent=2))
+        return
+    if choice is not None:
+        print("".join(f"  {line}\n" for line in choice.lines()))
+    print(plan.as_table())
 
 
 def _parse_run(words: Sequence[str]) -> "Arguments":
@@ -97,14 +112,14 @@ def _parse_run(words: Sequence[str]) -> "Arguments":
     from minigpt.config.parser import parse_arguments, read_config
     from minigpt.config.presets import find_preset
 
-    if not words or words[0].startswith("-"):
-        raise UserError("give a preset first, as in: minigpt plan quickstart")
+    if (not words or words[0].startswith("-")) and not lacks_preset(words):
+        raise UserError("give a preset first, as in: minigpt plan quickstart; or a text and --train_minutes")
     presets = takewhile(lambda word: not word.startswith("-"), words)
     given = {f"--{key}" for preset in presets for key in read_config(find_preset(preset))}
     given |= {word.split("=")[0].replace("-", "_").replace("__", "--", 1) for word in words}
     has_text = any(f"--{source}" in given for source in TEXT_SOURCES)
     # any text will do: the shape does not depend on it, except in the case below
-    placeholder = [] if has_text else ["--corpus", "python-docs"]
+    placeholder = [] if has_text or lacks_preset(words) else ["--corpus", "python-docs"]
     args = parse_arguments([*words, *placeholder], program=PROGRAM)
     if not has_text and args.tokenizer == "char" and args.vocab_size is None:
         raise UserError("tokenizer=char: the vocabulary size depends on the text; give --train_file or --vocab_size")

@@ -3,17 +3,20 @@
     minigpt train quickstart --max_steps 100
     minigpt train my_config.yaml --output_dir runs/mine
     minigpt train pretrain_gpt2 --profile multi_gpu --num_processes 8
+    minigpt train --train_file my.txt --train_minutes 10             chooses all other options for this time
     minigpt train --list                                             presets and launch profiles
 
-Options override the preset. `minigpt train` alone trains the preset quickstart; with options but without a preset, the
-defaults below apply. Options of `accelerate launch`, such as --num_processes, are passed on to it.
+Options override the preset. `minigpt train` alone trains the preset quickstart. With --train_minutes but without a
+preset, model, tokenizer, batch and learning rates are chosen for the text, the time and this machine, and written as a
+preset next to --output_dir. With other options but without a preset, the defaults below apply. Options of `accelerate
+launch`, such as --num_processes, are passed on to it.
 """
 
 import argparse
 import sys
 from collections.abc import Sequence
 
-from minigpt.utils.command_line import CommandParser
+from minigpt.utils.command_line import CommandParser, lacks_preset
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
@@ -43,10 +46,16 @@ def run(args: argparse.Namespace) -> None:
     if args.list:
         _print_list()
         return
-    from minigpt.training.launch import default_profile, launch, split_words
+    from minigpt.training.launch import default_profile, launch, process_count, split_words
 
     launcher_words, trainer_words = split_words(args.words)
-    sys.exit(launch(args.profile or default_profile(trainer_words), launcher_words, trainer_words))
+    profile = args.profile or default_profile(trainer_words)
+    if lacks_preset(trainer_words):
+        from minigpt.planning.timed_preset import with_chosen_preset
+
+        processes = process_count(profile, launcher_words)
+        trainer_words = with_chosen_preset(trainer_words, "minigpt train", processes)
+    sys.exit(launch(profile, launcher_words, trainer_words))
 
 
 def _print_list() -> None:

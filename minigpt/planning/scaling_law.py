@@ -1,90 +1,124 @@
-"""Validation loss as a function of model size and of the text that it reads, fitted to finished runs.
+"""Validation loss as a function of the text, the size of the model and the tokens that it reads, fitted to runs.
 
-    bits per byte = floor + capacity · parameters^-alpha + reading · bytes^-beta
+    bits per byte = difficulty · (floor + capacity · N^-alpha + reading · D^-beta + repetition · (epochs - 1) · (N / U)^½)
+    difficulty    = product of ngram_bits^weights; the weights add up to one
 
-The exponents alpha and beta are shared by all texts; floor, capacity and reading belong to one text. `parameters` are
-those of the layers, `bytes` the text read in training, repetitions included.
-Source of the form: Hoffmann et al. 2022 (https://arxiv.org/abs/2203.15556); here in bits per byte instead of nats per
-token, so that vocabularies of different sizes can be compared.
+N are the weights of the layers' matrices and U the tokens of the training text, in millions. D are the tokens that are
+read, in millions; those that are read again count less: with R = epochs - 1 repetitions of U tokens,
+
+    D = U · (1 + fading · (1 - exp(-R / fading)))
+
+The last term is over-fitting. `ngram_bits` is what n-grams of the training text need for a byte of the validation text.
+Sources: the sum of powers, Hoffmann et al. 2022 (https://arxiv.org/abs/2203.15556); D, Muennighoff et al. 2023
+(https://arxiv.org/abs/2305.16264). The difficulty makes one law of all texts and vocabularies.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
+import torch
 
-EXPONENTS = np.arange(0.1, 1.21, 0.05)  # tried for alpha and beta
+from minigpt.planning.text_profile import ORDERS, Vocabulary
+
+FEWEST_RUNS = 12  # to fit nine constants
+PULL = 1e-6  # towards equal weights and a fading of 8, where the runs do not decide them
 
 
 @dataclass(frozen=True)
 class Observation:
-    """The result of one run."""
+    """The result of a run of `layer_parameters` weights that read `tokens`, which are `epochs` times its text."""
 
-    text: str
-    parameters: float
-    text_bytes: float
+    vocabulary: Vocabulary
+    layer_parameters: float
+    tokens: float
+    epochs: float
     bits_per_byte: float
 
 
 @dataclass(frozen=True)
-class TextConstants:
-    """What belongs to one text."""
+class ScalingLaw:
+    """The constants of the law."""
 
     floor: float
     capacity: float
-    reading: float
-
-
-@dataclass(frozen=True)
-class ScalingLaw:
-    """The shared exponents, and the constants of each text."""
-
     alpha: float
+    reading: float
     beta: float
-    texts: dict[str, TextConstants]
+    fading: float
+    repetition: float
+    weights: tuple[float, ...]  # of n-grams of 1 to ORDERS tokens
 
-    def bits_per_byte(self, text: str, parameters: float, text_bytes: float) -> float:
-        """The predicted validation loss of a model with so many parameters that has read so many bytes."""
-        constants = self.texts[text]
-        capacity = constants.capacity * (parameters / 1e6) ** -self.alpha
-        return float(constants.floor + capacity + constants.reading * (text_bytes / 1e6) ** -self.beta)
+    def bits_per_byte(
+        self, vocabulary: Vocabulary, layer_parameters: float, tokens: float, epochs: float = 0.0
+    ) -> float:
+        """The predicted validation loss. `epochs` are 0 if the text is never read to its end."""
+        bits, *numbers = _columns([Observation(vocabulary, layer_parameters, tokens, epochs, 1.0)])
+        constants = torch.tensor(
+            [self.floor, self.capacity, self.alpha, self.reading, self.beta, self.fading, self.repetition]
+        )
+        return float(_law(constants.double(), torch.tensor(self.weights).double(), bits, *numbers))
 
 
 def fit(observations: Sequence[Observation]) -> ScalingLaw:
-    """The law with the smallest sum of squared relative errors.
+    """The law with the smallest mean square of relative errors. Raises ValueError for fewer than FEWEST_RUNS runs."""
+    if len(observations) < FEWEST_RUNS:
+        raise ValueError(f"{len(observations)} runs are too few for the law; give at least {FEWEST_RUNS}")
+    bits, *numbers = _columns(observations)
+    measured = torch.tensor([observation.bits_per_byte for observation in observations]).double()
+    logs = torch.tensor([0.4, 0.05, 0.4, 0.15, 0.5, 8.0, 0.01]).double().log().requires_grad_()
+    free_weights = torch.full((ORDERS - 1,), 1 / ORDERS).double().requires_grad_()
 
-    For each pair of exponents the constants follow from linear least squares, with none below zero. Raises ValueError
-    for a text with fewer than four runs.
-    """
-    texts = sorted({observation.text for observation in observations})
-    best: tuple[float, ScalingLaw] | None = None
-    for alpha in EXPONENTS:
-        for beta in EXPONENTS:
-            total, constants = 0.0, {}
-            for text in texts:
-                runs = [observation for observation in observations if observation.text == text]
-                if len(runs) < 4:
-                    raise ValueError(f"{text} has {len(runs)} runs; three constants need at least 4")
-                constants[text], error = _constants(runs, alpha, beta)
-                total += error
-            if best is None or total < best[0]:
-                best = total, ScalingLaw(float(alpha), float(beta), constants)
-    assert best is not None
-    return best[1]
+    def weights() -> torch.Tensor:
+        return torch.cat([free_weights, 1 - free_weights.sum(0, keepdim=True)])
+
+    optimizer = torch.optim.LBFGS(
+        [logs, free_weights],
+        max_iter=1000,
+        line_search_fn="strong_wolfe",
+        tolerance_grad=1e-10,
+        tolerance_change=1e-12,
+    )
+
+    def closure() -> torch.Tensor:
+        optimizer.zero_grad()
+        errors = (_law(logs.exp(), weights(), bits, *numbers) / measured).log()
+        loss = errors.square().mean() + PULL * (
+            (logs[5] - math.log(8.0)) ** 2 + (weights() - 1 / ORDERS).square().sum()
+        )
+        loss.backward()
+        return loss
+
+    optimizer.step(closure)
+    floor, capacity, alpha, reading, beta, fading, repetition = logs.exp().tolist()
+    return ScalingLaw(floor, capacity, alpha, reading, beta, fading, repetition, tuple(weights().tolist()))
 
 
-def _constants(runs: Sequence[Observation], alpha: float, beta: float) -> tuple[TextConstants, float]:
-    """The constants of one text for given exponents, and the sum of squared relative errors."""
-    measured = np.array([run.bits_per_byte for run in runs])
-    columns = np.array([[1.0, (run.parameters / 1e6) ** -alpha, (run.text_bytes / 1e6) ** -beta] for run in runs])
-    weighted = columns / measured[:, None]
-    kept = [0, 1, 2]
-    while True:  # drop columns whose constant would be below zero
-        solution = np.linalg.lstsq(weighted[:, kept], np.ones(len(runs)), rcond=None)[0]
-        if (solution >= 0).all():
-            break
-        kept.pop(int(solution.argmin()))
-    constants = np.zeros(3)
-    constants[kept] = solution
-    error = float(((weighted @ constants - 1) ** 2).sum())
-    return TextConstants(*map(float, constants)), error
+def _columns(observations: Sequence[Observation]) -> tuple[torch.Tensor, ...]:
+    """Of all runs: the logarithm of `ngram_bits` [runs, ORDERS], N, the tokens read, in millions, and epochs."""
+    bits = torch.tensor([list(run.vocabulary.ngram_bits) for run in observations]).double().log()
+    layers = torch.tensor([run.layer_parameters / 1e6 for run in observations]).double()
+    tokens = torch.tensor([run.tokens / 1e6 for run in observations]).double()
+    epochs = torch.tensor([run.epochs for run in observations]).double()
+    return bits, layers, tokens, epochs
+
+
+def _law(
+    constants: torch.Tensor,
+    weights: torch.Tensor,
+    bits: torch.Tensor,
+    layers: torch.Tensor,
+    tokens: torch.Tensor,
+    epochs: torch.Tensor,
+) -> torch.Tensor:
+    """Predicted bits per byte of all runs: the formula above."""
+    floor, capacity, alpha, reading, beta, fading, repetition = constants
+    repeated = (epochs - 1).clamp(min=0)
+    text = tokens / epochs.clamp(min=1)  # U, or less if the text is not read to its end, when it does not matter
+    read = text * (1 + fading * (1 - (-repeated / fading).exp()))
+    over_fitting = repetition * repeated * (layers / text).sqrt()
+    return (bits @ weights).exp() * (floor + capacity * layers**-alpha + reading * read**-beta + over_fitting)
+
+
+# Fitted to ... runs
+LAW = ScalingLaw(0.4563, 0.0240, 0.429, 0.1648, 0.466, 8.25, 0.0036, (0.782, 0.706, -0.488))

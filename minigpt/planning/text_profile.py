@@ -30,7 +30,7 @@ class Vocabulary:
 
     size: int
     bytes_per_token: float
-    ngram_bits: Sequence[float]
+    ngram_bits: tuple[float, ...]
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,7 @@ def _prepared_samples(args: Arguments) -> Samples:
         tokens = shards.splits[split]
         ids = tokens.read(0, min(len(tokens), limit)) if tokens else np.empty(0, np.uint16)
         pieces[split] = [
-            tokenizer.decode(ids[start : start + PIECE_TOKENS]) for start in range(0, len(ids), PIECE_TOKENS)
+            str(tokenizer.decode(ids[start : start + PIECE_TOKENS])) for start in range(0, len(ids), PIECE_TOKENS)
         ]
     sampled = min(len(shards.train), limits["train"])
     train_bytes = len(shards.train) / sampled * sum(len(piece.encode()) for piece in pieces["train"])
@@ -135,7 +135,7 @@ def measure(tokenizer: Tokenizer, train: Sequence[str], validation: Sequence[str
     )
     bytes_per_token = sum(len(text.encode()) for text in validation) / len(ids)
     bits = ngram_bits(train_ids, ids, 1 + int(max(size, train_ids.max(), ids.max())), ORDERS)
-    return Vocabulary(size, bytes_per_token, [value / bytes_per_token for value in bits])
+    return Vocabulary(size, bytes_per_token, tuple(value / bytes_per_token for value in bits))
 
 
 def ngram_bits(train: np.ndarray, ids: np.ndarray, size: int, orders: int) -> list[float]:

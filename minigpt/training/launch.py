@@ -16,6 +16,7 @@ from typing import Any, NoReturn
 
 import psutil
 import torch
+import yaml
 from accelerate.commands.launch import launch_command, launch_command_parser
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
@@ -80,6 +81,16 @@ def launch(profile: str, launcher_words: Sequence[str], trainer_words: Sequence[
     except ValueError as error:  # accelerate's checks of its options
         raise UserError(str(error)) from error
     return 0
+
+
+def process_count(profile: str, launcher_words: Sequence[str]) -> int:
+    """The number of processes that `launch` would start."""
+    config_file = find_profile(profile)
+    words = [*_device_count(str(config_file), launcher_words), *launcher_words]
+    parser = launch_command_parser()
+    parser.error = _raise_user_error
+    given = parser.parse_args([*words, trainer_script()]).num_processes
+    return given or yaml.safe_load(config_file.read_text(encoding="utf-8")).get("num_processes") or 1
 
 
 def _device_count(config_file: str, launcher_words: Sequence[str]) -> list[str]:

@@ -68,6 +68,19 @@ MAX_FLOAT32 = 3.4e38
 DTYPES = ("float32", "bfloat16", "float16")
 
 
+def option_names(words: Sequence[str]) -> set[str]:
+    """The options that words of the command line give, without dashes."""
+    names = {word.split("=")[0].removeprefix("--").replace("-", "_") for word in words if word.startswith("--")}
+    return {name.removeprefix("no_") for name in names}
+
+
+def lacks_preset(words: Sequence[str]) -> bool:
+    """Whether words of the command line name a time and a text, but no preset and no model to start from."""
+    names = option_names(words)
+    has_preset = bool(words) and not words[0].startswith("-")
+    return not has_preset and "train_minutes" in names and "model_name_or_path" not in names
+
+
 def unknown_option(word: str, known: Iterable[str]) -> str:
     """The error for an unknown option. It suggests the option that was probably meant, one of `known`."""
     if not word.startswith("--"):

@@ -1,0 +1,135 @@
+"""Laws of the choice of a run for a given time: the best of all combinations, within what is given and what fits."""
+
+import itertools
+
+import numpy as np
+import pytest
+
+from minigpt.config.arguments import Arguments
+from minigpt.config.parser import parse_arguments
+from minigpt.planning.scaling_law import LAW
+from minigpt.planning.text_profile import TextProfile, Vocabulary
+from minigpt.planning.time_budget import LAYERS, MeasuredSpeed, Speed, TimedRun, choose_run
+from minigpt.utils.errors import UserError
+
+PEAK = 1e11
+VOCABULARIES = [
+    Vocabulary(512, 1.9, (3.9, 2.6, 2.0)),
+    Vocabulary(2048, 3.0, (3.0, 2.0, 1.7)),
+    Vocabulary(8192, 3.9, (2.5, 1.9, 1.7)),
+]
+
+
+@pytest.fixture(autouse=True)
+def profile(monkeypatch: pytest.MonkeyPatch) -> TextProfile:
+    """A text of 5 MB with three vocabularies, instead of one that would have to be looked at for each test."""
+    text = TextProfile(5e6, {"LATIN": 1.0}, VOCABULARIES)
+    monkeypatch.setattr("minigpt.planning.time_budget.profile_text", lambda args, sizes: text)
+    return text
+
+
+def flops_per_token(args: Arguments, vocab_size: int) -> float:
+    assert args.hidden_size is not None
+    assert args.num_hidden_layers is not None
+    return 6 * args.hidden_size * (12 * args.num_hidden_layers * args.hidden_size + vocab_size)
+
+
+def device(scale: float = 1.0, largest: float = float("inf")) -> Speed:
+    """A device on which larger models reach more FLOP/s, and models above `largest` FLOPs per token do not fit."""
+
+    def speed(args: Arguments, vocab_size: int) -> MeasuredSpeed | None:
+        flops = flops_per_token(args, vocab_size)
+        if flops > largest:
+            return None
+        return MeasuredSpeed(scale * 0.5 * PEAK / (1 + 1e7 / flops) / flops, args.per_device_train_batch_size)
+
+    return speed
+
+
+def choice(*words: str, minutes: float = 5, speed: Speed | None = None, processes: int = 1) -> TimedRun:
+    args = parse_arguments(["--corpus", "python-docs", "--use_cpu", "--train_minutes", str(minutes), *words])
+    given = {word[2:] for word in words if word.startswith("--")} | {"corpus", "train_minutes", "use_cpu"}
+    return choose_run(args, given, processes, speed=speed or device(), peak_flops=PEAK)
+
+
+@pytest.mark.parametrize("minutes", [0.2, 1, 3, 10, 60, 1000])
+def test_no_combination_is_predicted_to_be_better_than_the_chosen_one(minutes: float) -> None:
+    """With speeds that only a measurement tells; all combinations are computed here without any search."""
+    run = choice(minutes=minutes)
+    speed, losses = device(), {}
+    for (width, layers), vocabulary in itertools.product(LAYERS.items(), VOCABULARIES):
+        args = run.args.with_values(hidden_size=width, num_hidden_layers=layers, num_attention_heads=1)
+        measured = speed(args, vocabulary.size)
+        assert measured is not None
+        losses[width, layers, vocabulary.size] = min(
+            LAW.bits_per_byte(
+                vocabulary,
+                12 * layers * width**2,
+                60 * less * measured.tokens_per_s,
+                60 * less * measured.tokens_per_s * vocabulary.bytes_per_token / 5e6,
+            )
+            for less in minutes / 2 ** (np.arange(41) / 4)  # a shorter run over-fits less
+        )
+    chosen = (run.args.hidden_size, run.args.num_hidden_layers, run.args.tokenizer_vocab_size)
+    assert losses[chosen] == pytest.approx(min(losses.values()))
+    assert run.predictions[0].bits_per_byte == pytest.approx(losses[chosen])
+
+
+def test_more_time_and_a_faster_device_are_the_same_and_never_worse() -> None:
+    losses = [choice(minutes=minutes).predictions[0].bits_per_byte for minutes in (0.5, 1, 2, 4, 8, 16)]
+    assert losses == sorted(losses, reverse=True)
+    faster = choice(minutes=2, speed=device(scale=2.0)).predictions[0]
+    assert faster.bits_per_byte == pytest.approx(losses[3])
+
+
+def test_the_run_takes_the_time(profile: TextProfile) -> None:
+    """Steps, their tokens and the measured speed give the minutes."""
+    run = choice(minutes=7)
+    tokens = run.steps * run.args.per_device_train_batch_size * run.args.block_size
+    assert tokens / run.tokens_per_s == pytest.approx(7 * 60, rel=0.01)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "--hidden_size 160",
+        "--hidden_size 100 --num_attention_heads 5",
+        "--num_hidden_layers 3 --tokenizer_vocab_size 2048",
+        "--block_size 64 --per_device_train_batch_size 3",
+        "--optimizer adamw",
+        "--optimizer adamw --learning_rate 5e-4 --dropout 0.3",
+        "--warmup_steps 7 --logging_steps 3 --eval_steps 11 --save_steps 13 --validation_split_percentage 3.5",
+    ],
+)
+def test_what_is_given_is_kept(words: str) -> None:
+    args = choice(*words.split()).args
+    for name, value in zip(words.split()[::2], words.split()[1::2], strict=True):
+        assert str(getattr(args, name[2:])) in (value, str(float(value)) if value[0].isdigit() else "")
+
+
+def test_heads_divide_the_width() -> None:
+    for width in (64, 90, 97, 100, 1600):
+        args = choice("--hidden_size", str(width)).args
+        assert width % args.num_attention_heads == 0
+
+
+def test_a_model_that_does_not_fit_is_not_chosen() -> None:
+    unlimited = choice(minutes=300)
+    assert unlimited.args.hidden_size is not None
+    limit = 6 * 128 * (12 * 4 * 128 + 8192)
+    small = choice(minutes=300, speed=device(largest=limit))
+    assert flops_per_token(small.args, small.args.tokenizer_vocab_size) <= limit
+    assert flops_per_token(unlimited.args, unlimited.args.tokenizer_vocab_size) > limit
+    with pytest.raises(UserError, match="no model fits"):
+        choice(speed=device(largest=0))
+
+
+def test_the_micro_batch_that_fits_is_part_of_the_run() -> None:
+    def speed(args: Arguments, vocab_size: int) -> MeasuredSpeed | None:
+        measured = device()(args, vocab_size)
+        assert measured is not None
+        return MeasuredSpeed(measured.tokens_per_s, 2, args.per_device_train_batch_size // 2)
+
+    accumulated, whole = choice(speed=speed).args, choice().args
+    assert accumulated.per_device_train_batch_size == 2
+    assert 2 * accumulated.gradient_accumulation_steps == whole.per_device_train_batch_size
