@@ -5,12 +5,14 @@ if the vocabulary (of characters) or the number of steps (of prepared shards) de
 
     minigpt plan quickstart --hidden_size 384
     minigpt plan --train_file my.txt --train_minutes 10        what `minigpt train` would choose for this time, and why
+    minigpt plan runs/quickstart --more_minutes 5              the loss of a finished run after more training
 """
 
 import argparse
 import json
 from collections.abc import Sequence
 from itertools import takewhile
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from minigpt.utils.command_line import CommandParser, check_positive, lacks_preset, unknown_option
@@ -59,9 +61,19 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         metavar="X",
         help="share of its peak that an absent GPU reaches (default: %(default)s)",
     )
+    add("--more_minutes", type=float, metavar="N", help="forecast the loss of a finished run after N more minutes")
     add("--no_probe", action="store_true", help="do not measure the time of a step")
     add("--json", action="store_true", help="print the figures as JSON")
     args, words = parser.parse_known_args(argv)
+    if args.more_minutes is not None:
+        if not 0 < args.more_minutes < float("inf"):
+            raise UserError(f"more_minutes={args.more_minutes} must be a number of minutes above 0")
+        if len(words) != 1 or words[0].startswith("-"):
+            raise UserError(
+                "more_minutes: give the folder of a run, as in: minigpt plan runs/quickstart --more_minutes 5"
+            )
+        args.run_dir = Path(words[0])
+        return args
     check_positive(args, "devices", "devices_per_node")
     if args.memory is not None and not 0 < args.memory < float("inf"):
         raise UserError(f"memory={args.memory} must be a number of GiB above 0")
@@ -80,7 +92,13 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Print the plan. Raises UserError if the model cannot be built or does not fit."""
+    """Print the plan or the forecast. Raises UserError if the model cannot be built or does not fit."""
+    if args.more_minutes is not None:
+        from minigpt.planning.forecast import forecast
+
+        outlook = forecast(args.run_dir, args.more_minutes)
+        print(json.dumps(outlook.as_dict(), indent=2) if args.json else f"{outlook}\n\n  {outlook.command}")
+        return
     from minigpt.planning.plan import plan_run
     from minigpt.planning.timed_preset import choose
 

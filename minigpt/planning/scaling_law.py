@@ -1,14 +1,14 @@
 """Validation loss as a function of the text, the size of the model and the tokens that it reads, fitted to runs.
 
-    bits per byte = difficulty · (floor + capacity · N^-alpha + reading · D^-beta + repetition · (epochs - 1) · (N / U)^½)
+    bits per byte = difficulty · (floor + capacity · N^-alpha + reading · D^-beta + repetition · R · (N / U)^½)
     difficulty    = product of ngram_bits^weights; the weights add up to one
 
-N are the weights of the layers' matrices and U the tokens of the training text, in millions. D are the tokens that are
-read, in millions; those that are read again count less: with R = epochs - 1 repetitions of U tokens,
+N are the weights of the layers' matrices, U the tokens of the training text and R how often it is repeated, epochs
+minus one. D are the tokens that are read, in which repeated ones count less; N, U and D are in millions:
 
     D = U · (1 + fading · (1 - exp(-R / fading)))
 
-The last term is over-fitting. `ngram_bits` is what n-grams of the training text need for a byte of the validation text.
+The last term is over-fitting. `ngram_bits` is what n-grams of the training text need for a byte of validation text.
 Sources: the sum of powers, Hoffmann et al. 2022 (https://arxiv.org/abs/2203.15556); D, Muennighoff et al. 2023
 (https://arxiv.org/abs/2305.16264). The difficulty makes one law of all texts and vocabularies.
 """
@@ -58,6 +58,14 @@ class ScalingLaw:
             [self.floor, self.capacity, self.alpha, self.reading, self.beta, self.fading, self.repetition]
         )
         return float(_law(constants.double(), torch.tensor(self.weights).double(), bits, *numbers))
+
+    def log_ratio(self, layer_parameters: float, tokens: float, longer: float, text_tokens: float) -> float:
+        """The logarithm of the loss after `longer` tokens over that after `tokens`, on any text of `text_tokens`."""
+        text = Vocabulary(1, 1.0, (1.0,) * ORDERS)  # its difficulty cancels
+        before, after = (
+            self.bits_per_byte(text, layer_parameters, read, read / text_tokens) for read in (tokens, longer)
+        )
+        return math.log(after / before)
 
 
 def fit(observations: Sequence[Observation]) -> ScalingLaw:

@@ -23,7 +23,7 @@ class TrainingState:
     samples_seen: int = 0
     tokens_seen: int = 0  # targets with a loss
     elapsed_s: float = 0.0  # training time; evaluation, sampling and saving excluded
-    max_steps: int = 0  # the step after which the run ends; corrected by `TimeLimit`
+    max_steps: int = 0  # the step after which the run ends; corrected by `RunLength`
     timed_step: int = 0  # the step of the last correction,
     timed_share: float = 0.0  # and how much of the time was over then
     skipped_steps: int = 0  # steps that were not applied because their gradient was not finite

@@ -1,0 +1,112 @@
+"""What more training would bring: the loss of a finished run after some more minutes, by the fitted law.
+
+The law gives the ratio of the two losses, in which the difficulty of the text cancels. In more minutes the run reads
+more tokens at its speed; its learning rate rises again and decays until their end.
+"""
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from configuration_minigpt import MiniGPTConfig
+from minigpt.config.parser import read_config
+from minigpt.planning.memory import layer_matrix_parameters
+from minigpt.planning.scaling_law import LAW
+from minigpt.training.state import TrainingState
+from minigpt.utils.errors import UserError
+from minigpt.utils.files import read_json
+from minigpt.utils.formatting import format_duration
+from minigpt.utils.run_files import (
+    ARGUMENTS_FILE,
+    DATA_FILE,
+    METRICS_FILE,
+    STATE_FILE,
+    find_checkpoints,
+    read_metrics,
+)
+
+RUN_SPREAD, LAW_SPREAD = 0.004, 0.1  # standard deviations: of a loss, relative; of the law, relative to the change
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """The validation loss after `more_minutes`, and an interval that holds it in 19 of 20 runs. Nats per token."""
+
+    run_dir: Path
+    elapsed_s: float
+    more_minutes: float
+    loss_now: float
+    loss: float
+    spread: float  # standard deviation of the logarithm of `loss`
+    bits_per_nat: float | None  # bits per byte for a nat per token; None if the bytes of the text are unknown
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        return self.loss * math.exp(-2 * self.spread), self.loss * math.exp(2 * self.spread)
+
+    def as_dict(self) -> dict[str, Any]:
+        """The figures; losses in nats per token."""
+        figures: dict[str, Any] = {
+            "elapsed_s": self.elapsed_s,
+            "more_minutes": self.more_minutes,
+            "loss_now": self.loss_now,
+        }
+        figures |= {"loss": self.loss, "interval": list(self.interval)}
+        if self.bits_per_nat is not None:
+            figures["bits_per_byte"] = self.loss * self.bits_per_nat
+        return figures
+
+    def __str__(self) -> str:
+        low, high = self.interval
+        per_byte = ""
+        if self.bits_per_nat is not None:
+            per_byte = f", {self.loss * self.bits_per_nat:.3f} bits per byte"
+        minutes = "minute" if self.more_minutes == 1 else "minutes"
+        return (
+            f"validation loss {self.loss_now:.4f} after {format_duration(self.elapsed_s)}; with {self.more_minutes:g} "
+            f"more {minutes} about {self.loss:.4f} ({low:.4f} to {high:.4f}){per_byte}"
+        )
+
+    @property
+    def command(self) -> str:
+        """The command line that trains on."""
+        minutes = math.ceil(100 * (self.elapsed_s / 60 + self.more_minutes)) / 100
+        return f"minigpt train {self.run_dir / ARGUMENTS_FILE} --resume_from_checkpoint latest --train_minutes {minutes:g}"
+
+
+def forecast(run_dir: Path, more_minutes: float) -> Forecast:
+    """The forecast for a run that trained a model from scratch and is finished.
+
+    Raises UserError for any other run, and if it has no validation loss or no checkpoint to continue from.
+    """
+    if not (run_dir / ARGUMENTS_FILE).is_file():
+        raise UserError(f"{run_dir} is no folder of a run; more_minutes continues one")
+    if read_config(run_dir / ARGUMENTS_FILE).get("model_name_or_path"):
+        raise UserError(f"{run_dir}: more_minutes is for models trained from scratch; the law knows no other")
+    checkpoints = find_checkpoints(run_dir)
+    if not checkpoints:
+        raise UserError(f"{run_dir} has no checkpoint to continue from")
+    state = TrainingState.load(checkpoints[-1] / STATE_FILE)
+    if not state.is_done:
+        raise UserError(f"{run_dir} stopped at step {state.step} of {state.max_steps}; let it end first")
+    last = [line for line in read_metrics(run_dir / METRICS_FILE) if "val/loss" in line and line["step"] == state.step]
+    if not last:
+        raise UserError(f"{run_dir} has no validation loss at its end")
+    config = MiniGPTConfig.from_pretrained(run_dir)
+    layers = config.num_hidden_layers * layer_matrix_parameters(config)
+    train_tokens = read_json(run_dir / DATA_FILE, "the data of a run", ["splits"])["splits"]["train"]["tokens"]
+    block_size = read_config(run_dir / ARGUMENTS_FILE).get("block_size", 1024)
+    read = state.samples_seen * block_size
+    longer = read * (1 + 60 * more_minutes / state.elapsed_s)
+    change = LAW.log_ratio(layers, read, longer, train_tokens)
+    loss, bits_per_byte = last[-1]["val/loss"], last[-1].get("val/bits_per_byte")
+    return Forecast(
+        run_dir=run_dir,
+        elapsed_s=state.elapsed_s,
+        more_minutes=more_minutes,
+        loss_now=loss,
+        loss=loss * math.exp(change),
+        spread=math.hypot(math.sqrt(2) * RUN_SPREAD, LAW_SPREAD * change),
+        bits_per_nat=bits_per_byte / loss if bits_per_byte else None,
+    )

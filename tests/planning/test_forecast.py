@@ -1,0 +1,116 @@
+"""Laws of the forecast of more training: it follows the run's own loss, more time never looks worse, and it is honest."""
+
+import json
+import math
+import shlex
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from minigpt.cli import main
+from minigpt.planning.forecast import forecast
+from minigpt.utils.errors import UserError
+from minigpt.utils.run_files import METRICS_FILE
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory, text_file: Path, cache_dir: Path) -> Path:
+    """A finished run of a few steps."""
+    from accelerate.state import AcceleratorState, GradientState
+
+    from minigpt.config.parser import parse_arguments
+    from train_accelerate import train
+
+    run_dir = tmp_path_factory.mktemp("finished") / "run"
+    words = (
+        f"--train_file {text_file} --tokenizer char --cache_dir {cache_dir} --output_dir {run_dir} --hidden_size 16 "
+        "--num_hidden_layers 2 --num_attention_heads 2 --block_size 16 --max_steps 12 --save_steps 6 "
+        "--sample_max_new_tokens 5 --report_to none --use_cpu"
+    ).split()
+    AcceleratorState._reset_state(reset_partial_state=True)
+    GradientState._reset_state()
+    assert train(parse_arguments(words)) == 0
+    AcceleratorState._reset_state(reset_partial_state=True)
+    return run_dir
+
+
+@pytest.fixture
+def run_dir(finished: Path, tmp_path: Path) -> Path:
+    return shutil.copytree(finished, tmp_path / "run")
+
+
+def test_the_forecast_starts_at_the_loss_of_the_run_and_falls(run_dir: Path) -> None:
+    losses = [forecast(run_dir, minutes) for minutes in (1e-9, 0.001, 0.002, 0.004)]
+    last = json.loads((run_dir / METRICS_FILE).read_text(encoding="utf-8").splitlines()[-1])
+    assert losses[0].loss == pytest.approx(last["val/loss"])
+    assert [found.loss for found in losses] == sorted((found.loss for found in losses), reverse=True)
+    assert losses[0].loss * (losses[0].bits_per_nat or math.nan) == pytest.approx(last["val/bits_per_byte"])
+
+
+def test_the_interval_holds_the_forecast_and_widens_with_the_time(run_dir: Path) -> None:
+    widths = []
+    for minutes in (0.001, 0.01, 0.1):
+        found = forecast(run_dir, minutes)
+        low, high = found.interval
+        assert low < found.loss < high
+        widths.append(math.log(high / low))
+    assert widths == sorted(widths)
+
+
+def test_the_forecast_is_in_minutes_of_this_run(run_dir: Path) -> None:
+    """A run on a machine that is twice as fast reads twice as much in a minute."""
+    before = forecast(run_dir, 0.01)
+    state = next(run_dir.glob("checkpoint-12/training_state.json"))
+    values = json.loads(state.read_text(encoding="utf-8"))
+    state.write_text(json.dumps(values | {"elapsed_s": values["elapsed_s"] / 2}), encoding="utf-8")
+    assert forecast(run_dir, 0.005).loss == pytest.approx(before.loss)
+
+
+def test_the_command_trains_on(run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    main(["plan", str(run_dir), "--more_minutes", "0.05"])
+    command = capsys.readouterr().out.splitlines()[-1]
+    with pytest.raises(SystemExit) as stop:
+        main([*shlex.split(command)[1:], "--output_dir", str(run_dir)])
+    assert stop.value.code == 0
+    last = json.loads((run_dir / METRICS_FILE).read_text(encoding="utf-8").splitlines()[-1])
+    assert last["elapsed_s"] == pytest.approx(3, abs=1)
+    assert last["step"] > 12
+
+
+def damage_none(run_dir: Path) -> None:
+    (run_dir / "arguments.yaml").unlink()
+
+
+def finetune(run_dir: Path) -> None:
+    (run_dir / "arguments.yaml").write_text("model_name_or_path: gpt2\n", encoding="utf-8")
+
+
+def without_checkpoint(run_dir: Path) -> None:
+    for folder in run_dir.glob("checkpoint-*"):
+        shutil.rmtree(folder)
+
+
+def stopped(run_dir: Path) -> None:
+    shutil.rmtree(run_dir / "checkpoint-12")
+
+
+def without_validation(run_dir: Path) -> None:
+    (run_dir / METRICS_FILE).write_text('{"step": 12, "train/loss": 1.0}\n', encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (damage_none, "no folder of a run"),
+        (finetune, "trained from scratch"),
+        (without_checkpoint, "no checkpoint"),
+        (stopped, "stopped at step 6 of 12"),
+        (without_validation, "no validation loss"),
+    ],
+)
+def test_a_run_that_cannot_be_forecast_is_refused(change: Callable[[Path], None], message: str, run_dir: Path) -> None:
+    change(run_dir)
+    with pytest.raises(UserError, match=message):
+        forecast(run_dir, 1)
