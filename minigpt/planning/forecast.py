@@ -72,7 +72,8 @@ class Forecast:
     def command(self) -> str:
         """The command line that trains on."""
         minutes = math.ceil(100 * (self.elapsed_s / 60 + self.more_minutes)) / 100
-        return f"minigpt train {self.run_dir / ARGUMENTS_FILE} --resume_from_checkpoint latest --train_minutes {minutes:g}"
+        preset = self.run_dir / ARGUMENTS_FILE
+        return f"minigpt train {preset} --resume_from_checkpoint latest --train_minutes {minutes:g}"
 
 
 def forecast(run_dir: Path, more_minutes: float) -> Forecast:

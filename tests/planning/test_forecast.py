@@ -1,4 +1,4 @@
-"""Laws of the forecast of more training: it follows the run's own loss, more time never looks worse, and it is honest."""
+"""Laws of the forecast of more training: it starts at the loss of the run, and more time never looks worse."""
 
 import json
 import math

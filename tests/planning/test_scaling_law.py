@@ -1,4 +1,4 @@
-"""Laws of the fitted loss: it finds the law that made the data, predicts what it has not seen, and bends as it must."""
+"""Laws of the fitted loss: the fit finds the law that made the data and predicts what it has not seen."""
 
 import math
 from dataclasses import replace
