@@ -12,7 +12,7 @@ from typing import Any
 from configuration_minigpt import MiniGPTConfig
 from minigpt.config.parser import read_config
 from minigpt.planning.memory import layer_matrix_parameters
-from minigpt.planning.scaling_law import LAW
+from minigpt.planning.scaling_law import log_ratio
 from minigpt.training.state import TrainingState
 from minigpt.utils.errors import UserError
 from minigpt.utils.files import read_json
@@ -100,7 +100,7 @@ def forecast(run_dir: Path, more_minutes: float) -> Forecast:
     block_size = read_config(run_dir / ARGUMENTS_FILE).get("block_size", 1024)
     read = state.samples_seen * block_size
     longer = read * (1 + 60 * more_minutes / state.elapsed_s)
-    change = LAW.log_ratio(layers, read, longer, train_tokens)
+    change = log_ratio(layers, read, longer, train_tokens)
     loss, bits_per_byte = last[-1]["val/loss"], last[-1].get("val/bits_per_byte")
     return Forecast(
         run_dir=run_dir,

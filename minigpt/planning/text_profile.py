@@ -1,4 +1,4 @@
-"""What a text is like before a model is trained on it: its size, its scripts, and how well n-grams predict it."""
+"""What a text is like before a model is trained on it: its size, its scripts, and what tokenizers make of it."""
 
 import json
 import unicodedata
@@ -20,17 +20,26 @@ TRAIN_SAMPLE_BYTES, VALIDATION_SAMPLE_BYTES = 2_000_000, 400_000  # of text that
 SEARCHED_BYTES = 200_000_000  # the training sample is spread over so much of the text
 PIECE_CHARACTERS, PIECE_TOKENS = 20_000, 5_000  # a sample is made of such pieces
 VOCABULARY_SIZES = (512, 1024, 2048, 4096, 8192, 16384)  # of a trained 'bpe'
-ORDERS = 3  # longest n-gram
 VALIDATION_BYTES = 200_000  # of text to hold out, and at most a tenth of it
 
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """A tokenizer on this text. `ngram_bits` are the bits per byte of the validation text for n-grams of 1, 2, 3."""
+    """A tokenizer on this text. `unigram_bits` are the bits per byte of a model that knows only token frequencies."""
 
     size: int
     bytes_per_token: float
-    ngram_bits: tuple[float, ...]
+    unigram_bits: float
+
+
+@dataclass(frozen=True)
+class TokenizedSample:
+    """Token ids, int64, of samples of both splits, and the UTF-8 bytes of the validation sample."""
+
+    vocabulary: Vocabulary
+    train: np.ndarray
+    validation: np.ndarray
+    validation_bytes: int
 
 
 @dataclass(frozen=True)
@@ -38,11 +47,12 @@ class TextProfile:
     """What is known of a text. `train_bytes`, of its training split, is None for a stream of unknown length.
 
     `scripts` are Unicode's names of the alphabets of its letters, with their shares, the most frequent first.
+    `samples` are the same text in the tokens of every tokenizer that it may get, the smallest vocabulary first.
     """
 
     train_bytes: float | None
     scripts: dict[str, float]
-    vocabularies: Sequence[Vocabulary]
+    samples: Sequence[TokenizedSample]
 
 
 def profile_text(args: Arguments, sizes: Sequence[int] = VOCABULARY_SIZES) -> TextProfile:
@@ -60,8 +70,7 @@ def profile_text(args: Arguments, sizes: Sequence[int] = VOCABULARY_SIZES) -> Te
         tokenizers = [train_characters([*train, *validation]).backend_tokenizer]
     else:
         tokenizers = [load_tokenizer(str(args.tokenizer)).backend_tokenizer]
-    vocabularies = [measure(tokenizer, train, validation) for tokenizer in tokenizers]
-    return TextProfile(train_bytes, scripts(train), vocabularies)
+    return TextProfile(train_bytes, scripts(train), [tokenize(each, train, validation) for each in tokenizers])
 
 
 def validation_percentage(args: Arguments) -> float:
@@ -126,43 +135,27 @@ def nested_tokenizers(largest: Tokenizer, sizes: Sequence[int]) -> Iterator[Toke
         yield Tokenizer.from_str(json.dumps(state | {"model": model, "added_tokens": []}))
 
 
-def measure(tokenizer: Tokenizer, train: Sequence[str], validation: Sequence[str]) -> Vocabulary:
-    """How well n-grams of the training text predict the validation text, in the tokens of `tokenizer`."""
-    size = len(tokenizer.get_vocab(with_added_tokens=False)) + 1
+def tokenize(tokenizer: Tokenizer, train: Sequence[str], validation: Sequence[str]) -> TokenizedSample:
+    """The samples in the tokens of `tokenizer`, and how well the frequencies in one predict the other."""
     train_ids, ids = (
         np.concatenate([encoding.ids for encoding in tokenizer.encode_batch(list(texts))]).astype(np.int64)
         for texts in (train, validation)
     )
-    bytes_per_token = sum(len(text.encode()) for text in validation) / len(ids)
-    bits = ngram_bits(train_ids, ids, 1 + int(max(size, train_ids.max(), ids.max())), ORDERS)
-    return Vocabulary(size, bytes_per_token, tuple(value / bytes_per_token for value in bits))
+    size = max(len(tokenizer.get_vocab(with_added_tokens=False)) + 1, int(max(train_ids.max(), ids.max())) + 1)
+    validation_bytes = sum(len(text.encode()) for text in validation)
+    bits = unigram_bits(train_ids, ids, size) / validation_bytes
+    return TokenizedSample(Vocabulary(size, validation_bytes / len(ids), bits), train_ids, ids, validation_bytes)
 
 
-def ngram_bits(train: np.ndarray, ids: np.ndarray, size: int, orders: int) -> list[float]:
-    """Bits per token of `ids` for n-grams of 1 to `orders` tokens that are counted in `train`; every id is < `size`.
+def unigram_bits(train: np.ndarray, ids: np.ndarray, size: int) -> float:
+    """Bits of all `ids` with the frequencies of `train`. Tokens that it lacks share the weight of its different ones.
 
-    A longer n-gram is mixed with the shorter one as Witten and Bell (1991) do: after a context that was seen n times
-    with t different tokens, the shorter one has the weight t / (n + t).
+    Source: Witten and Bell 1991, method C: t different tokens among n leave t / (n + t) to unseen ones.
     """
-    probability = np.full(len(ids), 1 / size)
-    context, context_in_train = np.zeros(len(ids), np.int64), np.zeros(len(train), np.int64)
-    bits = []
-    for order in range(orders):
-        if order:  # a context is one token longer than the last one; np.roll gives the first ids a wrong one
-            both = np.concatenate([context_in_train, context]) * size
-            both += np.concatenate([np.roll(train, order), np.roll(ids, order)])
-            _, numbers = np.unique(both, return_inverse=True)
-            context_in_train, context = numbers[: len(train)], numbers[len(train) :]
-        seen, counts = np.unique(context_in_train * size + train, return_counts=True)
-        contexts = 1 + int(max(context.max(), context_in_train.max()))
-        total = np.bincount(context_in_train, minlength=contexts)[context]
-        different = np.bincount(seen // size, minlength=contexts)[context]
-        place = np.searchsorted(seen, context * size + ids).clip(max=len(seen) - 1)
-        count = np.where(seen[place] == context * size + ids, counts[place], 0)
-        mixed = (count + different * probability) / np.maximum(total + different, 1)
-        probability = np.where(total > 0, mixed, probability)
-        bits.append(float(-np.log2(probability).mean()))
-    return bits
+    counts = np.bincount(train, minlength=size)
+    different = np.count_nonzero(counts)
+    probability = (counts + different / size) / (counts.sum() + different)
+    return float(-np.log2(probability[ids]).sum())
 
 
 def scripts(texts: Sequence[str]) -> dict[str, float]:

@@ -7,9 +7,9 @@ of tokens.
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence, Set
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import psutil
 import torch
@@ -18,8 +18,9 @@ import yaml
 from minigpt.config.arguments import Arguments
 from minigpt.data.datamodule import samples_per_step
 from minigpt.planning.memory import largest_that_fits
+from minigpt.planning.pilot import measure_difficulty
 from minigpt.planning.plan import training_setup
-from minigpt.planning.scaling_law import LAW
+from minigpt.planning.scaling_law import DROPOUT, DROPOUT_COST, LAW, LAW_WITH_DROPOUT
 from minigpt.planning.step_time import measure_step_time
 from minigpt.planning.target_hardware import GPU_MARGIN
 from minigpt.planning.text_profile import (
@@ -42,6 +43,7 @@ RECIPE: dict[str, Any] = {
     "optimizer": "muon", "muon_learning_rate": 0.02, "muon_momentum": 0.9, "muon_ns_steps": 3, "weight_decay": 0.0,
     "lr_scheduler_type": "linear", "warmup_steps": 10,
 }  # fmt: skip
+LEARNING_RATE = 0.02  # of AdamW for embeddings and vectors next to Muon, up to a width of 192
 MEASURING_S, MAX_MEASURED = 1.5, 8  # seconds of measuring a combination, and how many are measured
 CPU_MARGIN = 0.2  # share of the free memory that is left to others
 CONTEXT_TOKENS, BATCH_TOKENS = 3e6, 1.2e6  # a run of so many tokens has a context of 128, a batch of 2,048 tokens
@@ -73,7 +75,7 @@ class Combination:
 
 @dataclass(frozen=True)
 class Prediction:
-    """What a combination reaches in some minutes: tokens that it reads, and bits per byte of the validation text.
+    """What a combination reaches in some minutes: tokens that it reads, and its loss in the fitted law.
 
     `epochs` is how often it reads the training text; None if the length of the text is unknown.
     """
@@ -82,7 +84,8 @@ class Prediction:
     minutes: float
     tokens: float
     epochs: float | None
-    bits_per_byte: float
+    dropout: float
+    relative_loss: float
 
 
 @dataclass(frozen=True)
@@ -104,9 +107,19 @@ class TimedRun:
     args: Arguments
     minutes: float  # that were given; the run may be shorter
     profile: TextProfile
+    difficulty: float
     predictions: Sequence[Prediction]
-    tokens_per_s: float
     steps: int
+
+    @property
+    def bits_per_byte(self) -> float:
+        """The predicted loss on the validation text."""
+        return self.difficulty * self.predictions[0].relative_loss
+
+    @property
+    def tokens_per_s(self) -> float:
+        """Of all processes, as measured."""
+        return self.predictions[0].tokens / (60 * self.predictions[0].minutes)
 
     def as_dict(self) -> dict[str, Any]:
         """The figures behind the choice, and the prediction."""
@@ -117,13 +130,13 @@ class TimedRun:
             "tokens_per_s": self.tokens_per_s,
             "tokens": best.tokens,
             "epochs": best.epochs,
-            "predicted_bits_per_byte": best.bits_per_byte,
+            "predicted_bits_per_byte": self.bits_per_byte,
             "options": yaml.safe_load(self.args.as_yaml()),
         }
 
     def lines(self) -> list[str]:
         """What was seen and decided, and why."""
-        best, minutes = self.predictions[0], f"{self.args.train_minutes:g} min"
+        best, args, minutes = self.predictions[0], self.args, f"{self.args.train_minutes:g} min"
         vocabulary = best.combination.vocabulary
         size = format_bytes(self.profile.train_bytes) if self.profile.train_bytes else "a stream"
         alphabets = ", ".join(f"{name.title()} {share:.0%}" for name, share in self.profile.scripts.items())
@@ -134,15 +147,15 @@ class TimedRun:
             f"{best.tokens / self.steps:,.0f} tokens in {minutes}",
             f"model      {best.combination}: the lowest predicted loss of {len(self.predictions)} combinations",
             *(
-                f"             {other.bits_per_byte / best.bits_per_byte - 1:+.1%} with {other.combination}"
+                f"             {other.relative_loss / best.relative_loss - 1:+.1%} with {other.combination}"
                 for other in self.predictions[1:4]
             ),
         ]
         if best.epochs is not None:
-            lines.append(f"epochs     {best.epochs:.1f}: {_repetition(best.epochs)}")
+            lines.append(f"epochs     {best.epochs:.1f}, dropout {args.dropout:g}: {_repetition(best.epochs)}")
         if best.minutes < self.minutes:
             lines.append(f"time       {minutes} instead of {self.minutes:g}: in more time the model would over-fit")
-        return [*lines, f"predicted  {best.bits_per_byte:.2f} bits per byte of validation text"]
+        return [*lines, f"predicted  {self.bits_per_byte:.2f} bits per byte of validation text"]
 
 
 def _repetition(epochs: float) -> str:
@@ -154,7 +167,19 @@ def _repetition(epochs: float) -> str:
     return "the text is small for this time; more text would help more than more minutes"
 
 
-Speed = Callable[[Arguments, int], MeasuredSpeed | None]  # options, vocabulary → None if the memory is too small
+class Device(Protocol):
+    """What is measured of a device."""
+
+    processes: int  # that train at the same time, each as fast as one alone
+
+    def difficulty(self, args: Arguments, profile: TextProfile) -> float:
+        """The difficulty of the text in the fitted law."""
+
+    def peak_flops(self) -> float:
+        """FLOP/s that no model exceeds."""
+
+    def speed(self, args: Arguments, vocab_size: int) -> MeasuredSpeed | None:
+        """The speed of training with these options; None if the memory is too small."""
 
 
 def choose_run(
@@ -162,43 +187,31 @@ def choose_run(
     given: Set[str],
     processes: int = 1,
     report: Callable[[str], None] = lambda line: None,
-    speed: Speed | None = None,
-    peak_flops: float | None = None,
+    device: Device | None = None,
 ) -> TimedRun:
-    """Choose those options of a run of `args.train_minutes` that are not `given`.
+    """Choose those options of a run of `args.train_minutes` in some `processes` that are not `given`.
 
-    processes: of the launch; on GPUs each has one.
-    speed, peak_flops: instead of those that are measured on this device.
+    device: None is that of this machine.
     Raises UserError if there is no text, or if no combination fits into the memory.
     """
-    device = torch.device("cpu" if args.use_cpu or not torch.cuda.is_available() else "cuda")
-    precision = args.mixed_precision or ("no" if device.type == "cpu" else "bf16")  # as the launch profiles have it
-    speed = speed or _speed_of(device, precision)
-    peak_flops = peak_flops or matrix_product_flops(device.type, precision != "no")
-    devices = processes if device.type != "cpu" else 1  # processes on a CPU share its cores
-    report("looking at the text ...")
-    sizes = (args.tokenizer_vocab_size,) if "tokenizer_vocab_size" in given else VOCABULARY_SIZES
+    device = device or _ThisDevice(args, processes)
     args = _with(args, given, {"validation_split_percentage": validation_percentage(args)})
-    profile = profile_text(args, sizes)
-    lengths = [
-        args.train_minutes / 2 ** (number / 4) for number in range(41)
-    ]  # over-fitting may make less time better
-    rates: dict[Combination, float] = {}  # measured FLOP/s of one device
+    report("looking at the text ...")
+    profile = profile_text(args, (args.tokenizer_vocab_size,) if "tokenizer_vocab_size" in given else VOCABULARY_SIZES)
+    report("training a tiny model on a sample of it ...")
+    difficulty = device.difficulty(_with(args, set(), RECIPE | {"learning_rate": LEARNING_RATE}), profile)
+    combinations = list(_combinations(args, profile))
+    rates: dict[Combination, float] = {}  # measured FLOP/s of one process
     settings: dict[Combination, Arguments] = {}
+    peak_flops = device.peak_flops()
 
     def predict(combination: Combination) -> Prediction:
-        """The best that the combination can reach within the time."""
-        rate = rates.get(combination)
-        if rate is None:  # larger models are faster per FLOP: at most as fast as a larger one, and as a matrix product
-            larger = [other for other in rates if other.flops_per_token >= combination.flops_per_token]
-            rate = rates[min(larger, key=lambda other: other.flops_per_token)] if larger else peak_flops
-        tokens_per_minute = 60 * devices * rate / combination.flops_per_token
-        predictions = (_predict(combination, profile, tokens_per_minute, minutes) for minutes in lengths)
-        return min(predictions, key=lambda prediction: prediction.bits_per_byte)
+        return _predict(
+            combination, args.train_minutes, device.processes * _rate(combination, rates, peak_flops), profile
+        )
 
-    combinations = list(_combinations(args, profile))
     while combinations:
-        predictions = sorted(map(predict, combinations), key=lambda prediction: prediction.bits_per_byte)
+        predictions = sorted(map(predict, combinations), key=lambda prediction: prediction.relative_loss)
         best = predictions[0]
         if best.combination in rates:
             break
@@ -207,7 +220,7 @@ def choose_run(
             continue
         report(f"measuring {best.combination} ...")
         options = _options(args, given, best, processes)
-        measured = speed(options, best.combination.vocabulary.size)
+        measured = device.speed(options, best.combination.vocabulary.size)
         if measured is None:
             combinations.remove(best.combination)
             continue
@@ -222,14 +235,44 @@ def choose_run(
     final = settings[best.combination]
     steps = max(1, round(best.tokens / (samples_per_step(final, processes) * final.block_size)))
     final = _with(final, given, _periods(steps)).with_values(train_minutes=float(f"{best.minutes:.3g}"))
-    return TimedRun(final, args.train_minutes, profile, predictions, best.tokens / (60 * best.minutes), steps)
+    return TimedRun(final, args.train_minutes, profile, difficulty, predictions, steps)
 
 
-def _predict(combination: Combination, profile: TextProfile, tokens_per_minute: float, minutes: float) -> Prediction:
-    vocabulary, tokens = combination.vocabulary, minutes * tokens_per_minute
-    epochs = None if profile.train_bytes is None else tokens * vocabulary.bytes_per_token / profile.train_bytes
-    loss = LAW.bits_per_byte(vocabulary, combination.layer_parameters, tokens, epochs or 0.0)
-    return Prediction(combination, minutes, tokens, epochs, loss)
+def _rate(combination: Combination, rates: Mapping[Combination, float], peak_flops: float) -> float:
+    """The measured FLOP/s of a combination, or the most it may have.
+
+    Larger models are faster per FLOP: a model is at most as fast as a larger one, and as a matrix product.
+    """
+    if combination in rates:
+        return rates[combination]
+    larger = [other for other in rates if other.flops_per_token >= combination.flops_per_token]
+    return rates[min(larger, key=lambda other: other.flops_per_token)] if larger else peak_flops
+
+
+def _predict(combination: Combination, minutes: float, rate: float, profile: TextProfile) -> Prediction:
+    """The best that a combination can reach within the time, at `rate` FLOP/s.
+
+    Where the text is repeated, dropout may help, and so may less time.
+    """
+    vocabulary = combination.vocabulary
+    lengths = minutes / 2 ** (torch.arange(41, dtype=torch.float64) / 4)
+    tokens = 60 * lengths * rate / combination.flops_per_token
+    epochs = tokens * vocabulary.bytes_per_token / (profile.train_bytes or math.inf)
+    run = vocabulary.unigram_bits, combination.layer_parameters, tokens, epochs
+    losses = {
+        0.0: LAW.relative_losses(*run),
+        DROPOUT: DROPOUT_COST * LAW_WITH_DROPOUT.relative_losses(*run),
+    }
+    dropout = min(losses, key=lambda dropout: float(losses[dropout].min()))
+    best = int(losses[dropout].argmin())
+    return Prediction(
+        combination=combination,
+        minutes=float(lengths[best]),
+        tokens=float(tokens[best]),
+        epochs=float(epochs[best]) if profile.train_bytes is not None else None,
+        dropout=dropout,
+        relative_loss=float(losses[dropout][best]),
+    )
 
 
 def _combinations(args: Arguments, profile: TextProfile) -> Iterator[Combination]:
@@ -242,8 +285,8 @@ def _combinations(args: Arguments, profile: TextProfile) -> Iterator[Combination
         if width % heads:
             continue
         layers = args.num_hidden_layers or LAYERS[min(LAYERS, key=lambda known: abs(known - width))]
-        for vocabulary in profile.vocabularies:
-            yield Combination(width, layers, vocabulary)
+        for sample in profile.samples:
+            yield Combination(width, layers, sample.vocabulary)
 
 
 def _options(args: Arguments, given: Set[str], prediction: Prediction, processes: int) -> Arguments:
@@ -265,8 +308,9 @@ def _options(args: Arguments, given: Set[str], prediction: Prediction, processes
             "num_hidden_layers": prediction.combination.num_hidden_layers,
             "num_attention_heads": _heads(width),
             "block_size": block_size,
+            "dropout": prediction.dropout,
             "per_device_train_batch_size": max(1, _power_of_two(step_tokens) // block_size // processes),
-            "learning_rate": 0.02 * min(1, 192 / width) if is_muon else 2e-3 * min(1, 256 / width),
+            "learning_rate": LEARNING_RATE * min(1, 192 / width) if is_muon else 2e-3 * min(1, 256 / width),
         },
     )
 
@@ -297,20 +341,32 @@ def _power_of_two(number: float) -> int:
     return 2 ** max(0, round(math.log2(number)))
 
 
-def _speed_of(device: torch.device, precision: str) -> Speed:
-    """Measures training steps on a device."""
-    if device.type == "cpu":
-        memory_bytes = (1 - CPU_MARGIN) * psutil.virtual_memory().available
-    else:
-        memory_bytes = (1 - GPU_MARGIN) * torch.cuda.get_device_properties(0).total_memory
+class _ThisDevice:
+    """The CPU or the GPU of this machine. Processes on a CPU share its cores, and are not faster than one."""
 
-    def speed(args: Arguments, vocab_size: int) -> MeasuredSpeed | None:
+    def __init__(self, args: Arguments, processes: int) -> None:
+        self.device = torch.device("cpu" if args.use_cpu or not torch.cuda.is_available() else "cuda")
+        self.precision = args.mixed_precision or (
+            "no" if self.device.type == "cpu" else "bf16"
+        )  # the profiles' defaults
+        self.processes = 1
+        self.memory_bytes = (1 - CPU_MARGIN) * psutil.virtual_memory().available
+        if self.device.type != "cpu":
+            self.processes = processes
+            self.memory_bytes = (1 - GPU_MARGIN) * torch.cuda.get_device_properties(0).total_memory
+
+    def difficulty(self, args: Arguments, profile: TextProfile) -> float:
+        return measure_difficulty(args, profile.samples, self.device)
+
+    def peak_flops(self) -> float:
+        return matrix_product_flops(self.device.type, self.precision != "no")
+
+    def speed(self, args: Arguments, vocab_size: int) -> MeasuredSpeed | None:
         config = build_config(args, vocab_size=vocab_size)
-        setup = largest_that_fits(training_setup(args, config, precision, device.type), memory_bytes)
+        whole = training_setup(args, config, self.precision, self.device.type)
+        setup = largest_that_fits(whole, self.memory_bytes)
         if setup is None:
             return None
-        time = measure_step_time(args, config, setup.micro_batch, precision, device, MEASURING_S)
+        time = measure_step_time(args, config, setup.micro_batch, self.precision, self.device, MEASURING_S)
         tokens = setup.tokens * setup.accumulation
         return MeasuredSpeed(tokens / time.step_s(setup.accumulation), setup.micro_batch, setup.accumulation)
-
-    return speed

@@ -1,7 +1,7 @@
 """Laws of what is known about a text before training: each figure is what a simpler computation gives."""
 
 import math
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,39 +12,22 @@ from minigpt.config.parser import parse_arguments
 from minigpt.data.corpora import open_corpus
 from minigpt.data.prepare import prepare
 from minigpt.data.tokenizer import train_bpe
-from minigpt.planning.text_profile import nested_tokenizers, ngram_bits, profile_text, scripts, validation_percentage
+from minigpt.planning.text_profile import nested_tokenizers, profile_text, scripts, unigram_bits, validation_percentage
 
 
-def bits_of_the_definition(train: list[int], ids: list[int], size: int, order: int) -> list[float]:
-    """Witten-Bell's probabilities of `ids`, as bits, from dictionaries; contexts wrap around as in np.roll."""
-    followers: dict[tuple[int, ...], Counter[int]] = defaultdict(Counter)
-    for place, token in enumerate(train):
-        for length in range(order):
-            followers[tuple(train[place - back] for back in range(1, length + 1))][token] += 1
-
-    def probability(context: tuple[int, ...], token: int, length: int) -> float:
-        shorter = probability(context, token, length - 1) if length else 1 / size
-        seen = followers.get(context[:length])
-        return shorter if not seen else (seen[token] + len(seen) * shorter) / (seen.total() + len(seen))
-
-    contexts = [tuple(ids[place - back] for back in range(1, order)) for place in range(len(ids))]
-    return [-math.log2(probability(*pair, order - 1)) for pair in zip(contexts, ids, strict=True)]
-
-
-@pytest.mark.parametrize("order", [1, 2, 3])
-def test_ngrams_predict_as_their_definition_says(order: int) -> None:
-    generator = np.random.default_rng(0)
-    train, ids = generator.integers(0, 6, 300), generator.integers(0, 8, 200)  # 6 and 7 are never seen in training
-    expected = bits_of_the_definition(train.tolist(), ids.tolist(), 9, order)
-    assert ngram_bits(train, ids, 9, order)[-1] == pytest.approx(np.mean(expected))
-
-
-def test_random_tokens_take_the_bits_of_their_number_and_repeated_ones_none() -> None:
+def test_random_tokens_take_the_bits_of_their_number() -> None:
     generator = np.random.default_rng(0)
     train, ids = generator.integers(0, 16, 200_000), generator.integers(0, 16, 20_000)
-    assert ngram_bits(train, ids, 16, 2) == pytest.approx([4, 4], abs=0.01)
-    repeated = np.tile(np.arange(16), 2000)
-    assert ngram_bits(repeated, repeated[:1600], 16, 2) == pytest.approx([4, 0], abs=0.02)
+    assert unigram_bits(train, ids, 16) / len(ids) == pytest.approx(4, abs=0.01)
+
+
+def test_frequencies_are_a_distribution_that_knows_of_unseen_tokens() -> None:
+    """The probabilities of all tokens add up to one; half of the training text is a 3, and 4 and 5 are not in it."""
+    train = np.array([3] * 50 + [0] * 30 + [1] * 15 + [2] * 5)
+    probabilities = [2 ** -unigram_bits(train, np.array([token]), 6) for token in range(6)]
+    assert sum(probabilities) == pytest.approx(1)
+    assert probabilities[3] == pytest.approx(0.5, abs=0.03)
+    assert 0 < probabilities[4] == probabilities[5] < probabilities[2]
 
 
 def test_a_nested_tokenizer_is_the_one_trained_with_that_size(text_file: Path) -> None:
@@ -60,8 +43,8 @@ def test_a_short_text_has_only_the_vocabularies_that_it_can_fill(text_file: Path
     args = parse_arguments(["--train_file", str(text_file)])
     largest = len(train_bpe([text_file.read_text(encoding="utf-8")], 50_000))
     assert 280 < largest < 400
-    assert [vocabulary.size for vocabulary in profile_text(args, (280, 50_000)).vocabularies] == [280]
-    assert [vocabulary.size for vocabulary in profile_text(args, (50_000,)).vocabularies] == [largest]
+    assert [sample.vocabulary.size for sample in profile_text(args, (280, 50_000)).samples] == [280]
+    assert [sample.vocabulary.size for sample in profile_text(args, (50_000,)).samples] == [largest]
 
 
 @pytest.mark.parametrize("source", ["--train_file", "--data"])
@@ -76,14 +59,14 @@ def test_the_profile_is_that_of_the_prepared_tokens(text_file: Path, tmp_path: P
         for split in (open_corpus(parse_arguments(words)).train, open_corpus(parse_arguments(words)).validation)
     )
     assert profile.train_bytes == pytest.approx(len(train.encode()), rel=0.01)
-    (vocabulary,) = profile.vocabularies
+    (sample,) = profile.samples
+    vocabulary = sample.vocabulary
     tokenizer = train_bpe([train], 280)
     ids = tokenizer(validation)["input_ids"]
     assert vocabulary.bytes_per_token == pytest.approx(len(validation.encode()) / len(ids), rel=0.01)
     frequency = Counter(tokenizer(train)["input_ids"])
     bits = -sum(math.log2(frequency[token] / frequency.total()) for token in ids if frequency[token]) / len(ids)
-    assert vocabulary.ngram_bits[0] * vocabulary.bytes_per_token == pytest.approx(bits, rel=0.02)
-    assert list(vocabulary.ngram_bits) == sorted(vocabulary.ngram_bits, reverse=True)
+    assert vocabulary.unigram_bits * vocabulary.bytes_per_token == pytest.approx(bits, rel=0.02)
 
 
 def test_scripts_are_shares_of_letters() -> None:

@@ -7,23 +7,20 @@ import pytest
 
 from minigpt.config.arguments import Arguments
 from minigpt.config.parser import parse_arguments
-from minigpt.planning.scaling_law import LAW
-from minigpt.planning.text_profile import TextProfile, Vocabulary
-from minigpt.planning.time_budget import LAYERS, MeasuredSpeed, Speed, TimedRun, choose_run
+from minigpt.planning.scaling_law import DROPOUT_COST, LAW, LAW_WITH_DROPOUT
+from minigpt.planning.text_profile import TextProfile, TokenizedSample, Vocabulary
+from minigpt.planning.time_budget import LAYERS, MeasuredSpeed, TimedRun, choose_run
 from minigpt.utils.errors import UserError
 
 PEAK = 1e11
-VOCABULARIES = [
-    Vocabulary(512, 1.9, (3.9, 2.6, 2.0)),
-    Vocabulary(2048, 3.0, (3.0, 2.0, 1.7)),
-    Vocabulary(8192, 3.9, (2.5, 1.9, 1.7)),
-]
+VOCABULARIES = [Vocabulary(512, 1.9, 3.9), Vocabulary(2048, 3.0, 3.0), Vocabulary(8192, 3.9, 2.5)]
 
 
 @pytest.fixture(autouse=True)
 def profile(monkeypatch: pytest.MonkeyPatch) -> TextProfile:
     """A text of 5 MB with three vocabularies, instead of one that would have to be looked at for each test."""
-    text = TextProfile(5e6, {"LATIN": 1.0}, VOCABULARIES)
+    ids = np.zeros(1, np.int64)
+    text = TextProfile(5e6, {"LATIN": 1.0}, [TokenizedSample(each, ids, ids, 1) for each in VOCABULARIES])
     monkeypatch.setattr("minigpt.planning.time_budget.profile_text", lambda args, sizes: text)
     return text
 
@@ -34,58 +31,71 @@ def flops_per_token(args: Arguments, vocab_size: int) -> float:
     return 6 * args.hidden_size * (12 * args.num_hidden_layers * args.hidden_size + vocab_size)
 
 
-def device(scale: float = 1.0, largest: float = float("inf")) -> Speed:
-    """A device on which larger models reach more FLOP/s, and models above `largest` FLOPs per token do not fit."""
+class FakeDevice:
+    """Larger models reach more FLOP/s on it, and models above `largest` FLOPs per token do not fit."""
 
-    def speed(args: Arguments, vocab_size: int) -> MeasuredSpeed | None:
+    def __init__(self, scale: float = 1.0, largest: float = float("inf"), processes: int = 1, split: int = 1) -> None:
+        self.scale, self.largest, self.processes, self.split = scale, largest, processes, split
+
+    def difficulty(self, args: Arguments, profile: TextProfile) -> float:
+        return 0.5
+
+    def peak_flops(self) -> float:
+        return PEAK
+
+    def speed(self, args: Arguments, vocab_size: int) -> MeasuredSpeed | None:
         flops = flops_per_token(args, vocab_size)
-        if flops > largest:
+        if flops > self.largest:
             return None
-        return MeasuredSpeed(scale * 0.5 * PEAK / (1 + 1e7 / flops) / flops, args.per_device_train_batch_size)
+        tokens_per_s = self.scale * 0.5 * PEAK / (1 + 1e7 / flops) / flops
+        return MeasuredSpeed(tokens_per_s, args.per_device_train_batch_size // self.split, self.split)
 
-    return speed
 
-
-def choice(*words: str, minutes: float = 5, speed: Speed | None = None, processes: int = 1) -> TimedRun:
+def choice(*words: str, minutes: float = 5, device: FakeDevice | None = None) -> TimedRun:
+    device = device or FakeDevice()
     args = parse_arguments(["--corpus", "python-docs", "--use_cpu", "--train_minutes", str(minutes), *words])
     given = {word[2:] for word in words if word.startswith("--")} | {"corpus", "train_minutes", "use_cpu"}
-    return choose_run(args, given, processes, speed=speed or device(), peak_flops=PEAK)
+    return choose_run(args, given, device.processes, device=device)
 
 
 @pytest.mark.parametrize("minutes", [0.2, 1, 3, 10, 60, 1000])
 def test_no_combination_is_predicted_to_be_better_than_the_chosen_one(minutes: float) -> None:
     """With speeds that only a measurement tells; all combinations are computed here without any search."""
     run = choice(minutes=minutes)
-    speed, losses = device(), {}
+    losses = {}
     for (width, layers), vocabulary in itertools.product(LAYERS.items(), VOCABULARIES):
         args = run.args.with_values(hidden_size=width, num_hidden_layers=layers, num_attention_heads=1)
-        measured = speed(args, vocabulary.size)
+        measured = FakeDevice().speed(args, vocabulary.size)
         assert measured is not None
+        shorter = [minutes / 2 ** (number / 4) for number in range(41)]  # over-fits less
         losses[width, layers, vocabulary.size] = min(
-            LAW.bits_per_byte(
-                vocabulary,
+            cost
+            * law.relative_loss(
+                vocabulary.unigram_bits,
                 12 * layers * width**2,
-                60 * less * measured.tokens_per_s,
-                60 * less * measured.tokens_per_s * vocabulary.bytes_per_token / 5e6,
+                60 * time * measured.tokens_per_s,
+                60 * time * measured.tokens_per_s * vocabulary.bytes_per_token / 5e6,
             )
-            for less in minutes / 2 ** (np.arange(41) / 4)  # a shorter run over-fits less
+            for law, cost in ((LAW, 1.0), (LAW_WITH_DROPOUT, DROPOUT_COST))
+            for time in shorter
         )
     chosen = (run.args.hidden_size, run.args.num_hidden_layers, run.args.tokenizer_vocab_size)
     assert losses[chosen] == pytest.approx(min(losses.values()))
-    assert run.predictions[0].bits_per_byte == pytest.approx(losses[chosen])
+    assert run.bits_per_byte == pytest.approx(0.5 * losses[chosen])
 
 
 def test_more_time_and_a_faster_device_are_the_same_and_never_worse() -> None:
-    losses = [choice(minutes=minutes).predictions[0].bits_per_byte for minutes in (0.5, 1, 2, 4, 8, 16)]
+    losses = [choice(minutes=minutes).bits_per_byte for minutes in (0.5, 1, 2, 4, 8, 16)]
     assert losses == sorted(losses, reverse=True)
-    faster = choice(minutes=2, speed=device(scale=2.0)).predictions[0]
-    assert faster.bits_per_byte == pytest.approx(losses[3])
+    assert choice(minutes=2, device=FakeDevice(scale=2.0)).bits_per_byte == pytest.approx(losses[3])
+    assert choice(minutes=2, device=FakeDevice(processes=2)).bits_per_byte == pytest.approx(losses[3])
 
 
-def test_the_run_takes_the_time(profile: TextProfile) -> None:
+@pytest.mark.parametrize("processes", [1, 4])
+def test_the_run_takes_the_time(processes: int) -> None:
     """Steps, their tokens and the measured speed give the minutes."""
-    run = choice(minutes=7)
-    tokens = run.steps * run.args.per_device_train_batch_size * run.args.block_size
+    run = choice(minutes=7, device=FakeDevice(processes=processes))
+    tokens = run.steps * processes * run.args.per_device_train_batch_size * run.args.block_size
     assert tokens / run.tokens_per_s == pytest.approx(7 * 60, rel=0.01)
 
 
@@ -117,19 +127,14 @@ def test_a_model_that_does_not_fit_is_not_chosen() -> None:
     unlimited = choice(minutes=300)
     assert unlimited.args.hidden_size is not None
     limit = 6 * 128 * (12 * 4 * 128 + 8192)
-    small = choice(minutes=300, speed=device(largest=limit))
+    small = choice(minutes=300, device=FakeDevice(largest=limit))
     assert flops_per_token(small.args, small.args.tokenizer_vocab_size) <= limit
     assert flops_per_token(unlimited.args, unlimited.args.tokenizer_vocab_size) > limit
     with pytest.raises(UserError, match="no model fits"):
-        choice(speed=device(largest=0))
+        choice(device=FakeDevice(largest=0))
 
 
 def test_the_micro_batch_that_fits_is_part_of_the_run() -> None:
-    def speed(args: Arguments, vocab_size: int) -> MeasuredSpeed | None:
-        measured = device()(args, vocab_size)
-        assert measured is not None
-        return MeasuredSpeed(measured.tokens_per_s, 2, args.per_device_train_batch_size // 2)
-
-    accumulated, whole = choice(speed=speed).args, choice().args
-    assert accumulated.per_device_train_batch_size == 2
-    assert 2 * accumulated.gradient_accumulation_steps == whole.per_device_train_batch_size
+    whole, accumulated = choice().args, choice(device=FakeDevice(split=4)).args
+    assert accumulated.gradient_accumulation_steps == 4
+    assert 4 * accumulated.per_device_train_batch_size == whole.per_device_train_batch_size

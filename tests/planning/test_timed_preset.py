@@ -42,19 +42,12 @@ def test_a_run_without_a_preset_trains_on_time_and_leaves_one(words: list[str], 
     preset, recorded = tmp_path / "run.yaml", tmp_path / "run" / ARGUMENTS_FILE
     assert preset.read_text(encoding="utf-8").startswith(HEADER)
     assert parse_arguments([str(preset)]) == parse_arguments([str(recorded)])
-    planned = subprocess.run(
-        [sys.executable, "-m", "minigpt", "plan", *words], capture_output=True, text=True, check=True
-    ).stdout
-    assert "predicted" in planned
-    again = subprocess.run([*command, "--overwrite_output_dir"], capture_output=True, text=True)
-    assert again.returncode == 0, again.stderr
-    assert "overwrite_output_dir" not in preset.read_text(encoding="utf-8")
 
 
 @pytest.mark.usefixtures("nothing_is_measured")
 def test_a_file_of_the_user_is_not_replaced(words: list[str], tmp_path: Path) -> None:
     (tmp_path / "run.yaml").write_text("hidden_size: 8\n", encoding="utf-8")
-    with pytest.raises(UserError, match="run.yaml would be replaced"):
+    with pytest.raises(UserError, match=r"run\.yaml would be replaced"):
         with_chosen_preset([*words, "--overwrite_output_dir"], "minigpt train")
     assert (tmp_path / "run.yaml").read_text(encoding="utf-8") == "hidden_size: 8\n"
 

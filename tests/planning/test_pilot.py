@@ -1,0 +1,55 @@
+"""Laws of the pilot: it measures how hard a text is, and leaves nothing behind."""
+
+import numpy as np
+import pytest
+import torch
+
+from minigpt.config.parser import parse_arguments
+from minigpt.planning import pilot
+from minigpt.planning.pilot import measure_difficulty, pilot_bits_per_byte
+from minigpt.planning.text_profile import TokenizedSample, Vocabulary, unigram_bits
+from minigpt.planning.time_budget import RECIPE
+
+CPU = torch.device("cpu")
+ARGS = parse_arguments(["--corpus", "python-docs", "--learning_rate", "0.02"]).with_values(**RECIPE)
+
+
+@pytest.fixture(autouse=True)
+def short(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pilot, "STEPS", 30)
+    monkeypatch.setattr(pilot, "BLOCK_SIZE", 32)
+
+
+def sample(ids: np.ndarray, size: int = 64, bytes_per_token: float = 2.0) -> TokenizedSample:
+    train, validation = ids[: len(ids) * 9 // 10], ids[len(ids) * 9 // 10 :]
+    text_bytes = round(bytes_per_token * len(validation))
+    bits = unigram_bits(train, validation, size) / text_bytes
+    return TokenizedSample(Vocabulary(size, bytes_per_token, bits), train, validation, text_bytes)
+
+
+def test_random_tokens_take_all_their_bits_and_a_pattern_takes_few() -> None:
+    """Six bits for each of 64 random tokens, which are two bytes."""
+    ids = np.random.default_rng(0).integers(0, 64, 20_000)
+    assert pilot_bits_per_byte(ARGS, sample(ids), CPU) == pytest.approx(3, rel=0.05)
+    assert pilot_bits_per_byte(ARGS, sample(np.tile(np.arange(64), 300)), CPU) < 1
+
+
+def test_the_pilot_repeats_bit_for_bit_and_leaves_the_random_numbers_alone() -> None:
+    ids = sample(np.random.default_rng(0).integers(0, 64, 5_000))
+    torch.manual_seed(7)
+    expected = torch.rand(3)
+    torch.manual_seed(7)
+    first, second = (pilot_bits_per_byte(ARGS, ids, CPU) for _ in range(2))
+    assert first == second
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_a_harder_text_is_more_difficult() -> None:
+    generator = np.random.default_rng(0)
+    easy = np.tile(np.arange(64), 200)
+    hard = np.where(generator.random(len(easy)) < 0.5, generator.permutation(easy), easy)
+    assert measure_difficulty(ARGS, [sample(easy)], CPU) < measure_difficulty(ARGS, [sample(hard)], CPU)
+
+
+def test_a_text_shorter_than_a_block_is_repeated() -> None:
+    assert pilot_bits_per_byte(ARGS, sample(np.arange(20) % 8), CPU) > 0
