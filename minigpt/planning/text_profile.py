@@ -16,7 +16,7 @@ from minigpt.data.datamodule import load_data
 from minigpt.data.encoding import Part, parts
 from minigpt.data.tokenizer import load_tokenizer, train_bpe, train_characters
 
-TRAIN_SAMPLE_BYTES, VALIDATION_SAMPLE_BYTES = 2_000_000, 400_000  # of text that is looked at
+TRAIN_SAMPLE_BYTES, VALIDATION_SAMPLE_BYTES = 1_000_000, 300_000  # of text that is looked at
 SEARCHED_BYTES = 200_000_000  # the training sample is spread over so much of the text
 PIECE_CHARACTERS, PIECE_TOKENS = 20_000, 5_000  # a sample is made of such pieces
 VOCABULARY_SIZES = (512, 1024, 2048, 4096, 8192, 16384)  # of a trained 'bpe'
@@ -138,7 +138,7 @@ def nested_tokenizers(largest: Tokenizer, sizes: Sequence[int]) -> Iterator[Toke
 def tokenize(tokenizer: Tokenizer, train: Sequence[str], validation: Sequence[str]) -> TokenizedSample:
     """The samples in the tokens of `tokenizer`, and how well the frequencies in one predict the other."""
     train_ids, ids = (
-        np.concatenate([encoding.ids for encoding in tokenizer.encode_batch(list(texts))]).astype(np.int64)
+        np.concatenate([encoding.ids for encoding in tokenizer.encode_batch_fast(list(texts))]).astype(np.int64)
         for texts in (train, validation)
     )
     size = max(len(tokenizer.get_vocab(with_added_tokens=False)) + 1, int(max(train_ids.max(), ids.max())) + 1)

@@ -44,7 +44,8 @@ RECIPE: dict[str, Any] = {
     "lr_scheduler_type": "linear", "warmup_steps": 10,
 }  # fmt: skip
 LEARNING_RATE = 0.02  # of AdamW for embeddings and vectors next to Muon, up to a width of 192
-MEASURING_S, MAX_MEASURED = 1.5, 8  # seconds of measuring a combination, and how many are measured
+MEASURING_S, MAX_MEASURED = 1.5, 8  # seconds of measuring a combination, and how many are measured at most
+CLOSE = 1.005  # the search ends when no combination can be better by more
 CPU_MARGIN = 0.2  # share of the free memory that is left to others
 CONTEXT_TOKENS, BATCH_TOKENS = 3e6, 1.2e6  # a run of so many tokens has a context of 128, a batch of 2,048 tokens
 EVALUATIONS = 4
@@ -101,7 +102,7 @@ class MeasuredSpeed:
 class TimedRun:
     """A run for a given time: its options, and why they were chosen.
 
-    `predictions` are those of all combinations, the best first; the run is the first of them.
+    `predictions` are those of the combinations that were measured, the best first, which is the run.
     """
 
     args: Arguments
@@ -109,6 +110,7 @@ class TimedRun:
     profile: TextProfile
     difficulty: float
     predictions: Sequence[Prediction]
+    combinations: int  # that were compared
     steps: int
 
     @property
@@ -145,7 +147,7 @@ class TimedRun:
             f"with {vocabulary.size:,} ids",
             f"device     {self.tokens_per_s:,.0f} tokens/s, measured; about {self.steps:,} steps of "
             f"{best.tokens / self.steps:,.0f} tokens in {minutes}",
-            f"model      {best.combination}: the lowest predicted loss of {len(self.predictions)} combinations",
+            f"model      {best.combination}: the lowest predicted loss of {self.combinations} combinations",
             *(
                 f"             {other.relative_loss / best.relative_loss - 1:+.1%} with {other.combination}"
                 for other in self.predictions[1:4]
@@ -212,30 +214,31 @@ def choose_run(
 
     while combinations:
         predictions = sorted(map(predict, combinations), key=lambda prediction: prediction.relative_loss)
-        best = predictions[0]
-        if best.combination in rates:
+        hope = predictions[0]
+        measured_ones = [prediction for prediction in predictions if prediction.combination in rates]
+        if measured_ones and (
+            measured_ones[0].relative_loss <= CLOSE * hope.relative_loss or len(rates) == MAX_MEASURED
+        ):
             break
-        if len(rates) == MAX_MEASURED:
-            combinations = list(rates)
-            continue
-        report(f"measuring {best.combination} ...")
-        options = _options(args, given, best, processes)
-        measured = device.speed(options, best.combination.vocabulary.size)
+        report(f"measuring {hope.combination} ...")
+        options = _options(args, given, hope, processes)
+        measured = device.speed(options, hope.combination.vocabulary.size)
         if measured is None:
-            combinations.remove(best.combination)
+            combinations.remove(hope.combination)
             continue
-        rates[best.combination] = measured.tokens_per_s * best.combination.flops_per_token
-        settings[best.combination] = options.with_values(
+        rates[hope.combination] = measured.tokens_per_s * hope.combination.flops_per_token
+        settings[hope.combination] = options.with_values(
             per_device_train_batch_size=measured.micro_batch, gradient_accumulation_steps=measured.accumulation
         )
     else:
         raise UserError(
             f"train_minutes={args.train_minutes:g}: no model fits into the free memory; give a smaller one"
         )
+    best = measured_ones[0]
     final = settings[best.combination]
     steps = max(1, round(best.tokens / (samples_per_step(final, processes) * final.block_size)))
     final = _with(final, given, _periods(steps)).with_values(train_minutes=float(f"{best.minutes:.3g}"))
-    return TimedRun(final, args.train_minutes, profile, difficulty, predictions, steps)
+    return TimedRun(final, args.train_minutes, profile, difficulty, measured_ones, len(combinations), steps)
 
 
 def _rate(combination: Combination, rates: Mapping[Combination, float], peak_flops: float) -> float:

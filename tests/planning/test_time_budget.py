@@ -9,7 +9,7 @@ from minigpt.config.arguments import Arguments
 from minigpt.config.parser import parse_arguments
 from minigpt.planning.scaling_law import DROPOUT_COST, LAW, LAW_WITH_DROPOUT
 from minigpt.planning.text_profile import TextProfile, TokenizedSample, Vocabulary
-from minigpt.planning.time_budget import LAYERS, MeasuredSpeed, TimedRun, choose_run
+from minigpt.planning.time_budget import CLOSE, LAYERS, MeasuredSpeed, TimedRun, choose_run
 from minigpt.utils.errors import UserError
 
 PEAK = 1e11
@@ -80,15 +80,15 @@ def test_no_combination_is_predicted_to_be_better_than_the_chosen_one(minutes: f
             for time in shorter
         )
     chosen = (run.args.hidden_size, run.args.num_hidden_layers, run.args.tokenizer_vocab_size)
-    assert losses[chosen] == pytest.approx(min(losses.values()))
+    assert losses[chosen] <= CLOSE * min(losses.values())
     assert run.bits_per_byte == pytest.approx(0.5 * losses[chosen])
 
 
 def test_more_time_and_a_faster_device_are_the_same_and_never_worse() -> None:
     losses = [choice(minutes=minutes).bits_per_byte for minutes in (0.5, 1, 2, 4, 8, 16)]
-    assert losses == sorted(losses, reverse=True)
-    assert choice(minutes=2, device=FakeDevice(scale=2.0)).bits_per_byte == pytest.approx(losses[3])
-    assert choice(minutes=2, device=FakeDevice(processes=2)).bits_per_byte == pytest.approx(losses[3])
+    assert all(later <= CLOSE * earlier for earlier, later in itertools.pairwise(losses))
+    for device in (FakeDevice(scale=2.0), FakeDevice(processes=2)):
+        assert choice(minutes=2, device=device).bits_per_byte == pytest.approx(losses[3], rel=CLOSE - 1)
 
 
 @pytest.mark.parametrize("processes", [1, 4])
