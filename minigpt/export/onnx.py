@@ -149,7 +149,9 @@ def _save(graph: "ModelProto", dtype: str, path: Path) -> None:
     elif dtype == "int8":
         from onnxruntime.quantization import QuantType, quantize_dynamic
 
-        quantize_dynamic(_with_folded_transposes(graph), path, per_channel=True, weight_type=QuantType.QInt8)
+        quantize_dynamic(
+            _with_folded_transposes(graph), path, per_channel=True, weight_type=QuantType.QInt8, reduce_range=True
+        )  # 7 bits: with 8, processors without VNNI would overflow
     else:
         from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
 
