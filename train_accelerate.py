@@ -11,6 +11,7 @@ import math
 import os
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
@@ -44,6 +45,7 @@ from minigpt.hub.secret_scan import refuse_secrets_on_command_line
 from minigpt.modeling.flops import train_flops_per_token
 from minigpt.optim.lr_schedule import build_schedule, set_learning_rate
 from minigpt.optim.optimizer import build_optimizer
+from minigpt.planning.forecast import forecast
 from minigpt.training.accelerator import (
     clear_gradients,
     exchange_gradients,
@@ -167,6 +169,8 @@ def run_steps(run: Run, stop: StopRequest) -> int:
         write_plot_and_card(run)
     duration = format_duration(state.elapsed_s)
     log.print(f"done: {state.step} steps in {duration} of training; the model is in {args.run_dir}")
+    if args.train_minutes:
+        tell_outlook(run)
     log.close()
     stop.release()  # the model is complete: the upload may be interrupted
     run.pushes.finish()
@@ -200,6 +204,12 @@ def write_plot_and_card(run: Run) -> None:
     except UserError as error:
         run.log.print(f"  note: no plot: {error}")
     run.optional_files.write("model cards", LINE_BYTES, lambda: write_card(run.args.run_dir))
+
+
+def tell_outlook(run: Run) -> None:
+    """Say what as many minutes again would bring, if the fitted law knows such a run."""
+    with suppress(UserError):
+        run.log.print(f"  forecast: {forecast(run.args.run_dir, run.args.train_minutes)}")
 
 
 def take_step(run: Run, learning_rate: float) -> tuple[torch.Tensor, torch.Tensor]:

@@ -6,8 +6,12 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from itertools import chain, repeat
 from pathlib import Path
+from typing import Any
 
+from minigpt.config.parser import parse_arguments
 from minigpt.experiments.runs import PlannedRun
+from minigpt.planning.scaling_law import FEWEST_RUNS, Observation, ScalingLaw, fit
+from minigpt.planning.text_profile import profile_text
 from minigpt.utils.files import write_atomically
 from minigpt.utils.run_files import DATA_FILE
 
@@ -109,26 +113,78 @@ def run_study(
     questions: Sequence[str],
     parallel: int = 1,
     report: Callable[[str], None] = print,
-) -> list[dict[str, object]]:
+) -> list[dict[str, Any]]:
     """Train all runs that are not finished yet. Returns a row for each; the same go to scaling.jsonl.
 
     texts: name → the words that give its source, such as ["--train_file", "kjv.txt"].
     """
 
-    def train(study_run: StudyRun) -> dict[str, object]:
+    def train(study_run: StudyRun) -> dict[str, Any]:
         plan = PlannedRun(study_run.words(texts[study_run.text]), output_dir / study_run.name)
         environment = {"OMP_NUM_THREADS": "1"} if parallel > 1 else {}
         result = plan.train(plan.arguments(PROGRAM), environment=environment)
         row = asdict(study_run) | run_facts(study_run, result.run_dir)
+        row |= {"unigram_bits": unigram_bits[study_run.text, study_run.vocabulary]}
         row |= {"bits_per_byte": result.bits_per_byte, "elapsed_s": result.elapsed_s}
         report(f"{study_run.name}: {result.bits_per_byte:.4f} bits per byte after {result.elapsed_s:.0f} s")
         return row
 
     chosen = list(dict.fromkeys(run for run in study_runs(list(texts)) if run.question in questions))
+    unigram_bits: dict[tuple[str, int], float] = {}
+    for run in chosen:
+        if (run.text, run.vocabulary) not in unigram_bits:
+            args = parse_arguments(run.words(texts[run.text]), program=PROGRAM)
+            sample = profile_text(args, (run.vocabulary,)).samples[0]
+            unigram_bits[run.text, run.vocabulary] = sample.vocabulary.unigram_bits
     with ThreadPoolExecutor(parallel) as pool:
         rows = list(pool.map(train, chosen))
     write_atomically(output_dir / RUNS_FILE, "".join(json.dumps(row) + "\n" for row in rows))
     return rows
+
+
+def fitted_law(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """The law fitted to the runs with the usual rates and without dropout, its errors, and those on unseen runs."""
+    runs = [
+        Observation(
+            row["text"],
+            row["unigram_bits"],
+            row["layer_parameters"],
+            row["tokens"],
+            row["epochs"],
+            row["bits_per_byte"],
+        )
+        for row in rows
+        if row["question"] in ("law", "vocabulary", "repetition") and not row["dropout"] and not row["weight_decay"]
+    ]
+    if len(runs) < FEWEST_RUNS:
+        return [f"{len(runs)} runs are too few for the law; give more texts"]
+    law, difficulty = fit(runs)
+    lines = [f"{law}", f"difficulty: {', '.join(f'{text} {value:.3f}' for text, value in difficulty.items())}"]
+    lines.append(f"error on these {len(runs)} runs: {_errors(law, difficulty, runs)}")
+    longest = max(run.tokens for run in runs)
+    shorter = [run for run in runs if run.tokens < longest]
+    lines.append(
+        f"on the longest, fitted to the others: {_errors(*fit(shorter), [r for r in runs if r.tokens == longest])}"
+    )
+    for text in difficulty:
+        others, own = [run for run in runs if run.text != text], [run for run in runs if run.text == text]
+        shortest = min(own, key=lambda run: (run.tokens, run.layer_parameters))
+        unseen, _ = fit(others)
+        level = shortest.bits_per_byte / _relative_loss(unseen, shortest)
+        rest = [run for run in own if run is not shortest]
+        if rest:
+            lines.append(f"on {text}, fitted to other texts and one run: {_errors(unseen, {text: level}, rest)}")
+    return lines
+
+
+def _relative_loss(law: ScalingLaw, run: Observation) -> float:
+    return law.relative_loss(run.unigram_bits, run.layer_parameters, run.tokens, run.epochs)
+
+
+def _errors(law: ScalingLaw, difficulty: dict[str, float], runs: Sequence[Observation]) -> str:
+    errors = [difficulty[run.text] * _relative_loss(law, run) / run.bits_per_byte - 1 for run in runs]
+    mean_square = sum(error**2 for error in errors) / len(errors)
+    return f"{mean_square**0.5:.1%} (root mean square), largest {max(errors, key=abs):+.1%}"
 
 
 def run_facts(study_run: StudyRun, run_dir: Path) -> dict[str, float]:
