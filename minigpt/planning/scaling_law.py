@@ -80,7 +80,7 @@ def fit(observations: Sequence[Observation]) -> tuple[ScalingLaw, dict[str, floa
     logs = starts.clone().requires_grad_()
     difficulty = torch.zeros(len(texts)).double().requires_grad_()
     optimizer = torch.optim.LBFGS(
-        [logs, difficulty], max_iter=1000, line_search_fn="strong_wolfe", tolerance_grad=1e-11, tolerance_change=1e-14
+        [logs, difficulty], max_iter=300, line_search_fn="strong_wolfe", tolerance_grad=1e-11, tolerance_change=1e-14
     )
 
     def closure() -> torch.Tensor:

@@ -42,6 +42,9 @@ def test_a_run_without_a_preset_trains_on_time_and_leaves_one(words: list[str], 
     preset, recorded = tmp_path / "run.yaml", tmp_path / "run" / ARGUMENTS_FILE
     assert preset.read_text(encoding="utf-8").startswith(HEADER)
     assert parse_arguments([str(preset)]) == parse_arguments([str(recorded)])
+    again = with_chosen_preset([*words, "--overwrite_output_dir"], "minigpt train")
+    assert again == [str(preset), "--overwrite_output_dir"]
+    assert "overwrite_output_dir" not in preset.read_text(encoding="utf-8")
 
 
 @pytest.mark.usefixtures("nothing_is_measured")

@@ -1,0 +1,55 @@
+"""Laws of the scaling study: every run has a folder of its own, and the law of the runs is found again."""
+
+import re
+from typing import Any
+
+import pytest
+
+from minigpt.benchmarks.scaling import StudyRun, fitted_law, study_runs
+from minigpt.planning.scaling_law import ScalingLaw
+
+LAW = ScalingLaw(0.5, 0.07, 0.4, 0.5, 0.4, 4.0, 0.006)
+TEXTS = ["code", "bible", "docs"]
+
+
+def rows() -> list[dict[str, Any]]:
+    """The rows of a study of which every run follows `LAW`; texts of one million tokens."""
+    found = []
+    for run in study_runs(TEXTS):
+        tokens = run.steps * run.batch * 128
+        layers, bits = 12 * run.layers * run.hidden_size**2, 4 - run.vocabulary / 10_000
+        loss = LAW.relative_loss(bits, layers, tokens, tokens / 1e6) * (1 + TEXTS.index(run.text)) / 4
+        row = vars(run) | {"unigram_bits": bits, "layer_parameters": layers, "tokens": tokens, "epochs": tokens / 1e6}
+        found.append(row | {"bits_per_byte": loss})
+    return found
+
+
+def test_runs_that_differ_have_different_folders() -> None:
+    runs = set(study_runs(TEXTS))
+    same = {(*(value for name, value in vars(run).items() if name != "question"),) for run in runs}
+    assert len({run.name for run in runs}) == len(same)
+
+
+def test_the_command_line_of_a_run_has_what_its_name_says() -> None:
+    run = StudyRun("law", "code", 2048, 96, 3, 250, dropout=0.1, weight_decay=0.2)
+    words = run.words(["--train_file", "code.txt"])
+    for word in (
+        "--hidden_size=96",
+        "--num_attention_heads=3",
+        "--max_steps=250",
+        "--dropout=0.1",
+        "--weight_decay=0.2",
+    ):
+        assert word in words
+
+
+def test_the_law_is_found_and_predicts_runs_that_it_was_not_fitted_to() -> None:
+    lines = fitted_law(rows())
+    errors = [float(number) for number in re.findall(r"largest ([+-][\d.]+)%", "\n".join(lines))]
+    assert len(errors) == 2 + len(TEXTS)
+    assert max(map(abs, errors)) < 0.5
+
+
+@pytest.mark.parametrize("count", [0, 11])
+def test_too_few_runs_are_said_to_be_too_few(count: int) -> None:
+    assert fitted_law(rows()[:count]) == [f"{count} runs are too few for the law; give more texts"]
