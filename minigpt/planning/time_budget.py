@@ -362,7 +362,7 @@ class _ThisDevice:
         return measure_difficulty(args, profile.samples, self.device)
 
     def peak_flops(self) -> float:
-        return matrix_product_flops(self.device.type, self.precision != "no")
+        return matrix_product_flops(self.device.type, self.precision != "no", rounds=3)
 
     def speed(self, args: Arguments, vocab_size: int) -> MeasuredSpeed | None:
         config = build_config(args, vocab_size=vocab_size)

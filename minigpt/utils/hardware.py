@@ -122,8 +122,11 @@ def peak_flops(device: torch.device) -> float | None:
     return None if name is None else GPUS[name].peak_flops
 
 
-def matrix_product_flops(device: str, bf16: bool, threads: int | None = None) -> float:
-    """FLOP/s of the fastest of many matrix products, 8192 wide on a GPU, 1024 on a CPU. On a GPU, float32 is TF32."""
+def matrix_product_flops(device: str, bf16: bool, threads: int | None = None, rounds: int = 20) -> float:
+    """FLOP/s of the fastest of many matrix products, 8192 wide on a GPU, 1024 on a CPU. On a GPU, float32 is TF32.
+
+    rounds: of four products each.
+    """
     if threads is not None:
         torch.set_num_threads(threads)
     if device == "cuda":
@@ -131,7 +134,7 @@ def matrix_product_flops(device: str, bf16: bool, threads: int | None = None) ->
     size = 1024 if device == "cpu" else 8192
     matrix = torch.randn(size, size, device=device, dtype=torch.bfloat16 if bf16 else torch.float32)
     best_s = float("inf")
-    for _ in range(20):
+    for _ in range(rounds):
         started = time.perf_counter()
         for _ in range(4):
             product = matrix @ matrix
