@@ -91,11 +91,10 @@ class Prediction:
 
 @dataclass(frozen=True)
 class MeasuredSpeed:
-    """Tokens per second of one device, and the micro-batch and accumulation that were measured."""
+    """Tokens per second of one device, with the largest micro-batch that fits into its memory."""
 
     tokens_per_s: float
     micro_batch: int
-    accumulation: int = 1
 
 
 @dataclass(frozen=True)
@@ -204,7 +203,7 @@ def choose_run(
     difficulty = device.difficulty(_with(args, set(), RECIPE | {"learning_rate": LEARNING_RATE}), profile)
     combinations = list(_combinations(args, profile))
     rates: dict[Combination, float] = {}  # measured FLOP/s of one process
-    settings: dict[Combination, Arguments] = {}
+    micro_batches: dict[Combination, int] = {}  # the largest that fit
     peak_flops = device.peak_flops()
 
     def predict(combination: Combination) -> Prediction:
@@ -227,15 +226,18 @@ def choose_run(
             combinations.remove(hope.combination)
             continue
         rates[hope.combination] = measured.tokens_per_s * hope.combination.flops_per_token
-        settings[hope.combination] = options.with_values(
-            per_device_train_batch_size=measured.micro_batch, gradient_accumulation_steps=measured.accumulation
-        )
+        micro_batches[hope.combination] = measured.micro_batch
     else:
         raise UserError(
             f"train_minutes={args.train_minutes:g}: no model fits into the free memory; give a smaller one"
         )
     best = measured_ones[0]
-    final = settings[best.combination]
+    final = _options(args, given, best, processes)  # the batch follows from the tokens at the measured speed
+    samples = final.per_device_train_batch_size * final.gradient_accumulation_steps
+    micro_batch = min(final.per_device_train_batch_size, micro_batches[best.combination])
+    final = final.with_values(
+        per_device_train_batch_size=micro_batch, gradient_accumulation_steps=samples // micro_batch
+    )
     steps = max(1, round(best.tokens / (samples_per_step(final, processes) * final.block_size)))
     final = _with(final, given, _periods(steps)).with_values(train_minutes=float(f"{best.minutes:.3g}"))
     return TimedRun(final, args.train_minutes, profile, difficulty, measured_ones, len(combinations), steps)
@@ -299,6 +301,7 @@ def _options(args: Arguments, given: Set[str], prediction: Prediction, processes
     if "block_size" not in given:
         block_size = min(1024, max(128, _power_of_two(128 * (prediction.tokens / CONTEXT_TOKENS) ** 0.5)))
     step_tokens = 2048 * (prediction.tokens / BATCH_TOKENS) ** 0.5
+    parallel = processes * args.gradient_accumulation_steps
     is_muon = args.optimizer == "muon" or "optimizer" not in given
     trains_tokenizer = args.tokenizer in (None, "bpe") and not args.data
     return _with(
@@ -312,7 +315,7 @@ def _options(args: Arguments, given: Set[str], prediction: Prediction, processes
             "num_attention_heads": _heads(width),
             "block_size": block_size,
             "dropout": prediction.dropout,
-            "per_device_train_batch_size": max(1, _power_of_two(step_tokens) // block_size // processes),
+            "per_device_train_batch_size": max(1, _power_of_two(step_tokens) // block_size // parallel),
             "learning_rate": LEARNING_RATE * min(1, 192 / width) if is_muon else 2e-3 * min(1, 256 / width),
         },
     )
@@ -372,4 +375,4 @@ class _ThisDevice:
             return None
         time = measure_step_time(args, config, setup.micro_batch, self.precision, self.device, MEASURING_S)
         tokens = setup.tokens * setup.accumulation
-        return MeasuredSpeed(tokens / time.step_s(setup.accumulation), setup.micro_batch, setup.accumulation)
+        return MeasuredSpeed(tokens / time.step_s(setup.accumulation), setup.micro_batch)

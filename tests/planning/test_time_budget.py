@@ -34,8 +34,10 @@ def flops_per_token(args: Arguments, vocab_size: int) -> float:
 class FakeDevice:
     """Larger models reach more FLOP/s on it, and models above `largest` FLOPs per token do not fit."""
 
-    def __init__(self, scale: float = 1.0, largest: float = float("inf"), processes: int = 1, split: int = 1) -> None:
-        self.scale, self.largest, self.processes, self.split = scale, largest, processes, split
+    def __init__(
+        self, scale: float = 1.0, largest: float = float("inf"), processes: int = 1, micro_batch: int = 10**9
+    ) -> None:
+        self.scale, self.largest, self.processes, self.micro_batch = scale, largest, processes, micro_batch
 
     def difficulty(self, args: Arguments, profile: TextProfile) -> float:
         return 0.5
@@ -48,7 +50,7 @@ class FakeDevice:
         if flops > self.largest:
             return None
         tokens_per_s = self.scale * 0.5 * PEAK / (1 + 1e7 / flops) / flops
-        return MeasuredSpeed(tokens_per_s, args.per_device_train_batch_size // self.split, self.split)
+        return MeasuredSpeed(tokens_per_s, min(args.per_device_train_batch_size, self.micro_batch))
 
 
 def choice(*words: str, minutes: float = 5, device: FakeDevice | None = None) -> TimedRun:
@@ -99,6 +101,14 @@ def test_the_run_takes_the_time(processes: int) -> None:
     assert tokens / run.tokens_per_s == pytest.approx(7 * 60, rel=0.01)
 
 
+def test_the_batch_grows_with_the_tokens_that_are_read_and_not_with_those_hoped_for() -> None:
+    """A device that is far slower than its peak reads less than the search hoped for at first."""
+    slow, fast = choice(minutes=3, device=FakeDevice(scale=0.01)), choice(minutes=3)
+    for run in (slow, fast):
+        batch = run.args.per_device_train_batch_size * run.args.block_size
+        assert 0.7 < batch / (2048 * (run.predictions[0].tokens / 1.2e6) ** 0.5) < 1.42 or batch == 128
+
+
 @pytest.mark.parametrize(
     "words",
     [
@@ -135,6 +145,7 @@ def test_a_model_that_does_not_fit_is_not_chosen() -> None:
 
 
 def test_the_micro_batch_that_fits_is_part_of_the_run() -> None:
-    whole, accumulated = choice().args, choice(device=FakeDevice(split=4)).args
-    assert accumulated.gradient_accumulation_steps == 4
-    assert 4 * accumulated.per_device_train_batch_size == whole.per_device_train_batch_size
+    whole, accumulated = choice().args, choice(device=FakeDevice(micro_batch=4)).args
+    assert whole.per_device_train_batch_size > 4
+    assert accumulated.per_device_train_batch_size == 4
+    assert 4 * accumulated.gradient_accumulation_steps == whole.per_device_train_batch_size
