@@ -15,6 +15,7 @@ from minigpt.data.corpora import open_corpus
 from minigpt.data.datamodule import load_data
 from minigpt.data.encoding import Part, parts
 from minigpt.data.tokenizer import load_tokenizer, train_bpe, train_characters
+from minigpt.utils.errors import UserError
 
 TRAIN_SAMPLE_BYTES, VALIDATION_SAMPLE_BYTES = 1_000_000, 300_000  # of text that is looked at
 SEARCHED_BYTES = 200_000_000  # the training sample is spread over so much of the text
@@ -62,6 +63,8 @@ def profile_text(args: Arguments, sizes: Sequence[int] = VOCABULARY_SIZES) -> Te
     Raises UserError on bad input.
     """
     train, validation, train_bytes, tokenizer = _prepared_samples(args) if args.data else _samples(args)
+    if not any(train) or not any(validation):
+        raise UserError("the text is too short to train on one part and to validate on another; give more")
     if tokenizer is not None:
         tokenizers = [tokenizer]
     elif args.tokenizer in (None, "bpe"):

@@ -13,6 +13,7 @@ from minigpt.data.corpora import open_corpus
 from minigpt.data.prepare import prepare
 from minigpt.data.tokenizer import train_bpe
 from minigpt.planning.text_profile import nested_tokenizers, profile_text, scripts, unigram_bits, validation_percentage
+from minigpt.utils.errors import UserError
 
 
 def test_random_tokens_take_the_bits_of_their_number() -> None:
@@ -45,6 +46,12 @@ def test_a_short_text_has_only_the_vocabularies_that_it_can_fill(text_file: Path
     assert 280 < largest < 400
     assert [sample.vocabulary.size for sample in profile_text(args, (280, 50_000)).samples] == [280]
     assert [sample.vocabulary.size for sample in profile_text(args, (50_000,)).samples] == [largest]
+
+
+def test_a_text_of_one_character_is_refused_in_one_line(tmp_path: Path) -> None:
+    (tmp_path / "text.txt").write_text("a", encoding="utf-8")
+    with pytest.raises(UserError, match="too short to train on one part"):
+        profile_text(parse_arguments(["--train_file", str(tmp_path / "text.txt")]))
 
 
 @pytest.mark.parametrize("source", ["--train_file", "--data"])
