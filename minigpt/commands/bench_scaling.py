@@ -3,7 +3,7 @@
     minigpt bench scaling --text code=stdlib.txt --text kjv=kjv.txt --text docs=python-docs --parallel 2
 
 This is the study behind docs/recipes.md and `--train_minutes`; it fits the law to its runs. With nine texts it takes
-two hours on two cores. A study that was interrupted continues.
+hours on two cores. A study that was interrupted continues.
 """
 
 import argparse

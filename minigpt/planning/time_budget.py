@@ -222,7 +222,10 @@ def choose_run(
         report(f"measuring {hope.combination} ...")
         options = _options(args, given, hope, processes)
         measured = device.speed(options, hope.combination.vocabulary.size)
-        if measured is None:
+        is_kept = measured is not None and (
+            "per_device_train_batch_size" not in given or measured.micro_batch == options.per_device_train_batch_size
+        )
+        if measured is None or not is_kept:  # it does not fit, or not with the batch that was given
             combinations.remove(hope.combination)
             continue
         rates[hope.combination] = measured.tokens_per_s * hope.combination.flops_per_token
@@ -234,7 +237,8 @@ def choose_run(
     best = measured_ones[0]
     final = _options(args, given, best, processes)  # the batch follows from the tokens at the measured speed
     samples = final.per_device_train_batch_size * final.gradient_accumulation_steps
-    micro_batch = min(final.per_device_train_batch_size, micro_batches[best.combination])
+    limit = min(final.per_device_train_batch_size, micro_batches[best.combination])
+    micro_batch = max(size for size in range(1, limit + 1) if samples % size == 0)
     final = final.with_values(
         per_device_train_batch_size=micro_batch, gradient_accumulation_steps=samples // micro_batch
     )

@@ -149,3 +149,17 @@ def test_the_micro_batch_that_fits_is_part_of_the_run() -> None:
     assert whole.per_device_train_batch_size > 4
     assert accumulated.per_device_train_batch_size == 4
     assert 4 * accumulated.gradient_accumulation_steps == whole.per_device_train_batch_size
+
+
+@pytest.mark.parametrize(("processes", "limit"), [(3, 4), (1, 5), (7, 2)])
+def test_no_sample_is_lost_where_the_limit_does_not_divide_the_batch(processes: int, limit: int) -> None:
+    whole = choice(device=FakeDevice(processes=processes)).args
+    divided = choice(device=FakeDevice(processes=processes, micro_batch=limit)).args
+    assert divided.per_device_train_batch_size <= limit
+    samples = [args.per_device_train_batch_size * args.gradient_accumulation_steps for args in (whole, divided)]
+    assert samples[0] == samples[1]
+
+
+def test_a_given_batch_that_does_not_fit_is_refused_and_not_divided() -> None:
+    with pytest.raises(UserError, match="no model fits"):
+        choice("--per_device_train_batch_size", "6", device=FakeDevice(micro_batch=4))
