@@ -40,6 +40,7 @@ VERBS = {
     "bench tokenize": "measure tokenizing beside tokenizers and tiktoken",
     "bench load": "measure loading batches",
     "bench scaling": "train small models of many shapes, for the fitted law of the loss",
+    "bench choice": "hold the choice of --train_minutes against a grid by hand",
     "bench gpu": "check and measure everything that needs a GPU, in one run",
 }
 

@@ -2,6 +2,7 @@
 
 import math
 import os
+import shutil
 import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -83,6 +84,23 @@ class PlannedRun:
             resumes = bool(find_checkpoints(self.run_dir))
             options += ["--resume_from_checkpoint", "latest"] if resumes else ["--overwrite_output_dir"]
         self.run_dir.parent.mkdir(parents=True, exist_ok=True)
+        return self._train(options, profile, environment)
+
+    def train_on(self, finished: Path, environment: Mapping[str, str] | None = None) -> Result:
+        """The result of a finished run that goes on, with the words of this one, in a copy of its folder.
+
+        What is interrupted starts again. Raises as `train` does.
+        """
+        if not self.run_dir.is_dir():
+            copy = PlannedRun(self.words, self.run_dir.with_name(f"{self.run_dir.name}.unfinished"))
+            shutil.rmtree(copy.run_dir, ignore_errors=True)
+            shutil.copytree(finished, copy.run_dir)
+            options = [*self.words, "--output_dir", str(copy.run_dir), "--resume_from_checkpoint", "latest"]
+            copy._train(options, None, environment)
+            copy.run_dir.rename(self.run_dir)
+        return self.result()
+
+    def _train(self, options: Sequence[str], profile: str | None, environment: Mapping[str, str] | None) -> Result:
         code, output = _run(trainer_command(options, profile), {**os.environ, **(environment or {})})
         if code == EXIT_DIVERGED:
             return Result(self.run_dir, math.inf, None, math.nan)

@@ -1,0 +1,205 @@
+"""The choice of `--train_minutes` against a grid by hand, and the forecast of more minutes against what they bring.
+
+Every run of the grid has the time of the chosen one. It is then continued for as many minutes again, in a copy.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from minigpt.experiments.runs import PlannedRun, Result
+from minigpt.planning.forecast import Forecast, forecast
+from minigpt.utils.errors import RunFailure
+from minigpt.utils.files import read_json, write_atomically
+from minigpt.utils.formatting import markdown_table
+from minigpt.utils.run_files import ARGUMENTS_FILE
+
+PROGRAM = "minigpt bench choice"
+GRID = ((64, 2, 4096), (96, 3, 8192), (128, 4, 2048), (128, 4, 8192), (192, 4, 4096), (256, 6, 4096))
+RECIPE = {  # of the quickstart
+    "tokenizer": "bpe", "validation_split_percentage": 5, "block_size": 128, "per_device_train_batch_size": 16,
+    "optimizer": "muon", "learning_rate": 0.02, "muon_learning_rate": 0.02, "muon_momentum": 0.9, "muon_ns_steps": 3,
+    "lr_scheduler_type": "linear", "warmup_steps": 10,
+}  # fmt: skip
+QUIET = {
+    "eval_steps": 0, "save_steps": 0, "logging_steps": 10, "sample_max_new_tokens": 1,
+    "per_device_eval_batch_size": 64, "save_total_limit": 1, "report_to": "none",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A text and a time: the run that was chosen, its predicted bits per byte, and the runs of the grid by name."""
+
+    text: str
+    minutes: float
+    shape: str
+    predicted: float
+    chosen: Result
+    grid: Mapping[str, Result]
+
+    @property
+    def best(self) -> str:
+        return min(self.grid, key=lambda name: _bits(self.grid[name]))
+
+    @property
+    def worst(self) -> str:
+        return max(self.grid, key=lambda name: _bits(self.grid[name]))
+
+
+@dataclass(frozen=True)
+class Continuation:
+    """A run of the grid that was continued: the forecast before, and the loss that followed."""
+
+    name: str
+    forecast: Forecast
+    then: Result
+
+    @property
+    def error(self) -> float:
+        """Forecast minus loss, in nats per token."""
+        return self.forecast.loss - self.then.loss
+
+
+class Study:
+    """Trains in folders below `output_dir`, `parallel` runs at a time; what is finished there is kept."""
+
+    def __init__(self, output_dir: Path, parallel: int, report: Callable[[str], None] = print) -> None:
+        self.output_dir, self.report = output_dir, report
+        self.pool = ThreadPoolExecutor(parallel)
+        self.environment = {"OMP_NUM_THREADS": "1"} if parallel > 1 else {}
+
+    def choices(self, texts: Mapping[str, Path], minutes: Sequence[float]) -> list[Choice]:
+        """A choice and a grid for every text and every time."""
+        jobs = [
+            (text, length, self.pool.submit(self._chosen, text, path, length),
+             {shape_name(*shape): self.pool.submit(self._by_hand, text, path, length, shape) for shape in GRID})
+            for length in minutes for text, path in texts.items()
+        ]  # fmt: skip
+        return [
+            Choice(text, length, *chosen.result(), {name: run.result() for name, run in grid.items()})
+            for text, length, chosen, grid in jobs
+        ]
+
+    def continuations(self, choices: Sequence[Choice]) -> list[Continuation]:
+        """Every run of the grids, continued for as long again."""
+        runs = [(choice, name, result) for choice in choices for name, result in choice.grid.items()]
+        return list(self.pool.map(lambda run: self._continued(*run), runs))
+
+    def _chosen(self, text: str, path: Path, minutes: float) -> tuple[str, float, Result]:
+        """The shape, its predicted bits per byte, and the result of the run with the options that `plan` chooses."""
+        plan = self.output_dir / f"{text}-{minutes:g}-chosen.json"
+        if not plan.is_file():
+            source = ["--train_file", str(path), "--train_minutes", f"{minutes:g}"]
+            words = [sys.executable, "-m", "minigpt", "plan", *source, "--json"]
+            process = subprocess.run(words, capture_output=True, text=True, env=os.environ | self.environment)
+            if process.returncode:
+                raise RunFailure(f"{' '.join(words)}: {process.stderr.strip()[-500:]}")
+            self.output_dir.mkdir(parents=True, exist_ok=True)
+            write_atomically(plan, json.dumps(json.loads(process.stdout)["chosen"], indent=2))
+        chosen = read_json(plan, "a choice", ["options", "predicted_bits_per_byte"])
+        options = chosen["options"] | QUIET
+        result = self._train(_words(options), f"{text}-{minutes:g}-chosen")
+        shape = shape_name(options["hidden_size"], options["num_hidden_layers"], options["tokenizer_vocab_size"])
+        return shape, chosen["predicted_bits_per_byte"], result
+
+    def _by_hand(self, text: str, path: Path, minutes: float, shape: tuple[int, int, int]) -> Result:
+        width, layers, vocabulary = shape
+        model = {"hidden_size": width, "num_hidden_layers": layers, "num_attention_heads": width // 32}
+        options = RECIPE | QUIET | model | {"tokenizer_vocab_size": vocabulary}
+        options |= {"train_file": str(path), "train_minutes": minutes}
+        return self._train(_words(options), f"{text}-{minutes:g}-{shape_name(*shape)}")
+
+    def _continued(self, choice: Choice, name: str, result: Result) -> Continuation:
+        outlook = forecast(result.run_dir, choice.minutes)
+        options = [str(result.run_dir / ARGUMENTS_FILE), "--train_minutes", f"{2 * choice.minutes:g}"]
+        run = PlannedRun(options, result.run_dir.with_name(f"{result.run_dir.name}-continued"))
+        then = run.train_on(result.run_dir, environment=self.environment)
+        self.report(f"{run.run_dir.name}: forecast {outlook.loss:.4f}, then {then.loss:.4f}")
+        return Continuation(f"{choice.text}, {choice.minutes:g} min, {name}", outlook, then)
+
+    def _train(self, words: Sequence[str], name: str) -> Result:
+        run = PlannedRun(words, self.output_dir / name)
+        result = run.train(run.arguments(PROGRAM), environment=self.environment)
+        self.report(f"{name}: {_bits(result):.4f} bits per byte after {result.elapsed_s:.1f} s")
+        return result
+
+
+def shape_name(width: int, layers: int, vocabulary: int) -> str:
+    return f"{width}x{layers}-{vocabulary}"
+
+
+def choices_table(choices: Sequence[Choice]) -> str:
+    """Bits per byte of the chosen runs beside the grids."""
+    head = (
+        "text, minutes",
+        "the choice",
+        "its loss",
+        "predicted",
+        "best of the grid",
+        "worst",
+        "to the best",
+        "error",
+    )
+    rows = [
+        (
+            f"{choice.text}, {choice.minutes:g}",
+            choice.shape,
+            f"{_bits(choice.chosen):.3f}",
+            f"{choice.predicted:.3f}",
+            f"{_bits(choice.grid[choice.best]):.3f} ({choice.best})",
+            f"{_bits(choice.grid[choice.worst]):.3f}",
+            f"{_bits(choice.chosen) / _bits(choice.grid[choice.best]) - 1:+.1%}",
+            f"{choice.predicted / _bits(choice.chosen) - 1:+.1%}",
+        )
+        for choice in choices
+    ]
+    return markdown_table(head, rows)
+
+
+def continuations_table(continuations: Sequence[Continuation]) -> str:
+    """Losses in nats per token."""
+    head = ("run", "loss", "forecast", "interval", "then", "error")
+    rows = []
+    for run in continuations:
+        low, high = run.forecast.interval
+        losses = (f"{run.forecast.loss_now:.3f}", f"{run.forecast.loss:.3f}", f"{low:.3f} to {high:.3f}")
+        rows.append((run.name, *losses, f"{run.then.loss:.3f}", f"{run.error:+.3f}"))
+    return markdown_table(head, rows)
+
+
+def figures(choices: Sequence[Choice], continuations: Sequence[Continuation]) -> dict[str, Any]:
+    """The tables as JSON has them."""
+    return {
+        "choices": [
+            {
+                "text": choice.text,
+                "minutes": choice.minutes,
+                "choice": choice.shape,
+                "elapsed_s": choice.chosen.elapsed_s,
+                "bits_per_byte": choice.chosen.bits_per_byte,
+                "predicted_bits_per_byte": choice.predicted,
+                "grid": {name: result.bits_per_byte for name, result in choice.grid.items()},
+            }
+            for choice in choices
+        ],
+        "continuations": [
+            run.forecast.as_dict() | {"run": run.name, "loss_then": run.then.loss, "error": run.error}
+            for run in continuations
+        ],
+    }
+
+
+def _bits(result: Result) -> float:
+    """Bits per byte; text files have known bytes, and a run that diverged is the worst."""
+    return float("inf") if result.bits_per_byte is None else result.bits_per_byte
+
+
+def _words(options: Mapping[str, Any]) -> list[str]:
+    return [f"--{name}={value}" for name, value in options.items() if name != "output_dir"]

@@ -1,0 +1,75 @@
+"""Laws of `minigpt bench choice`: every run has the same time, and its figures are those of the runs."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import pytest
+
+from minigpt.benchmarks import choice
+from minigpt.cli import main
+from minigpt.utils.run_files import METRICS_FILE, read_metrics
+from support.runs import finish
+
+MINUTES = 0.02
+
+
+@pytest.fixture
+def started(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
+    """The command lines of the trainers; they are forked from a process with the imports done."""
+    commands: list[list[str]] = []
+
+    def run(command: Sequence[str], environment: Mapping[str, str]) -> tuple[int, str]:
+        commands.append(list(command))
+        process = finish(list(command))
+        return process.returncode, process.stdout + process.stderr
+
+    monkeypatch.setattr("minigpt.experiments.runs._run", run)
+    return commands
+
+
+def last(run_dir: Path) -> dict[str, float]:
+    return [line for line in read_metrics(run_dir / METRICS_FILE) if "val/loss" in line][-1]
+
+
+def test_the_tables_hold_what_the_runs_reached_in_their_time(
+    text_file: Path, tmp_path: Path, started: list[list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(choice, "GRID", ((32, 1, 300), (64, 1, 300)))
+    monkeypatch.setitem(choice.RECIPE, "block_size", 16)
+    monkeypatch.setitem(choice.RECIPE, "validation_split_percentage", 20)
+    monkeypatch.setenv("HF_HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    runs = tmp_path / "runs"
+    runs.mkdir()
+    options = choice.RECIPE | {  # as if the study had been interrupted after the choice
+        "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 1, "tokenizer_vocab_size": 300,
+        "train_file": str(text_file), "train_minutes": MINUTES, "use_cpu": True,
+    }  # fmt: skip
+    (runs / f"tale-{MINUTES}-chosen.json").write_text(
+        json.dumps({"options": options, "predicted_bits_per_byte": 2.5}), encoding="utf-8"
+    )
+    words = ["bench", "choice", "--text", f"tale={text_file}", "--minutes", f"{MINUTES}", "--continue"]
+    words += ["--output_dir", str(runs), "--output", str(tmp_path / "report")]
+    main(words)
+
+    report = json.loads((tmp_path / "report.json").read_text(encoding="utf-8"))
+    (row,) = report["choices"]
+    assert set(row["grid"]) == {"32x1-300", "64x1-300"}
+    for name, bits in [*row["grid"].items(), ("chosen", row["bits_per_byte"])]:
+        run = last(runs / f"tale-{MINUTES}-{name}")
+        assert run["val/bits_per_byte"] == bits
+        assert run["elapsed_s"] == pytest.approx(60 * MINUTES, rel=0.2)
+    assert len(report["continuations"]) == 2
+    for continued, name in zip(report["continuations"], row["grid"], strict=True):
+        before, after = (last(runs / f"tale-{MINUTES}-{name}{suffix}") for suffix in ("", "-continued"))
+        assert continued["loss_now"] == before["val/loss"]
+        assert continued["loss_then"] == after["val/loss"]
+        assert continued["error"] == pytest.approx(continued["loss"] - after["val/loss"])
+        assert after["elapsed_s"] == pytest.approx(2 * 60 * MINUTES, rel=0.2)
+
+    trained = len(started)
+    assert trained == 5
+    main(words)  # nothing is trained twice
+    assert len(started) == trained
+    assert json.loads((tmp_path / "report.json").read_text(encoding="utf-8")) == report
