@@ -50,7 +50,6 @@ from minigpt.training.accelerator import (
     clear_gradients,
     exchange_gradients,
     on_device,
-    read_once_per_host,
     start_accelerator,
     whole_tensor,
 )
@@ -245,7 +244,7 @@ def set_up(args: Arguments, output_dir: OutputDir) -> Run:
     accelerator = start_accelerator(args)
     if accelerator.is_main_process:
         output_dir.lock()
-    resume_from, notes = read_once_per_host(accelerator, lambda: checkpoint_to_resume(args))
+    resume_from, notes = checkpoint_to_resume(args, accelerator)
     shards, tokenizer = load_data(args, data_folders)
     state = load_training_state(resume_from, args, shards.fingerprint)
     set_seed(args.seed)
@@ -259,7 +258,7 @@ def set_up(args: Arguments, output_dir: OutputDir) -> Run:
     max_steps = steps_of_run(args, data_module.order.samples_per_epoch, accelerator.num_processes)
     check_length(args, resume_from, state, max_steps)
     length = RunLength(args, build_schedule(args, max_steps, accelerator.num_processes), state)
-    best = best_checkpoint(args, resume_from, state)
+    best = best_checkpoint(args, resume_from, state, accelerator)
     validation, hellaswag, eval_batch_size = None, None, args.eval_batch_size
     if data_module.validation:
         validation = ValidationLoss(data_module.validation, eval_batch_size, args.eval_steps)
@@ -277,6 +276,8 @@ def set_up(args: Arguments, output_dir: OutputDir) -> Run:
             notes.append(carry_over(best, state, args.run_dir))
         record_provenance(args, shards, data_module.packing_summary(), accelerator)
     accelerator.wait_for_everyone()
+    if accelerator.is_fsdp2:
+        output_dir.check_shared()
     model, optimizer = accelerator.prepare(model, optimizer)
     if resume_from is not None:
         restore_optimizer(resume_from, state, model, optimizer, accelerator)

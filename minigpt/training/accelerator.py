@@ -1,10 +1,10 @@
-"""Start Accelerate with the settings of the launch profile and the options, and share work between its processes."""
+"""Start Accelerate with the settings of the launch profile and the options, and feed its processes."""
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -18,7 +18,6 @@ from accelerate.utils import (
     InitProcessGroupKwargs,
     ProjectConfiguration,
     TorchDynamoPlugin,
-    gather_object,
     send_to_device,
 )
 from torch import nn
@@ -30,11 +29,10 @@ from minigpt.config.arguments import Arguments
 from minigpt.data.samples import Batch
 from minigpt.modeling.document_mask import document_mask
 from minigpt.training.run_log import requested_trackers
-from minigpt.utils.errors import UserError, file_errors_are_user_errors
+from minigpt.utils.errors import UserError
 from minigpt.utils.malloc import keep_freed_memory
 
 COMPUTE_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
-Result = TypeVar("Result")
 
 
 def start_accelerator(args: Arguments) -> Accelerator:
@@ -79,6 +77,15 @@ def _sharding(args: Arguments) -> FullyShardedDataParallelPlugin | None:
     """
     if os.environ.get("ACCELERATE_USE_FSDP", "false").lower() != "true":
         return None
+    replicas, shards, processes = (
+        int(os.environ.get(name, 1))
+        for name in ("PARALLELISM_CONFIG_DP_REPLICATE_SIZE", "PARALLELISM_CONFIG_DP_SHARD_SIZE", "WORLD_SIZE")
+    )
+    if replicas * shards not in (1, processes):
+        raise UserError(
+            f"parallelism_config_dp_replicate_size={replicas} x parallelism_config_dp_shard_size={shards} must be "
+            f"num_processes={processes}"
+        )
     precision = args.mixed_precision or os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
     policy = MixedPrecisionPolicy(param_dtype=COMPUTE_DTYPES.get(precision), reduce_dtype=torch.float32)
     return FullyShardedDataParallelPlugin(mixed_precision_policy=policy)
@@ -148,25 +155,3 @@ def use_deterministic_kernels() -> None:
     torch.use_deterministic_algorithms(True)
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # it is never read
     torch.backends.cudnn.benchmark = False
-
-
-def read_once_per_host(accelerator: Accelerator, read: Callable[[], Result]) -> Result:
-    """What `read` returns in the first process of this host, such as the hashes of large files. All must call this.
-
-    Raises the UserError of any host in every process.
-    """
-    if accelerator.num_processes == 1:
-        return read()
-    outcome: tuple[Result | None, UserError | None] = None, None
-    if accelerator.is_local_main_process:
-        try:
-            with file_errors_are_user_errors():
-                outcome = read(), None
-        except UserError as error:
-            outcome = None, error
-    outcomes = gather_object([outcome])
-    for _, refusal in outcomes:
-        if refusal is not None:
-            raise refusal
-    result: Result = outcomes[accelerator.process_index - accelerator.local_process_index][0]
-    return result

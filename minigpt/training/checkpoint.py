@@ -2,7 +2,8 @@
 
 A checkpoint is a folder `checkpoint-<step>`: a model that `from_pretrained` loads, and next to it
 
-    optimizer.safetensors    <parameter>.<moment>, the same for every wrapper and number of ranks
+    optimizer.safetensors    <parameter>.<moment>, the same for every wrapper and number of ranks (of a sharded model:
+                             several files, as of the weights; see minigpt.training.sharded_checkpoint)
     training_state.json      the counters of minigpt.training.state
     arguments.yaml           the options of the run
     checkpoint.json          size and SHA-256 of every file (minigpt.training.checkpoint_files)
@@ -13,7 +14,9 @@ from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
+from datetime import timedelta
 from functools import partial
+from pathlib import Path
 
 import torch
 from accelerate import Accelerator
@@ -23,10 +26,18 @@ from torch import nn
 from transformers import PreTrainedTokenizerFast
 
 from minigpt.config.arguments import Arguments
+from minigpt.modeling.lora import has_adapter
 from minigpt.training.checkpoint_files import remove_leftovers, write_checksums
-from minigpt.training.model_files import write_model
-from minigpt.training.optimizer_state import Tensors, gather_moments, gather_weights
+from minigpt.training.model_files import unwrapped_model, write_description, write_model
+from minigpt.training.optimizer_state import (
+    Tensors,
+    gather_moments,
+    gather_weights,
+    share_of_moments,
+    share_of_weights,
+)
 from minigpt.training.optional_files import SMALL_FILES_BYTES
+from minigpt.training.sharded_checkpoint import ShardedWriter, is_sharded
 from minigpt.training.state import TrainingState
 from minigpt.utils.errors import RunFailure
 from minigpt.utils.files import is_disk_full, lack_of_room, publish_folder, remove_folder, write_atomically
@@ -42,6 +53,7 @@ class Checkpoints:
         self.args, self.tokenizer = args, tokenizer
         self._writer = ThreadPoolExecutor(max_workers=1)
         self._pending: Future[str | None] | None = None
+        self._sharded: ShardedWriter | None = None  # made by all ranks at the first checkpoint of a sharded model
 
     def due(self, state: TrainingState) -> bool:
         """Whether `save_steps` asks for a checkpoint after this step."""
@@ -101,14 +113,24 @@ class Checkpoints:
         run_ends: bool,
     ) -> str | None:
         """Write the checkpoint, or start to. Returns a sentence on the main process if there is no room for it."""
-        weights, moments = gather_weights(model), gather_moments(model, optimizer)
-        self.finish()
-        if not accelerator.is_main_process:
-            return None
         if accelerator.scaler is not None:
             scaler = accelerator.scaler.state_dict()
             state.loss_scale, state.loss_scale_growth = scaler.get("scale"), scaler.get("_growth_tracker")
-        write = partial(self._write, replace(state), model, accelerator)
+        unwrapped = unwrapped_model(model, accelerator)
+        by_shares = is_sharded(model) and not has_adapter(unwrapped)
+        if by_shares:
+            weights = share_of_weights(model, unwrapped.all_tied_weights_keys)
+            moments = share_of_moments(model, optimizer)
+        else:
+            weights, moments = gather_weights(model), gather_moments(model, optimizer)
+        self.finish()
+        if by_shares:
+            self._sharded = self._sharded or ShardedWriter(timedelta(seconds=self.args.ddp_timeout))
+            write = partial(self._write_share, self._sharded, replace(state), model, accelerator)
+        elif accelerator.is_main_process:
+            write = partial(self._write, replace(state), model, accelerator)
+        else:
+            return None
         in_background = self.args.async_save and not self.args.push_to_hub
         if in_background and not run_ends and not state.is_done:
             # on a CPU both share the memory of model and optimizer, which the next steps change
@@ -135,8 +157,7 @@ class Checkpoints:
         try:
             write_model(unfinished, model, weights, self.tokenizer, accelerator)
             save_file(moments, unfinished / OPTIMIZER_FILE)
-            state.save(unfinished / STATE_FILE)
-            write_atomically(unfinished / ARGUMENTS_FILE, self.args.as_yaml())
+            self._write_state(unfinished, state)
             write_checksums(unfinished)
         except (OSError, SafetensorError) as error:
             shutil.rmtree(unfinished, ignore_errors=True)
@@ -146,6 +167,32 @@ class Checkpoints:
         publish_folder(unfinished, run_dir / name)
         self._delete_old(state)
         return None
+
+    def _write_share(
+        self,
+        writer: ShardedWriter,
+        state: TrainingState,
+        model: nn.Module,
+        accelerator: Accelerator,
+        weights: Tensors,
+        moments: Tensors,
+    ) -> str | None:
+        """As `_write`, by all ranks together, each with its share of weights and moments."""
+        name = f"checkpoint-{state.step}"
+
+        def write_other_files(folder: Path) -> None:
+            write_description(folder, model, self.tokenizer, accelerator)
+            self._write_state(folder, state)
+
+        if problem := writer.write(self.args.run_dir / name, weights, moments, write_other_files):
+            return f"{name} was not saved: {problem}"
+        if accelerator.is_main_process:
+            self._delete_old(state)
+        return None
+
+    def _write_state(self, folder: Path, state: TrainingState) -> None:
+        state.save(folder / STATE_FILE)
+        write_atomically(folder / ARGUMENTS_FILE, self.args.as_yaml())
 
     def _delete_old(self, state: TrainingState) -> None:
         """Keep the newest `save_total_limit` checkpoints, the one just written, and the best one."""

@@ -1,28 +1,44 @@
 """Checksums of checkpoint folders: write them, find damage, choose the newest undamaged checkpoint."""
 
 import json
+from collections.abc import Callable, Mapping, Sequence
 from itertools import count
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
 from minigpt.utils.errors import UserError
 from minigpt.utils.files import delete, file_sha256, fsync, read_json
-from minigpt.utils.run_files import CHECKSUMS_FILE, find_checkpoints
+from minigpt.utils.run_files import CHECKSUMS_FILE
 
 
-def write_checksums(folder: Path) -> None:
-    """Write checkpoint.json, size and SHA-256 of every file in `folder`, and flush all to the disk."""
+def checksum(path: Path) -> dict[str, Any]:
+    """Size and SHA-256 of a file, which is flushed to the disk."""
+    fsync(path)
+    return {"bytes": path.stat().st_size, "sha256": file_sha256(path)}
+
+
+def write_checksums(folder: Path, known: Mapping[str, dict[str, Any]] = MappingProxyType({})) -> None:
+    """Write checkpoint.json, the checksums of all files in `folder`, and flush all to the disk.
+
+    known: the checksums of files that other processes have written.
+    """
     files = {
-        path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, "sha256": file_sha256(path)}
+        name: known.get(name) or checksum(path)
         for path in sorted(folder.rglob("*"))
-        if path.is_file()
+        if path.is_file() and (name := path.relative_to(folder).as_posix())
     }
     (folder / CHECKSUMS_FILE).write_text(json.dumps({"files": files}, indent=2) + "\n", encoding="utf-8")
-    for path in [*folder.rglob("*"), folder]:
+    fsync(folder / CHECKSUMS_FILE)
+    for path in [path for path in folder.rglob("*") if path.is_dir()] + [folder]:
         fsync(path)
 
 
-def find_damage(checkpoint: Path) -> str | None:
-    """A sentence about the first file that is not as it was written; None if the checkpoint is undamaged."""
+def find_damage(checkpoint: Path, part: int = 0, parts: int = 1) -> str | None:
+    """A sentence about the first file that is not as it was written; None if the checkpoint is undamaged.
+
+    With `parts`, this is one of so many processes that each read a part of the files.
+    """
     if not (checkpoint / CHECKSUMS_FILE).is_file():
         return f"{CHECKSUMS_FILE} is missing"
     try:
@@ -30,7 +46,9 @@ def find_damage(checkpoint: Path) -> str | None:
         expected = {name: (record["bytes"], record["sha256"]) for name, record in files.items()}
     except (UserError, KeyError, TypeError, AttributeError):  # not JSON, or JSON of another form
         return f"{CHECKSUMS_FILE} is damaged"
-    for name, (size, digest) in expected.items():
+    by_size = sorted(expected, key=lambda name: (-expected[name][0], name))
+    for name in by_size[part::parts]:
+        size, digest = expected[name]
         path = checkpoint / name
         if not path.is_file():
             return f"{name} is missing"
@@ -41,11 +59,16 @@ def find_damage(checkpoint: Path) -> str | None:
     return None
 
 
-def newest_undamaged(run_dir: Path) -> tuple[Path | None, list[str]]:
-    """The newest undamaged checkpoint (None if there is none), and a note on each newer one that is damaged."""
+def newest_undamaged(
+    checkpoints: Sequence[Path], damage: Callable[[Path], str | None] = find_damage
+) -> tuple[Path | None, list[str]]:
+    """The newest undamaged one (None if there is none) of checkpoints, and a note on each newer one that is damaged.
+
+    checkpoints: the oldest first.
+    """
     notes: list[str] = []
-    for checkpoint in reversed(find_checkpoints(run_dir)):
-        problem = find_damage(checkpoint)
+    for checkpoint in reversed(checkpoints):
+        problem = damage(checkpoint)
         if problem is None:
             return checkpoint, notes
         notes.append(f"{checkpoint} is damaged and skipped: {problem}")

@@ -2,12 +2,13 @@
 
 import shutil
 from dataclasses import MISSING, fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from safetensors.torch import load_file
+from accelerate.utils import gather_object
 from torch import nn
 
 from minigpt.config.arguments import SHAPE_OPTIONS, Arguments
@@ -42,17 +43,19 @@ UNLISTED_OPTIONS = {
 }  # fmt: skip
 
 
-def checkpoint_to_resume(args: Arguments) -> tuple[Path | None, list[str]]:
+def checkpoint_to_resume(args: Arguments, accelerator: Accelerator) -> tuple[Path | None, list[str]]:
     """The folder that `resume_from_checkpoint` means, and a note on each damaged one that was skipped.
 
     'latest' is the newest undamaged checkpoint. The folder is None if the run starts from the beginning: without
     `resume_from_checkpoint`, or if 'latest' finds no checkpoint. So one command both starts and restarts a run.
+    Every rank must call this; each checks a part of the files.
     Raises UserError if the folder is not a checkpoint or is damaged, or if all checkpoints of the run are damaged.
     """
     if args.resume_from_checkpoint is None:
         return None, []
     if args.resume_from_checkpoint == "latest":
-        newest, notes = newest_undamaged(args.run_dir)
+        checkpoints = gather_object([find_checkpoints(args.run_dir)])[0]  # where the main process sees them
+        newest, notes = newest_undamaged(checkpoints, partial(find_damage_together, accelerator=accelerator))
         if newest is None and notes:
             raise UserError(
                 f"{notes[0]}; no checkpoint is undamaged, start from the beginning with --overwrite_output_dir"
@@ -65,9 +68,15 @@ def checkpoint_to_resume(args: Arguments) -> tuple[Path | None, list[str]]:
         names = ", ".join(path.name for path in find_checkpoints(folder))
         hint = f"it contains {names}: give one of them" if names else "give a checkpoint-<step> folder, or 'latest'"
         raise UserError(f"resume_from_checkpoint={folder}: not a checkpoint of MiniGPT; {hint}")
-    if problem := find_damage(folder):
+    if problem := find_damage_together(folder, accelerator):
         raise UserError(f"resume_from_checkpoint={folder} is damaged: {problem}; 'latest' skips damaged ones")
     return folder, []
+
+
+def find_damage_together(checkpoint: Path, accelerator: Accelerator) -> str | None:
+    """As `find_damage`, with each rank reading a part of the files. Every rank must call this."""
+    damage = find_damage(checkpoint, accelerator.process_index, accelerator.num_processes)
+    return next(filter(None, gather_object([damage])), None)
 
 
 def set_aside_later_checkpoints(args: Arguments, resumed_step: int) -> list[str]:
@@ -175,11 +184,13 @@ def _options_of(folder: Path) -> dict[str, Any]:
     return {name: saved.get(name, default) for name, default in defaults.items()}
 
 
-def best_checkpoint(args: Arguments, folder: Path | None, state: TrainingState) -> Path | None:
+def best_checkpoint(
+    args: Arguments, folder: Path | None, state: TrainingState, accelerator: Accelerator
+) -> Path | None:
     """The checkpoint with the lowest validation loss, if `load_best_model_at_end` needs it and output_dir lacks it.
 
     It is next to the checkpoint in `folder`, or that one itself. Raises UserError if it is nowhere, if it is damaged,
-    or if there is no room to copy it.
+    or if there is no room to copy it. Every rank must call this.
     """
     if folder is None or not args.load_best_model_at_end or state.best_step is None:
         return None
@@ -187,7 +198,7 @@ def best_checkpoint(args: Arguments, folder: Path | None, state: TrainingState) 
     problem: str | None = f"it is neither in {args.run_dir} nor in {folder.parent}"
     for place in (args.run_dir / name, folder.parent / name, folder):
         if place.is_dir() and _is_best(place, state):
-            problem = find_damage(place)
+            problem = find_damage_together(place, accelerator)
             if problem is None and place != args.run_dir / name:
                 problem = lack_of_room(args.run_dir, _size(place))
             if problem is None:
@@ -229,7 +240,7 @@ def restore_optimizer(
     folder: Path, state: TrainingState, model: nn.Module, optimizer: torch.optim.Optimizer, accelerator: Accelerator
 ) -> None:
     """Load the moments of a checkpoint into `optimizer`, and its loss scale into fp16's gradient scaler."""
-    restore_moments(load_file(folder / OPTIMIZER_FILE), model, optimizer)
+    restore_moments(folder, model, optimizer)
     if accelerator.scaler is not None and state.loss_scale is not None:
         restored = {"scale": state.loss_scale, "_growth_tracker": state.loss_scale_growth}
         accelerator.scaler.load_state_dict(accelerator.scaler.state_dict() | restored)

@@ -3,6 +3,8 @@
 import fnmatch
 import os
 import shutil
+import socket
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, suppress
 from pathlib import Path
@@ -12,7 +14,7 @@ from typing import Self
 from minigpt.config.arguments import Arguments
 from minigpt.training.optional_files import room_for_saving
 from minigpt.utils.errors import UserError
-from minigpt.utils.files import PARTIAL, delete, lack_of_room, new_parents, write_atomically
+from minigpt.utils.files import PARTIAL, delete, lack_of_room, new_parents, read_text, write_atomically
 from minigpt.utils.lock import locked
 from minigpt.utils.run_files import (
     ARGUMENTS_FILE,
@@ -34,6 +36,7 @@ INPUTS = (
     "model_name_or_path", "tokenizer", "data", "train_file", "validation_file", "dataset_name", "hellaswag_file",
     "resume_from_checkpoint",
 )  # fmt: skip
+SHARED_AFTER_S = 30  # a network file system shows new files to other hosts after some seconds
 
 
 class OutputDir:
@@ -111,6 +114,17 @@ class OutputDir:
             self._move_aside()
         self.folder.mkdir(parents=True, exist_ok=True)
         write_atomically(self.folder / ARGUMENTS_FILE, self.args.as_yaml())
+
+    def check_shared(self) -> None:
+        """Raises UserError if this process does not see the folder that the main process has written to."""
+        path, deadline = self.folder / ARGUMENTS_FILE, time.monotonic() + SHARED_AFTER_S
+        while not (path.is_file() and read_text(path) == self.args.as_yaml()):
+            if time.monotonic() > deadline:
+                raise UserError(
+                    f"output_dir={self.folder} on {socket.gethostname()} is not that of the main process; all hosts "
+                    "save a sharded model, so give a folder that they share"
+                )
+            time.sleep(0.1)
 
     def discard_earlier_run(self) -> None:
         """Delete the run that this one replaces. To be called once a step has been made."""

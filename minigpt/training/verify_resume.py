@@ -6,7 +6,14 @@ from pathlib import Path
 
 from minigpt.training.trainer_command import trainer_command
 from minigpt.utils.errors import UserError
-from minigpt.utils.run_files import ADAPTER_WEIGHTS, METRICS_FILE, OPTIMIZER_FILE, read_metrics
+from minigpt.utils.run_files import (
+    ADAPTER_WEIGHTS,
+    METRICS_FILE,
+    OPTIMIZER_FILES,
+    WEIGHT_FILES,
+    find_files,
+    read_metrics,
+)
 
 COMPARED_METRICS = ("train/loss", "train/grad_norm", "train/lr", "val/loss")
 
@@ -58,14 +65,22 @@ def differences(uninterrupted: Path, resumed: Path, stop_after: int, steps: int)
     from safetensors.torch import load_file
 
     is_adapter = (uninterrupted / f"checkpoint-{steps}" / ADAPTER_WEIGHTS).is_file()
-    for file in (ADAPTER_WEIGHTS if is_adapter else "model.safetensors", OPTIMIZER_FILE):
-        first, second = (load_file(run / f"checkpoint-{steps}" / file) for run in (uninterrupted, resumed))
+    for patterns in ((ADAPTER_WEIGHTS,) if is_adapter else WEIGHT_FILES, OPTIMIZER_FILES):
+        first, second = (
+            {
+                name: tensor
+                for file in find_files(run / f"checkpoint-{steps}", patterns)
+                if file.suffix == ".safetensors"
+                for name, tensor in load_file(file).items()
+            }
+            for run in (uninterrupted, resumed)
+        )
         for name in sorted(first.keys() | second.keys()):
             if name not in first or name not in second:
-                yield f"{name} of {file} after step {steps} is in one of the runs only"
+                yield f"{name} after step {steps} is in one of the runs only"
             elif not first[name].equal(second[name]):
                 largest = (first[name] - second[name]).abs().max().item()
-                yield f"{name} of {file} after step {steps}: largest difference {largest}"
+                yield f"{name} after step {steps}: largest difference {largest}"
 
 
 def _compared_metrics(run_dir: Path) -> dict[tuple[int, str], float]:

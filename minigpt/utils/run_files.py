@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections.abc import Iterable
 from pathlib import Path
 
 from minigpt.utils.errors import UserError
@@ -15,6 +16,9 @@ EVALUATIONS_DIR = "evaluations"
 CURVE_FILES = ("loss.png", "loss.pdf")
 # in a checkpoint, next to the model
 OPTIMIZER_FILE, STATE_FILE, CHECKSUMS_FILE = "optimizer.safetensors", "training_state.json", "checkpoint.json"
+# patterns of the files with tensors, of which a sharded model has several
+WEIGHT_FILES = ("model.safetensors", "model-?????-of-?????.safetensors", "model.safetensors.index.json")
+OPTIMIZER_FILES = (OPTIMIZER_FILE, "optimizer-?????-of-?????.safetensors")
 # in skipped_steps/step-<step>, next to the model
 SKIPPED_STEPS_DIR, REPLAY_FILE = "skipped_steps", "replay.json"
 # of an adapter, instead of config.json, the weights and the code; the names are PEFT's
@@ -25,7 +29,7 @@ PAGE_FILE, PAGE_WEIGHTS_FILE = "index.html", "model.bin"
 LOCK_FILE, REPLACED_DIR = ".lock", ".replaced"
 
 MODEL_FILES = (
-    "config.json", "generation_config.json", "model*.safetensors", "model.safetensors.index.json",
+    "config.json", "generation_config.json", *WEIGHT_FILES,
     "configuration_*.py", "modeling_*.py", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
     "added_tokens.json", "vocab.json", "merges.txt", "chat_template.jinja", "additional_chat_templates/*.jinja",
     ADAPTER_CONFIG, ADAPTER_WEIGHTS,
@@ -70,3 +74,8 @@ def find_checkpoints(run_dir: Path) -> list[Path]:
 def checkpoint_step(folder: Path) -> int:
     """The step in the name of a `checkpoint-<step>` folder."""
     return int(folder.name.removeprefix("checkpoint-"))
+
+
+def find_files(folder: Path, patterns: Iterable[str]) -> list[Path]:
+    """The files in `folder` whose names match one of `patterns`, by name."""
+    return sorted(path for pattern in patterns for path in folder.glob(pattern) if path.is_file())

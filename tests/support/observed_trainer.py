@@ -1,8 +1,6 @@
 """The trainer, with a report about its gradients; under FSDP2 on the CPU too.
 
-After every backward pass a line of JSON goes to the file $REPORT.<rank>. Accelerate uses FSDP2 only if it takes the
-processes for those of a GPU, so this program tells it that they are. Everything else is accelerate's own: it shards
-the model and the optimizer over the gloo processes.
+After every backward pass a line of JSON goes to the file $REPORT.<rank>.
 """
 
 import json
@@ -10,20 +8,13 @@ import os
 from pathlib import Path
 from typing import Any
 
+import sharding_on_cpu  # noqa: F401
 import torch
 from accelerate import Accelerator
-from accelerate.state import PartialState
-from accelerate.utils import DistributedType
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
 from train_accelerate import main
-
-
-def start_as_gpu_processes(self: PartialState, *args: Any, **options: Any) -> None:
-    start(self, *args, **options)
-    if os.environ.get("ACCELERATE_USE_FSDP") == "true" and self.distributed_type == DistributedType.MULTI_CPU:
-        self.distributed_type = DistributedType.MULTI_GPU
 
 
 def observed_backward(self: Accelerator, loss: torch.Tensor, **options: Any) -> None:
@@ -53,6 +44,5 @@ def held_gradients(model: torch.nn.Module) -> list[torch.Tensor]:
     return held
 
 
-start, PartialState.__init__ = PartialState.__init__, start_as_gpu_processes
 backward, Accelerator.backward = Accelerator.backward, observed_backward
 main()

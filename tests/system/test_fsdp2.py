@@ -9,15 +9,8 @@ import pytest
 
 from support import fork_server
 from support.runs import ROOT, metrics
+from support.sharding_on_cpu import FSDP2
 
-FSDP2 = {
-    "ACCELERATE_USE_FSDP": "true",
-    "FSDP_VERSION": "2",
-    "FSDP_RESHARD_AFTER_FORWARD": "true",
-    "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP",
-    "FSDP_STATE_DICT_TYPE": "SHARDED_STATE_DICT",
-    "FSDP_CPU_RAM_EFFICIENT_LOADING": "false",
-}
 DDP: dict[str, str] = {}
 
 

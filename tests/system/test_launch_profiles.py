@@ -13,10 +13,10 @@ from support.runs import ROOT
 def test_a_profile_is_read_by_accelerate_and_does_what_its_name_says(name: str) -> None:
     config = load_config_from_file(str(profiles()[name]))
     assert (config.num_processes > 1) == (name not in ("cpu", "single_gpu"))
-    assert (config.num_machines > 1) == (name == "multi_node")
+    assert (config.num_machines > 1) == (name in ("multi_node", "hsdp"))
     assert config.use_cpu == name.startswith("cpu")
     assert config.mixed_precision == ("no" if config.use_cpu else "bf16")
-    assert (config.distributed_type.value == "FSDP") == (name == "fsdp2")
+    assert (config.distributed_type.value == "FSDP") == (name in ("fsdp2", "hsdp"))
 
 
 @pytest.mark.parametrize(("folder", "files"), [("accelerate_configs", profiles()), ("configs", presets())])

@@ -40,14 +40,14 @@ def flip_a_bit(path: Path) -> None:
 
 def test_damage_to_any_file_is_found_and_the_newest_undamaged_checkpoint_is_chosen(run_dir: Path) -> None:
     *_, older, newest = find_checkpoints(run_dir)
-    assert newest_undamaged(run_dir) == (newest, [])
+    assert newest_undamaged(find_checkpoints(run_dir)) == (newest, [])
     names = sorted(path.name for path in newest.iterdir())
     assert {"model.safetensors", "optimizer.safetensors", "training_state.json", "checkpoint.json"} <= set(names)
     for name in names:
         content = (newest / name).read_bytes()
         for damage in (truncate, flip_a_bit, Path.unlink):
             damage(newest / name)
-            chosen, (note,) = newest_undamaged(run_dir)
+            chosen, (note,) = newest_undamaged(find_checkpoints(run_dir))
             assert chosen == older
             assert note.startswith(f"{newest} is damaged and skipped: ")
             assert name in note
@@ -272,7 +272,7 @@ def test_a_damaged_checkpoint_is_set_aside_and_does_not_count_for_the_limit(
     words = [*tiny_run, "--resume_from_checkpoint", "latest", "--save_total_limit", "1", "--max_steps", "14"]
     assert train_here(words) == 0
     assert "checkpoint-12.damaged" in names_of_checkpoints(run_dir)
-    newest, notes = newest_undamaged(run_dir)
+    newest, notes = newest_undamaged(find_checkpoints(run_dir))
     assert (newest, notes) == (run_dir / "checkpoint-14", [])
 
 

@@ -55,8 +55,8 @@ def test_every_difference_is_named_and_the_earliest_comes_first(
     del moments[missing]
     save_file(moments, optimizer_file)
     value_difference, name_difference = differences(first, second, 5, 12)
-    assert value_difference.startswith(f"{changed} of optimizer.safetensors after step 12: largest difference 0.")
-    assert name_difference == f"{missing} of optimizer.safetensors after step 12 is in one of the runs only"
+    assert value_difference.startswith(f"{changed} after step 12: largest difference 0.")
+    assert name_difference == f"{missing} after step 12 is in one of the runs only"
     assert len(list(differences(second, first, 5, 12))) == 2
     lines = [json.loads(line) for line in (second / "metrics.jsonl").open()]
     lines[8]["train/loss"] += 1e-7
