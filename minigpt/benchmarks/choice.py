@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from minigpt.experiments.runs import PlannedRun, Result
 from minigpt.planning.forecast import Forecast, forecast
 from minigpt.utils.errors import RunFailure
@@ -105,7 +107,7 @@ class Study:
             write_atomically(plan, json.dumps(json.loads(process.stdout)["chosen"], indent=2))
         chosen = read_json(plan, "a choice", ["options", "predicted_bits_per_byte"])
         options = chosen["options"] | QUIET
-        result = self._train(_words(options), f"{text}-{minutes:g}-chosen")
+        result = self._train_preset(options, f"{text}-{minutes:g}-chosen")
         shape = shape_name(options["hidden_size"], options["num_hidden_layers"], options["tokenizer_vocab_size"])
         return shape, chosen["predicted_bits_per_byte"], result
 
@@ -114,7 +116,7 @@ class Study:
         model = {"hidden_size": width, "num_hidden_layers": layers, "num_attention_heads": width // 32}
         options = RECIPE | QUIET | model | {"tokenizer_vocab_size": vocabulary}
         options |= {"train_file": str(path), "train_minutes": minutes}
-        return self._train(_words(options), f"{text}-{minutes:g}-{shape_name(*shape)}")
+        return self._train_preset(options, f"{text}-{minutes:g}-{shape_name(*shape)}")
 
     def _continued(self, choice: Choice, name: str, result: Result) -> Continuation:
         outlook = forecast(result.run_dir, choice.minutes)
@@ -124,8 +126,11 @@ class Study:
         self.report(f"{run.run_dir.name}: forecast {outlook.loss:.4f}, then {then.loss:.4f}")
         return Continuation(f"{choice.text}, {choice.minutes:g} min, {name}", outlook, then)
 
-    def _train(self, words: Sequence[str], name: str) -> Result:
-        run = PlannedRun(words, self.output_dir / name)
+    def _train_preset(self, options: Mapping[str, Any], name: str) -> Result:
+        preset = self.output_dir / f"{name}.yaml"
+        self.output_dir.mkdir(parents=True, exist_ok=True)
+        write_atomically(preset, yaml.safe_dump({key: options[key] for key in options if key != "output_dir"}))
+        run = PlannedRun([str(preset)], self.output_dir / name)
         result = run.train(run.arguments(PROGRAM), environment=self.environment)
         self.report(f"{name}: {_bits(result):.4f} bits per byte after {result.elapsed_s:.1f} s")
         return result
@@ -199,7 +204,3 @@ def figures(choices: Sequence[Choice], continuations: Sequence[Continuation]) ->
 def _bits(result: Result) -> float:
     """Bits per byte; text files have known bytes, and a run that diverged is the worst."""
     return float("inf") if result.bits_per_byte is None else result.bits_per_byte
-
-
-def _words(options: Mapping[str, Any]) -> list[str]:
-    return [f"--{name}={value}" for name, value in options.items() if name != "output_dir"]

@@ -44,7 +44,7 @@ def test_the_tables_hold_what_the_runs_reached_in_their_time(
     runs.mkdir()
     options = choice.RECIPE | {  # as if the study had been interrupted after the choice
         "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 1, "tokenizer_vocab_size": 300,
-        "train_file": str(text_file), "train_minutes": MINUTES, "use_cpu": True,
+        "train_file": [str(text_file)], "train_minutes": MINUTES, "use_cpu": True,
     }  # fmt: skip
     (runs / f"tale-{MINUTES}-chosen.json").write_text(
         json.dumps({"options": options, "predicted_bits_per_byte": 2.5}), encoding="utf-8"
