@@ -77,18 +77,28 @@ def _sharding(args: Arguments) -> FullyShardedDataParallelPlugin | None:
     """
     if os.environ.get("ACCELERATE_USE_FSDP", "false").lower() != "true":
         return None
-    replicas, shards, processes = (
-        int(os.environ.get(name, 1))
-        for name in ("PARALLELISM_CONFIG_DP_REPLICATE_SIZE", "PARALLELISM_CONFIG_DP_SHARD_SIZE", "WORLD_SIZE")
-    )
-    if replicas * shards not in (1, processes):
-        raise UserError(
-            f"parallelism_config_dp_replicate_size={replicas} x parallelism_config_dp_shard_size={shards} must be "
-            f"num_processes={processes}"
-        )
+    _check_mesh()
     precision = args.mixed_precision or os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
     policy = MixedPrecisionPolicy(param_dtype=COMPUTE_DTYPES.get(precision), reduce_dtype=torch.float32)
     return FullyShardedDataParallelPlugin(mixed_precision_policy=policy)
+
+
+def _check_mesh() -> None:
+    """Raises UserError if the launch profile shares the work in a way that does not fit the trainer or the processes."""
+    names = ("DP_REPLICATE_SIZE", "DP_SHARD_SIZE", "TP_SIZE", "CP_SIZE", "SP_SIZE")
+    replicas, shards, *others = (int(os.environ.get(f"PARALLELISM_CONFIG_{name}", 1)) for name in names)
+    for name, size in zip(names[2:], others, strict=True):
+        if size != 1:
+            raise UserError(
+                f"parallelism_config_{name.lower()}={size} must be 1: each process trains on samples of its own; "
+                "split the model with dp_shard_size"
+            )
+    processes = int(os.environ.get("WORLD_SIZE", 1))
+    if replicas * shards not in (1, processes):
+        raise UserError(
+            f"parallelism_config_dp_replicate_size={replicas} times parallelism_config_dp_shard_size={shards} must be "
+            f"num_processes={processes}"
+        )
 
 
 def _compilation(args: Arguments, is_sharded: bool) -> TorchDynamoPlugin:

@@ -200,11 +200,16 @@ ids = torch.randint(0, 96, (2, 16), generator=torch.Generator().manual_seed(0))
 with torch.no_grad():
     torch.testing.assert_close(split(ids).logits, whole(ids).logits, atol=1e-5, rtol=0)
 assert split.transformer.layers[0].self_attn.q_proj.weight.to_local().shape == (32, 64)
+for model in (split, whole):
+    model(ids, labels=ids).loss.backward()
+for (name, parameter), expected in zip(split.named_parameters(), whole.parameters(), strict=True):
+    gradient = parameter.grad.full_tensor() if hasattr(parameter.grad, "full_tensor") else parameter.grad
+    torch.testing.assert_close(gradient, expected.grad, atol=1e-6, rtol=1e-5, msg=lambda text: f"{name}: {text}")
 torch.distributed.destroy_process_group()
 """
 
 
-def test_two_tensor_parallel_processes_compute_the_logits_of_one(saved: Path, tmp_path: Path) -> None:
+def test_two_tensor_parallel_processes_compute_the_logits_and_gradients_of_one(saved: Path, tmp_path: Path) -> None:
     launcher = ("-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", str(free_port()))
     run(sys.executable, TENSOR_PARALLEL, saved, cwd=tmp_path, launcher=launcher)
 

@@ -9,7 +9,7 @@ import pytest
 
 from support import fork_server
 from support.runs import ROOT, metrics
-from support.sharding_on_cpu import FSDP2
+from support.sharding_on_cpu import FSDP2, hsdp
 
 DDP: dict[str, str] = {}
 
@@ -53,6 +53,34 @@ def test_two_sharded_ranks_train_as_one_process_and_resume_each_others_checkpoin
         assert list(losses) == [4, 5, 6]
         # AdamW divides by the root of a second moment that may be as small as the difference of two sums
         assert losses == pytest.approx({step: metrics(alone, "train/loss")[step] for step in losses}, abs=2e-6)
+
+
+@pytest.mark.parametrize("optimizer", ["muon", pytest.param("adamw", marks=pytest.mark.slow)])
+def test_two_replicas_of_two_sharded_ranks_train_as_one_process(
+    words: list[str], tmp_path: Path, optimizer: str
+) -> None:
+    words = [*words, "--optimizer", optimizer]
+    train(words, tmp_path / "alone", 1, DDP)
+    train(words, tmp_path / "replicas", 4, hsdp(2, 2))
+    for name in ("train/loss", "val/loss", "train/grad_norm"):
+        assert metrics(tmp_path / "replicas", name) == pytest.approx(metrics(tmp_path / "alone", name), abs=2e-6), name
+
+
+@pytest.mark.parametrize(
+    ("profile", "message"),
+    [
+        (hsdp(2, 4), "dp_replicate_size=2 times parallelism_config_dp_shard_size=4 must be num_processes=1"),
+        (FSDP2 | {"PARALLELISM_CONFIG_TP_SIZE": "2"}, "parallelism_config_tp_size=2 must be 1"),
+    ],
+)
+def test_a_mesh_that_does_not_fit_is_refused_in_one_line(
+    words: list[str], tmp_path: Path, profile: dict[str, str], message: str
+) -> None:
+    program = [sys.executable, str(ROOT / "train_accelerate.py"), *words, "--output_dir", str(tmp_path / "run")]
+    (process,) = fork_server.start_ranks(program, 1, profile)
+    assert process.wait(60) == 2
+    assert message in process.stderr()
+    assert process.stderr().count("\n") == 1
 
 
 def test_gradients_are_summed_in_float32_and_stay_sharded_while_they_accumulate(
