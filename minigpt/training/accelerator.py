@@ -84,7 +84,7 @@ def _sharding(args: Arguments) -> FullyShardedDataParallelPlugin | None:
 
 
 def _check_mesh() -> None:
-    """Raises UserError if the launch profile shares the work in a way that does not fit the trainer or the processes."""
+    """Raises UserError if the launch profile shares the work in a way that fits neither trainer nor processes."""
     names = ("DP_REPLICATE_SIZE", "DP_SHARD_SIZE", "TP_SIZE", "CP_SIZE", "SP_SIZE")
     replicas, shards, *others = (int(os.environ.get(f"PARALLELISM_CONFIG_{name}", 1)) for name in names)
     for name, size in zip(names[2:], others, strict=True):
