@@ -6,10 +6,10 @@ so a run can resume anywhere: there is nothing to save except the number of samp
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Protocol
 
-import numpy as np
-
+from minigpt.data.permutation import permuted, round_keys
 from minigpt.utils.errors import UserError
 
 
@@ -24,27 +24,25 @@ class Order(Protocol):
 class ShuffledOrder:
     """Visits the samples `first_id` … `first_id + samples_per_epoch - 1` once per epoch, each epoch in another order.
 
-    The order depends on `seed`, the epoch and `source`, the index of the data source in a mixture.
+    The order depends on `seed`, the epoch and `source`, the index of the data source in a mixture. It takes no memory,
+    however many samples there are.
     """
 
     def __init__(self, samples_per_epoch: int, seed: int, first_id: int = 0, source: int = 0) -> None:
         self.samples_per_epoch, self.seed, self.first_id, self.source = samples_per_epoch, seed, first_id, source
-        self._epochs: dict[int, np.ndarray] = {}
 
     def __getitem__(self, position: int) -> int:
         """The sample id at `position`."""
         epoch, place = divmod(position, self.samples_per_epoch)
-        if epoch not in self._epochs:
-            # two epochs are kept: the loader reads ahead, so it may be in the next one already
-            for old_epoch in sorted(self._epochs)[:-1]:
-                del self._epochs[old_epoch]
-            seeds = [self.seed, epoch, self.source] if self.source else [self.seed, epoch]
-            self._epochs[epoch] = self.first_id + self._shuffled(np.random.default_rng(seeds))
-        return int(self._epochs[epoch][place])
+        return self.first_id + self._sample(permuted(place, self.samples_per_epoch, self._keys(epoch)), epoch)
 
-    def _shuffled(self, generator: np.random.Generator) -> np.ndarray:
-        """The samples of one epoch in their order, counted from 0: int64 [samples_per_epoch]."""
-        return generator.permutation(self.samples_per_epoch)
+    def _sample(self, number: int, epoch: int) -> int:
+        """The sample, counted from 0, that has a number below `samples_per_epoch` in an epoch."""
+        return number
+
+    @lru_cache(maxsize=64)  # noqa: B019 (the loader reads ahead, so it may be in the next epoch already)
+    def _keys(self, epoch: int) -> list[int]:
+        return round_keys([self.seed, epoch, self.source])
 
 
 class BlockOrder(ShuffledOrder):
@@ -68,9 +66,8 @@ class BlockOrder(ShuffledOrder):
         super().__init__(max(1, (targets - block_size) // self.stride), seed, first_id, source)
         self.offsets = min(self.stride, targets - block_size - (self.samples_per_epoch - 1) * self.stride + 1)
 
-    def _shuffled(self, generator: np.random.Generator) -> np.ndarray:
-        offset = generator.integers(self.offsets)
-        return offset + self.stride * generator.permutation(self.samples_per_epoch)
+    def _sample(self, number: int, epoch: int) -> int:
+        return self._keys(epoch)[0] % self.offsets + self.stride * number
 
 
 @dataclass(frozen=True)

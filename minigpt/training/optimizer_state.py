@@ -4,6 +4,7 @@ The keys of the optimizer state are `<parameter>.<moment>`, for every wrapper of
 and every number of ranks. So a checkpoint can be resumed with another wrapper and another number of ranks.
 """
 
+import warnings
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
@@ -62,7 +63,10 @@ def restore_moments(checkpoint: Path, model: nn.Module, optimizer: torch.optim.O
     unwrapped = _unwrapped(optimizer)
     state_dict: dict[str, Any] = get_optimizer_state_dict(model, unwrapped)
     moments = _by_key(state_dict["state"])
-    dcp.load(moments, storage_reader=HuggingFaceStorageReader(str(checkpoint)), no_dist=not dist.is_initialized())
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "torch.distributed is disabled")  # so it is, in a single process
+        reader = HuggingFaceStorageReader(str(checkpoint))
+        dcp.load(moments, storage_reader=reader, no_dist=not dist.is_initialized())
     set_optimizer_state_dict(model, unwrapped, state_dict)
 
 
