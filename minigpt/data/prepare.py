@@ -12,6 +12,8 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from minigpt.config.arguments import DataArguments
 from minigpt.data.chat import LossMasking
 from minigpt.data.chat_template import read_chat_template, sample_text, set_chat_template
@@ -19,13 +21,14 @@ from minigpt.data.corpora import Corpus, Documents, open_corpus
 from minigpt.data.encoding import (
     BATCH_CHARACTERS,
     PART_CHARACTERS,
+    DocumentBatch,
     EncodedBatch,
     EncoderSpec,
     ResumableError,
     batches,
-    encode_all,
     parts,
 )
+from minigpt.data.machines import ONE_MACHINE, Machines, SharedFolder
 from minigpt.data.shard_writer import (
     JOURNAL,
     Journal,
@@ -34,6 +37,7 @@ from minigpt.data.shard_writer import (
     forget_journal,
     is_finished,
     publish,
+    read_progress,
     write_manifest,
 )
 from minigpt.data.shards import FORMAT_VERSION, MANIFEST, open_shards, smallest_dtype
@@ -49,10 +53,11 @@ if TYPE_CHECKING:
 LARGE = 20_000_000  # bytes of text above which it pays to start processes and to look for a faster encoder
 
 
-def prepare(args: DataArguments, output_dir: str | Path) -> Path:
+def prepare(args: DataArguments, output_dir: str | Path, machines: Machines = ONE_MACHINE) -> Path:
     """Write the shards, manifest and tokenizer of the text that `args` name into `output_dir`, and return its path.
 
-    The folder appears only when it is complete. An interrupted preparation is resumed.
+    The folder appears only when it is complete. An interrupted preparation is resumed. With several `machines`, each
+    must call this; those that are not machine 0 return when they have encoded their share.
     Raises UserError on bad input, which leaves nothing on the disk, and if `output_dir` is not empty, unless
     `args.overwrite_cache` is set. Raises ResumableError if the same command can resume after the cause is removed.
     """
@@ -66,7 +71,7 @@ def prepare(args: DataArguments, output_dir: str | Path) -> Path:
     _check_writable(output_dir)
     if output_dir.is_dir() and any(output_dir.iterdir()) and args.overwrite_cache:
         _check_replaceable(args, output_dir)
-    in_use = output_dir.is_dir() and any(output_dir.iterdir()) and not args.overwrite_cache
+    in_use = output_dir.is_dir() and any(output_dir.iterdir()) and not args.overwrite_cache and not machines.rank
     not_empty = f"output_dir={output_dir} is not empty; give another folder, or --overwrite_cache"
     if in_use and not (output_dir / JOURNAL).exists():
         raise UserError(not_empty)
@@ -77,11 +82,13 @@ def prepare(args: DataArguments, output_dir: str | Path) -> Path:
     if in_use:
         forget_journal(output_dir)
         return output_dir
+    if machines.rank:
+        return _prepare_share(args, corpus, key, output_dir, machines)
     before = _manifest_version(output_dir)
     with new_parents(output_dir), locked(_lock_file(output_dir), str(output_dir)):
         if _manifest_version(output_dir) != before:
             raise UserError(f"output_dir={output_dir} has just been prepared by another process; give another folder")
-        return _prepare(args, corpus, key, output_dir)
+        return _prepare(args, corpus, key, output_dir, machines=machines)
 
 
 def _check_writable(output_dir: Path) -> None:
@@ -142,26 +149,29 @@ def prepared_folder(args: DataArguments, default_chat_template: str = "chatml") 
 
 
 def _prepare(
-    args: DataArguments, corpus: Corpus, key: str, output_dir: Path, default_chat_template: str = "chatml"
+    args: DataArguments,
+    corpus: Corpus,
+    key: str,
+    output_dir: Path,
+    default_chat_template: str = "chatml",
+    machines: Machines = ONE_MACHINE,
 ) -> Path:
     started = time.perf_counter()
-    folder = output_dir.parent / f".{output_dir.name}.partial"
+    folder = _unfinished(output_dir)
     journal = Journal(folder, key)
+    shared = SharedFolder(folder, machines)
+    shared.start()
     if journal.shards:
         print(f"resuming after {journal.shards} complete shards", file=sys.stderr)
     try:
         tokenizer = _stored_tokenizer(args, corpus, journal, default_chat_template)
         vocab_size = vocabulary_size(tokenizer)
-        dtype = smallest_dtype(vocab_size)
-        large = corpus.text_bytes is None or corpus.text_bytes > LARGE
-        completion_only = args.completion_only_loss is not False
-        loss_masking = LossMasking.from_tokenizer(tokenizer, completion_only) if corpus.row_format else None
-        spec = EncoderSpec.from_tokenizer(tokenizer, dtype, large, loss_masking)
-        workers = args.preprocessing_num_workers or (_cores() if large else 1)
+        spec, workers = _encoding(args, corpus, tokenizer)
+        dtype = np.dtype(spec.dtype)
         documents = {"train": corpus.train, "validation": corpus.validation}
         writers = [SplitWriter(journal, split, dtype, args.shard_tokens) for split in documents]
         splits = {
-            writer.split: _write_split(writer, documents[writer.split], spec, workers, corpus.text_bytes)
+            writer.split: _write_split(writer, documents[writer.split], spec, workers, corpus.text_bytes, shared)
             for writer in writers
         }
         write_manifest(
@@ -175,6 +185,7 @@ def _prepare(
             conversations=corpus.is_conversational,
             options=_options(args, corpus),
         )
+        shared.finish()
         publish(folder, output_dir)
     except ResumableError:
         raise
@@ -189,10 +200,52 @@ def _prepare(
             f"{journal.shards} complete shards"
         ) from error
     if corpus.row_format:
-        in_loss = "completions" if completion_only else "all tokens"
+        in_loss = "completions" if args.completion_only_loss is not False else "all tokens"
         print(f"rows: {corpus.row_format.name}; {in_loss} in the loss", file=sys.stderr)
     _print_summary(output_dir, splits, vocab_size, spec.library, time.perf_counter() - started)
     return output_dir
+
+
+def _prepare_share(args: DataArguments, corpus: Corpus, key: str, output_dir: Path, machines: Machines) -> Path:
+    """Encode the share of one machine that is not machine 0."""
+    folder = _unfinished(output_dir)
+    shared = SharedFolder(folder, machines)
+    if shared.wait_for_start(key, output_dir):
+        print(f"{output_dir} is complete already", file=sys.stderr)
+        return output_dir
+    spec, workers = _encoding(args, corpus, load_tokenizer(folder / "tokenizer"))
+    count = 0
+    try:
+        for split, documents in (("train", corpus.train), ("validation", corpus.validation)):
+            progress = read_progress(folder).get(split, SplitProgress())
+            if not progress.done:
+                count += shared.encode_share(_remaining_batches(documents, spec, progress), spec, workers, split)
+    except UserError as error:
+        shared.report(error)
+        raise
+    print(f"machine {machines.rank}: {count} batches are encoded; machine 0 writes them", file=sys.stderr)
+    return output_dir
+
+
+def _encoding(args: DataArguments, corpus: Corpus, tokenizer: "PreTrainedTokenizerFast") -> tuple[EncoderSpec, int]:
+    """How the text is encoded, and in how many processes."""
+    large = corpus.text_bytes is None or corpus.text_bytes > LARGE
+    completion_only = args.completion_only_loss is not False
+    loss_masking = LossMasking.from_tokenizer(tokenizer, completion_only) if corpus.row_format else None
+    dtype = smallest_dtype(vocabulary_size(tokenizer))
+    spec = EncoderSpec.from_tokenizer(tokenizer, dtype, large, loss_masking)
+    return spec, args.preprocessing_num_workers or (_cores() if large else 1)
+
+
+def _remaining_batches(documents: Documents, spec: EncoderSpec, progress: SplitProgress) -> Iterator[DocumentBatch]:
+    """The batches of a split from the place where its next shard starts."""
+    document_parts = parts(documents.pieces(progress.document), whole=not spec.encodes_parts)
+    return batches(islice(document_parts, progress.part, None), progress.document, progress.part)
+
+
+def _unfinished(output_dir: Path) -> Path:
+    """Where the shards are until all are complete."""
+    return output_dir.parent / f".{output_dir.name}.partial"
 
 
 def make_tokenizer(
@@ -266,7 +319,12 @@ def _stored_tokenizer(
 
 
 def _write_split(
-    writer: SplitWriter, documents: Documents, spec: EncoderSpec, workers: int, text_bytes: int | None
+    writer: SplitWriter,
+    documents: Documents,
+    spec: EncoderSpec,
+    workers: int,
+    text_bytes: int | None,
+    shared: SharedFolder,
 ) -> SplitProgress:
     """Encode and write what is missing of one split. `text_bytes` is the size of both splits; None if unknown.
 
@@ -277,13 +335,12 @@ def _write_split(
         return split
     started, text_bytes_before, tokens_before = time.perf_counter(), split.text_bytes, split.tokens
     tokens = tokens_before
-    document_parts = parts(documents.pieces(split.document), whole=not spec.encodes_parts)
-    remaining = batches(islice(document_parts, split.part, None), split.document, split.part)
+    remaining = _remaining_batches(documents, spec, split)
     # the total is that of both splits, so the bar of the first one ends early
     bar = Progress(writer.split, text_bytes, "B", initial=text_bytes_before, unit_scale=True)
     try:
         with bar:
-            for encoded in encode_all(remaining, spec, workers):
+            for encoded in shared.encode(remaining, spec, workers, writer.split, split):
                 if split.text_bytes == text_bytes_before:
                     _check_disk_space(writer, encoded, text_bytes)
                 writer.write(encoded)

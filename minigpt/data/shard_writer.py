@@ -67,6 +67,12 @@ class SplitProgress:
         }
 
 
+def read_progress(folder: Path) -> dict[str, SplitProgress]:
+    """The progress of every split in the journal of `folder`."""
+    splits = json.loads((folder / JOURNAL).read_text(encoding="utf-8"))["splits"]
+    return {name: SplitProgress(**progress) for name, progress in splits.items()}
+
+
 class Journal:
     """The progress of every split, kept in the folder of the shards.
 
@@ -81,7 +87,7 @@ class Journal:
             state = json.loads((folder / JOURNAL).read_text(encoding="utf-8"))
             if state["key"] != key:
                 raise ValueError("the journal of another preparation")
-            self.splits = {name: SplitProgress(**progress) for name, progress in state["splits"].items()}
+            self.splits = read_progress(folder)
             for progress in self.splits.values():
                 for shard in progress.shards:
                     for record in files_of(shard):
