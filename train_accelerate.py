@@ -38,6 +38,7 @@ from minigpt.data.datamodule import (
     samples_per_step,
     steps_of_run,
 )
+from minigpt.data.prepare import cache_folder
 from minigpt.data.samples import Batch
 from minigpt.hub.background_push import BackgroundPush
 from minigpt.hub.model_card import write_card
@@ -254,7 +255,7 @@ def set_up(args: Arguments, output_dir: OutputDir) -> Run:
     check_rank_consistency(args, config, shards.fingerprint, state.step, accelerator)
     check_room(args, trained)
     optimizer = build_optimizer(model, args, accelerator.device)
-    data_module = open_data_module(args, shards, tokenizer.eos_token_id)
+    data_module = open_data_module(args, shards, tokenizer.eos_token_id, cache_folder(args))
     max_steps = steps_of_run(args, data_module.order.samples_per_epoch, accelerator.num_processes)
     check_length(args, resume_from, state, max_steps)
     length = RunLength(args, build_schedule(args, max_steps, accelerator.num_processes), state)

@@ -1,7 +1,9 @@
 """The data of a run: tokenizer and shards, training samples in their order, validation samples."""
 
+import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,7 +13,7 @@ from torch.utils.data import DataLoader
 
 from minigpt.config.arguments import Arguments, BatchArguments
 from minigpt.data.mixing import MixedOrder, join_shards
-from minigpt.data.packing import PackedDocuments
+from minigpt.data.packing import PackedDocuments, kept_packing, pack
 from minigpt.data.prepare import cache_folder, prepared_folder
 from minigpt.data.samplers import BlockOrder, EvaluationBatchSampler, Order, ShuffledOrder, TrainBatchSampler
 from minigpt.data.samples import Batch, Samples, TokenBlocks
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 STEPS_OF_A_TIME = 1_000_000
+LONG_TEXT = 100_000_000  # tokens from which on the packing is kept: it takes seconds, and gigabytes for the largest
 
 
 @dataclass(frozen=True)
@@ -44,7 +47,7 @@ class DataModule:
             "block_size": self.train.block_size,
             "documents": self.train.documents,
             "cut": self.train.documents_cut,
-            "rows": len(self.train.row_targets),
+            "rows": len(self.train.packing.row_targets),
         }
 
     def batches(self, args: BatchArguments, start: int, rank: int, processes: int) -> Iterator[Batch]:
@@ -66,20 +69,29 @@ class DataModule:
         return [self.order[position] for position in range(start, start + samples)]
 
 
-def open_data_module(args: BatchArguments, shards: TokenShards, end_of_text: int) -> DataModule:
+def open_data_module(
+    args: BatchArguments, shards: TokenShards, end_of_text: int, cache: Path | None = None
+) -> DataModule:
     """Divide the tokens of `shards` into samples as `args` describe; `end_of_text` is the id that ends a document.
+
+    cache: a folder that keeps how the documents of a long text are packed.
 
     Raises UserError if there are too few tokens for one sample.
     """
     source_tokens = shards.source_tokens or (len(shards.train),)
-    train = _samples(args, shards.train, end_of_text, source_tokens)
-    validation = _samples(args, shards.validation, end_of_text, None) if shards.validation else None
+    identity = f"{shards.fingerprint} {args.packing_strategy} {args.block_size} {end_of_text} {source_tokens}"
+    folder = cache and cache / f"packing-{hashlib.sha256(identity.encode()).hexdigest()[:32]}"
+    train = _samples(args, shards.train, end_of_text, source_tokens, folder and folder / "train")
+    validation = None
+    if shards.validation:
+        validation = _samples(args, shards.validation, end_of_text, None, folder and folder / "validation")
     orders: list[Order]
     if isinstance(train, PackedDocuments):
-        first_ids = accumulate(train.source_rows, initial=0)
+        rows_of_sources = train.packing.source_rows.tolist()
+        first_ids = accumulate(rows_of_sources, initial=0)
         orders = [
             ShuffledOrder(rows, args.seed, first_id, source)
-            for source, (rows, first_id) in enumerate(zip(train.source_rows, first_ids, strict=False))
+            for source, (rows, first_id) in enumerate(zip(rows_of_sources, first_ids, strict=False))
         ]
     else:
         first_ids = accumulate(source_tokens, initial=0)
@@ -92,11 +104,18 @@ def open_data_module(args: BatchArguments, shards: TokenShards, end_of_text: int
 
 
 def _samples(
-    args: BatchArguments, tokens: Tokens, end_of_text: int, source_tokens: Sequence[int] | None
+    args: BatchArguments,
+    tokens: Tokens,
+    end_of_text: int,
+    source_tokens: Sequence[int] | None,
+    kept_in: Path | None,
 ) -> TokenBlocks | PackedDocuments:
-    if args.packing_strategy == "wrapped":
+    strategy = args.packing_strategy
+    if strategy == "wrapped":
         return TokenBlocks(tokens, args.block_size, end_of_text if args.document_attention else None)
-    return PackedDocuments(tokens, args.block_size, end_of_text, args.packing_strategy, source_tokens)
+    compute = partial(pack, tokens, args.block_size, end_of_text, strategy, source_tokens)
+    packing = kept_packing(kept_in, compute) if kept_in and len(tokens) >= LONG_TEXT else compute()
+    return PackedDocuments(tokens, args.block_size, strategy, packing)
 
 
 def loader(

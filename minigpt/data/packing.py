@@ -8,100 +8,153 @@ Documents longer than a row are truncated ("bfd", "none") or continue as further
 last target of the piece before it ("bfd_split"). The names of the strategies are TRL's.
 """
 
+import shutil
 from bisect import bisect_left, insort
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
 import torch
+from filelock import FileLock
 
 from minigpt.data.samples import Batch, Samples
 from minigpt.data.shards import IN_LOSS, Tokens
 from minigpt.modeling.loss import IGNORE_INDEX
 from minigpt.utils.errors import UserError
+from minigpt.utils.files import fsync, publish_folder
 
 Strategy = Literal["bfd", "bfd_split", "none"]
+
+
+@dataclass(frozen=True)
+class Packing:
+    """Which pieces of documents are in which row. The pieces of row r are row_bounds[r] … row_bounds[r + 1] - 1."""
+
+    starts: np.ndarray  # the position of the first token of every piece
+    sizes: np.ndarray  # the places that every piece takes
+    row_bounds: np.ndarray  # [rows + 1]
+    row_targets: np.ndarray  # targets in the loss of every row
+    source_rows: np.ndarray  # rows of every source of a mixture
+    counts: np.ndarray  # documents, of them cut, and of them without a target in the loss because they are cut
+
+    def save(self, folder: Path) -> None:
+        """Write the arrays into a new folder."""
+        unfinished = folder.with_name(f".{folder.name}.partial")
+        shutil.rmtree(unfinished, ignore_errors=True)
+        unfinished.mkdir(parents=True)
+        for field in fields(self):
+            np.save(unfinished / f"{field.name}.npy", getattr(self, field.name))
+            fsync(unfinished / f"{field.name}.npy")
+        publish_folder(unfinished, folder)
+
+    @classmethod
+    def load(cls, folder: Path) -> "Packing":
+        """Map the arrays into memory, which all processes of a host share."""
+        arrays = {
+            field.name: np.load(folder / f"{field.name}.npy", mmap_mode="r", allow_pickle=False)
+            for field in fields(cls)
+        }
+        return cls(**arrays)
+
+
+def pack(
+    tokens: Tokens, block_size: int, end_of_text: int, strategy: Strategy, source_tokens: Sequence[int] | None = None
+) -> Packing:
+    """Find the documents and put them into rows. It reads all tokens.
+
+    `source_tokens` are the training tokens of every source of a mixture. No row holds documents of two sources; the
+    rows of the first source come first.
+
+    Raises UserError if a source has no document with a target, or if truncation leaves no target in the loss.
+    """
+    source_ends = np.cumsum(source_tokens if source_tokens is not None else [len(tokens)])
+    bounds = np.union1d(tokens.document_bounds(end_of_text), source_ends)
+    starts, sizes = pieces(bounds, block_size, split=strategy == "bfd_split")
+    rows, source_rows = _rows_of_pieces(sizes, np.searchsorted(starts, source_ends), block_size, strategy)
+    by_row = np.argsort(rows, kind="stable")  # the pieces of a row stay in the order of the text
+    starts, sizes = starts[by_row], sizes[by_row]
+    row_bounds = np.concatenate([[0], np.cumsum(np.bincount(rows))])  # the first piece of every row
+    targets = _targets_of_pieces(tokens, starts, sizes)
+    row_targets = np.add.reduceat(targets, row_bounds[:-1]).astype(np.int32)
+    if not row_targets.any():
+        raise UserError(
+            f"block_size={block_size} is shorter than every prompt, so no completion is in the loss; try a larger "
+            "block_size"
+        )
+    cut = int((np.diff(bounds) - 1 > block_size).sum())
+    without_targets = 0 if strategy == "bfd_split" else int((targets == 0).sum())
+    counts = np.array([len(bounds) - 1, cut, without_targets])
+    return Packing(starts, sizes, row_bounds, row_targets, np.array(source_rows), counts)
+
+
+def kept_packing(folder: Path, compute: Callable[[], Packing]) -> Packing:
+    """What `compute` returns, kept in `folder`. Of the processes that need it, the first computes it; others wait."""
+    if not folder.is_dir():
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder.with_name(f".{folder.name}.lock")):
+            if not folder.is_dir():
+                compute().save(folder)
+    return Packing.load(folder)
+
+
+def _rows_of_pieces(
+    sizes: np.ndarray, source_ends: np.ndarray, block_size: int, strategy: Strategy
+) -> tuple[np.ndarray, list[int]]:
+    """The row of every piece, and the number of rows of every source; `source_ends` are the ends of its pieces."""
+    rows = np.empty(len(sizes), dtype=np.int64)
+    source_rows: list[int] = []
+    first = 0
+    for end in source_ends:
+        source_sizes = sizes[first:end]
+        if not len(source_sizes):
+            raise UserError("no document of the text has two tokens, so there is no target; give more text")
+        own_rows = np.arange(len(source_sizes)) if strategy == "none" else best_fit(source_sizes, block_size)
+        rows[first:end] = own_rows + sum(source_rows)
+        source_rows.append(int(own_rows.max()) + 1)
+        first = end
+    return rows, source_rows
+
+
+def _targets_of_pieces(tokens: Tokens, starts: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+    """The number of targets in the loss of every piece: [pieces]."""
+    if not tokens.has_loss_mask:
+        return sizes
+    in_text_order = np.argsort(starts)
+    starts, sizes = starts[in_text_order], sizes[in_text_order]
+    counts = np.empty(len(starts), dtype=np.int64)
+    counts[in_text_order] = targets_before(tokens, starts + sizes + 1) - targets_before(tokens, starts + 1)
+    return counts
 
 
 class PackedDocuments(Samples):
     """Rows of whole documents; the sample id is the index of the row.
 
-    With the strategy "none", a row holds one document. `source_tokens` are the training tokens of every source of a
-    mixture. No row holds documents of two sources; the rows of the first source come first.
-
-    Memory: about 20 bytes per document. Raises UserError if a source has no document with a target, or if truncation
-    leaves no target in the loss.
+    With the strategy "none", a row holds one document. Memory: about 20 bytes per document.
     """
 
-    def __init__(
-        self,
-        tokens: Tokens,
-        block_size: int,
-        end_of_text: int,
-        strategy: Strategy,
-        source_tokens: Sequence[int] | None = None,
-    ) -> None:
-        self.tokens, self.block_size, self.strategy = tokens, block_size, strategy
+    def __init__(self, tokens: Tokens, block_size: int, strategy: Strategy, packing: Packing) -> None:
+        self.tokens, self.block_size, self.strategy, self.packing = tokens, block_size, strategy, packing
         self.one_per_row = strategy == "none"
-        source_ends = np.cumsum(source_tokens if source_tokens is not None else [len(tokens)])
-        bounds = np.union1d(tokens.document_bounds(end_of_text), source_ends)
-        self.documents = len(bounds) - 1
-        self.documents_cut = int((np.diff(bounds) - 1 > block_size).sum())
-        starts, sizes = pieces(bounds, block_size, split=strategy == "bfd_split")
-        rows, self.source_rows = self._rows_of_pieces(sizes, np.searchsorted(starts, source_ends))
-        by_row = np.argsort(rows, kind="stable")  # the pieces of a row stay in the order of the text
-        self.starts, self.sizes = starts[by_row], sizes[by_row]
-        self.row_bounds = np.concatenate([[0], np.cumsum(np.bincount(rows))])  # the first piece of every row
-        targets = self._targets_of_pieces()
-        self.documents_without_targets = 0 if strategy == "bfd_split" else int((targets == 0).sum())
-        self.row_targets = np.add.reduceat(targets, self.row_bounds[:-1]).astype(np.int32)
-        if not self.row_targets.any():
-            raise UserError(
-                f"block_size={block_size} is shorter than every prompt, so no completion is in the loss; try a larger "
-                "block_size"
-            )
-
-    def _rows_of_pieces(self, sizes: np.ndarray, source_ends: np.ndarray) -> tuple[np.ndarray, list[int]]:
-        """The row of every piece, and the number of rows of every source; `source_ends` are the ends of its pieces."""
-        rows = np.empty(len(sizes), dtype=np.int64)
-        source_rows: list[int] = []
-        first = 0
-        for end in source_ends:
-            source_sizes = sizes[first:end]
-            if not len(source_sizes):
-                raise UserError("no document of the text has two tokens, so there is no target; give more text")
-            own_rows = np.arange(len(source_sizes)) if self.one_per_row else best_fit(source_sizes, self.block_size)
-            rows[first:end] = own_rows + sum(source_rows)
-            source_rows.append(int(own_rows.max()) + 1)
-            first = end
-        return rows, source_rows
-
-    def _targets_of_pieces(self) -> np.ndarray:
-        """The number of targets in the loss of every piece: [pieces]."""
-        if not self.tokens.has_loss_mask:
-            return self.sizes
-        in_text_order = np.argsort(self.starts)
-        starts, sizes = self.starts[in_text_order], self.sizes[in_text_order]
-        counts = np.empty(len(starts), dtype=np.int64)
-        counts[in_text_order] = targets_before(self.tokens, starts + sizes + 1) - targets_before(
-            self.tokens, starts + 1
-        )
-        return counts
+        self.documents, self.documents_cut, self.documents_without_targets = map(int, packing.counts)
 
     def __getitems__(self, rows: list[int]) -> Batch:
         """A batch. T is `block_size`, or the longest document of the batch if a row holds one document.
 
         Padding is not in the loss. `position_ids` count from 0 in every document; a row with one document has none.
         """
-        piece_ranges = [range(self.row_bounds[row], self.row_bounds[row + 1]) for row in rows]
-        width = max(int(self.sizes[row.start]) for row in piece_ranges) if self.one_per_row else self.block_size
+        piece_ranges = [range(self.packing.row_bounds[row], self.packing.row_bounds[row + 1]) for row in rows]
+        width = (
+            max(int(self.packing.sizes[row.start]) for row in piece_ranges) if self.one_per_row else self.block_size
+        )
         ids = np.zeros((len(rows), width), dtype=np.int64)
         labels = np.full((len(rows), width), IGNORE_INDEX, dtype=np.int64)
         positions = np.empty((len(rows), width), dtype=np.int64)
         for row, piece_range in enumerate(piece_ranges):
             filled = 0
             for piece in piece_range:
-                start, size = int(self.starts[piece]), int(self.sizes[piece])
+                start, size = int(self.packing.starts[piece]), int(self.packing.sizes[piece])
                 place = slice(filled, filled + size)
                 document = self.tokens.read(start, start + size + 1).astype(np.int64)
                 ids[row, place] = document[:-1]
@@ -116,19 +169,19 @@ class PackedDocuments(Samples):
         return batch if self.one_per_row else batch | {"position_ids": torch.from_numpy(positions)}
 
     def target_count(self, rows: Sequence[int]) -> int:
-        return int(self.row_targets[rows].sum())
+        return int(self.packing.row_targets[rows].sum())
 
     def full_pass(self) -> Sequence[int]:
-        return range(len(self.row_targets))
+        return range(len(self.packing.row_targets))
 
     def __str__(self) -> str:
-        places = len(self.row_targets) * self.block_size
-        fill = "" if self.one_per_row else f", {self.sizes.sum() / places:.1%} filled"
+        places = len(self.packing.row_targets) * self.block_size
+        fill = "" if self.one_per_row else f", {self.packing.sizes.sum() / places:.1%} filled"
         effect = "continue in another row" if self.strategy == "bfd_split" else "are truncated"
         cut = f"; {self.documents_cut:,} documents are longer than a row and {effect}" if self.documents_cut else ""
         if self.documents_without_targets:
             cut += f", {self.documents_without_targets:,} of them before the first token in the loss"
-        return f"{self.documents:,} documents in {len(self.row_targets):,} rows{fill}{cut}"
+        return f"{self.documents:,} documents in {len(self.packing.row_targets):,} rows{fill}{cut}"
 
 
 def pieces(bounds: np.ndarray, block_size: int, split: bool) -> tuple[np.ndarray, np.ndarray]:

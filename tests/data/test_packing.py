@@ -10,7 +10,7 @@ import torch
 from minigpt.config.arguments import BatchArguments
 from minigpt.data import shards as shards_module
 from minigpt.data.datamodule import open_data_module
-from minigpt.data.packing import PackedDocuments, Strategy, best_fit, pieces
+from minigpt.data.packing import PackedDocuments, Packing, Strategy, best_fit, kept_packing, pack, pieces
 from minigpt.data.samples import TokenBlocks
 from minigpt.data.shards import ENDS_DOCUMENT, IN_LOSS, Shard, Tokens, TokenShards
 from minigpt.modeling.loss import IGNORE_INDEX
@@ -52,6 +52,10 @@ def marked_tokens(folder: Path, ids: np.ndarray, marks: np.ndarray, loss_mask: b
     return Tokens(shards, np.dtype("<u2"))
 
 
+def packed(tokens: Tokens, block_size: int, end_of_text: int, strategy: Strategy) -> PackedDocuments:
+    return PackedDocuments(tokens, block_size, strategy, pack(tokens, block_size, end_of_text, strategy))
+
+
 def documents_in(samples: PackedDocuments, row: int) -> list[tuple[list[int], list[int], slice]]:
     """(inputs, labels, places in the row) of every document in a row, without the padding."""
     batch = samples[row]
@@ -60,7 +64,7 @@ def documents_in(samples: PackedDocuments, row: int) -> list[tuple[list[int], li
     starts = [*torch.nonzero(positions == 0).flatten().tolist(), width]
     spans = [slice(start, stop) for start, stop in itertools.pairwise(starts)]
     contents = [(batch["input_ids"][span].tolist(), batch["shift_labels"][span].tolist(), span) for span in spans]
-    count = int(samples.row_bounds[row + 1] - samples.row_bounds[row])
+    count = int(samples.packing.row_bounds[row + 1] - samples.packing.row_bounds[row])
     assert all(set(labels) == {IGNORE_INDEX} for _, labels, _ in contents[count:])
     return contents[:count]
 
@@ -131,7 +135,7 @@ def test_rows_hold_every_target_once(tmp_path: Path, seed: int, strategy: Strate
     marks = (IN_LOSS * generator.integers(0, 2, len(positions))).astype(np.uint8)
     marks[bounds[1:] - 1] |= ENDS_DOCUMENT | IN_LOSS
     marks[bounds[:-1] + 1 - (np.diff(bounds) == 1)] |= IN_LOSS  # so that truncation leaves a target
-    samples = PackedDocuments(marked_tokens(tmp_path, positions.astype("<u2"), marks), block_size, -1, strategy)
+    samples = packed(marked_tokens(tmp_path, positions.astype("<u2"), marks), block_size, -1, strategy)
     labels = np.concatenate([samples[row]["shift_labels"].numpy() for row in samples.full_pass()])
     limit = len(positions) if strategy == "bfd_split" else block_size
     in_row = np.concatenate(
@@ -179,7 +183,7 @@ def test_the_target_count_is_that_of_the_batches(tmp_path: Path, strategy: str) 
 @pytest.mark.parametrize("strategy", ["bfd", "none"])
 def test_logits_and_loss_are_those_of_each_document_alone(model, tmp_path: Path, strategy: str) -> None:
     corpus = documents()
-    samples = PackedDocuments(tokens_of(tmp_path, corpus, loss_mask=True), 60, END, strategy)
+    samples = packed(tokens_of(tmp_path, corpus, loss_mask=True), 60, END, strategy)
     rows = list(samples.full_pass())
     batch = samples.__getitems__(rows)
     with torch.inference_mode():
@@ -202,29 +206,29 @@ def test_logits_and_loss_are_those_of_each_document_alone(model, tmp_path: Path,
 @pytest.mark.parametrize("block", [1, 7, 1 << 20])
 def test_documents_are_found_across_blocks(tmp_path: Path, monkeypatch, block: int) -> None:
     tokens = tokens_of(tmp_path, documents(), loss_mask=True)
-    whole = PackedDocuments(tokens, 40, END, "bfd_split")
+    whole = packed(tokens, 40, END, "bfd_split")
     monkeypatch.setattr(shards_module, "READ_TOKENS", block)
-    in_blocks = PackedDocuments(tokens, 40, END, "bfd_split")
-    assert np.array_equal(whole.starts, in_blocks.starts)
-    assert np.array_equal(whole.row_targets, in_blocks.row_targets)
+    in_blocks = packed(tokens, 40, END, "bfd_split")
+    assert np.array_equal(whole.packing.starts, in_blocks.packing.starts)
+    assert np.array_equal(whole.packing.row_targets, in_blocks.packing.row_targets)
 
 
 def test_documents_without_a_target_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no document of the text has two tokens"):
-        PackedDocuments(tokens_of(tmp_path, [([END], [True])] * 3, loss_mask=False), 8, END, "bfd")
+        packed(tokens_of(tmp_path, [([END], [True])] * 3, loss_mask=False), 8, END, "bfd")
     long_prompt = ([*range(1, 20), END], [False] * 19 + [True])
     with pytest.raises(UserError, match="block_size=8 is shorter than every prompt"):
-        PackedDocuments(tokens_of(tmp_path, [long_prompt] * 3, loss_mask=True), 8, END, "bfd")
+        packed(tokens_of(tmp_path, [long_prompt] * 3, loss_mask=True), 8, END, "bfd")
 
 
 def test_conversations_that_are_cut_before_their_first_answer_are_counted(tmp_path: Path) -> None:
     corpus = [([*range(1, length), END], [False] * (length - 1) + [True]) for length in (5, 20, 8, 30)]
     tokens = tokens_of(tmp_path, corpus, loss_mask=True)
-    summary = str(PackedDocuments(tokens, 8, END, "bfd"))
+    summary = str(packed(tokens, 8, END, "bfd"))
     assert (
         "2 documents are longer than a row and are truncated, 2 of them before the first token in the loss" in summary
     )
-    assert "before the first" not in str(PackedDocuments(tokens, 8, END, "bfd_split"))
+    assert "before the first" not in str(packed(tokens, 8, END, "bfd_split"))
 
 
 def test_worker_processes_change_nothing(tmp_path: Path) -> None:
@@ -237,7 +241,7 @@ def test_worker_processes_change_nothing(tmp_path: Path) -> None:
 
 
 def test_padding_is_as_wide_as_the_longest_document_of_the_batch(tmp_path: Path) -> None:
-    samples = PackedDocuments(tokens_of(tmp_path, documents(), loss_mask=False), 40, END, "none")
+    samples = packed(tokens_of(tmp_path, documents(), loss_mask=False), 40, END, "none")
     assert samples.__getitems__([0, 2])["input_ids"].shape == (2, 20)
     assert "longer than a row" in str(samples)
 
@@ -249,3 +253,22 @@ def test_the_loss_mask_applies_to_wrapped_samples_too(tmp_path: Path) -> None:
     in_loss = [flag for _, flags in corpus for flag in flags]
     labels = TokenBlocks(tokens, 30).__getitems__([25])["shift_labels"][0].tolist()
     assert labels == [ids[place] if in_loss[place] else IGNORE_INDEX for place in range(26, 56)]
+
+
+def test_a_packing_that_is_kept_is_computed_once_and_gives_the_same_batches(tmp_path: Path) -> None:
+    tokens = tokens_of(tmp_path, documents(), loss_mask=True)
+    computed: list[Packing] = []
+
+    def compute() -> Packing:
+        computed.append(pack(tokens, 40, END, "bfd_split"))
+        return computed[-1]
+
+    expected = packed(tokens, 40, END, "bfd_split")
+    for _ in range(2):
+        kept = PackedDocuments(tokens, 40, "bfd_split", kept_packing(tmp_path / "cache" / "packing", compute))
+        assert str(kept) == str(expected)
+        for row in expected.full_pass():
+            batch = kept[row]
+            assert all(torch.equal(values, batch[name]) for name, values in expected[row].items())
+        assert kept.target_count([0, 1]) == expected.target_count([0, 1])
+    assert len(computed) == 1
