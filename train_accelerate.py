@@ -64,6 +64,7 @@ from minigpt.training.plot import plot_runs
 from minigpt.training.preemption import StopRequest
 from minigpt.training.provenance import record_provenance
 from minigpt.training.rank_consistency import check_rank_consistency
+from minigpt.training.rank_times import RankTimes
 from minigpt.training.resume import (
     best_checkpoint,
     carry_over,
@@ -97,6 +98,7 @@ class Run:
     batches: Iterator[Batch]
     state: TrainingState
     log: TrainingLog
+    rank_times: RankTimes
     validation: ValidationLoss | None
     hellaswag: HellaSwagEvaluation | None
     samples: SampleTexts
@@ -144,6 +146,8 @@ def run_steps(run: Run, stop: StopRequest) -> int:
                 mean_loss = float(accelerator.reduce(loss, "mean"))
                 clock.tick()
                 log.training(state, mean_loss, float(grad_norm), learning_rate)
+                if slow_rank := run.rank_times.slow_rank(state.step):
+                    log.print(f"  note: {slow_rank}")
             with clock.paused():
                 improved = validate(run)
         with clock.paused():
@@ -226,7 +230,8 @@ def take_step(run: Run, learning_rate: float) -> tuple[torch.Tensor, torch.Tenso
     loss = torch.zeros((), device=accelerator.device)
     for batch, is_last in micro_batches(run.batches, args.gradient_accumulation_steps):
         with exchange_gradients(accelerator, run.model, is_last):
-            share = run.model(**batch, num_items_in_batch=1, use_cache=False, skip_logits=True).loss / divisor
+            with run.rank_times.forward():
+                share = run.model(**batch, num_items_in_batch=1, use_cache=False, skip_logits=True).loss / divisor
             accelerator.backward(share)
         loss += share.detach()
     grad_norm = whole_tensor(accelerator.clip_grad_norm_(run.model.parameters(), args.max_grad_norm or math.inf))
@@ -283,6 +288,7 @@ def set_up(args: Arguments, output_dir: OutputDir) -> Run:
     if resume_from is not None:
         restore_optimizer(resume_from, state, model, optimizer, accelerator)
     batches = data_module.batches(args, state.samples_seen, accelerator.process_index, accelerator.num_processes)
+    rank_times = RankTimes(accelerator, state.step)
     optional_files = OptionalFiles(args.run_dir)
     flops = train_flops_per_token(parameters, config, args.block_size, trained)
     log = TrainingLog(args, state, accelerator, flops, optional_files)
@@ -301,9 +307,10 @@ def set_up(args: Arguments, output_dir: OutputDir) -> Run:
         optimizer=optimizer,
         length=length,
         data_module=data_module,
-        batches=on_device(batches, accelerator.device, config),
+        batches=rank_times.fetching(on_device(batches, accelerator.device, config)),
         state=state,
         log=log,
+        rank_times=rank_times,
         validation=validation,
         hellaswag=hellaswag,
         samples=SampleTexts(args, args.seed, tokenizer),

@@ -61,6 +61,19 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         metavar="X",
         help="share of its peak that an absent GPU reaches (default: %(default)s)",
     )
+    add(
+        "--disk_gb_per_s",
+        type=float,
+        metavar="X",
+        help="what the nodes write to the disk of the run, GB/s, to propose --save_steps",
+    )
+    add(
+        "--node_mtbf_hours",
+        type=float,
+        default=6300.0,
+        metavar="H",
+        help="mean time between two failures of a node (default: %(default)g, as published for Llama 3)",
+    )
     add("--more_minutes", type=float, metavar="N", help="forecast the loss of a finished run after N more minutes")
     add("--no_probe", action="store_true", help="do not measure the time of a step")
     add("--json", action="store_true", help="print the figures as JSON")
@@ -77,6 +90,9 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     check_positive(args, "devices", "devices_per_node")
     if args.memory is not None and not 0 < args.memory < float("inf"):
         raise UserError(f"memory={args.memory} must be a number of GiB above 0")
+    for name in ("disk_gb_per_s", "node_mtbf_hours"):
+        if getattr(args, name) is not None and not 0 < getattr(args, name) < float("inf"):
+            raise UserError(f"{name}={getattr(args, name)} must be a number above 0")
     if not 0 < args.efficiency <= 1:
         raise UserError(f"efficiency={args.efficiency} must be above 0 and at most 1")
     if args.fsdp and args.devices == 1:
@@ -113,6 +129,8 @@ def run(args: argparse.Namespace) -> None:
         link=args.link,
         network=args.network,
         efficiency=args.efficiency,
+        disk_gb_per_s=args.disk_gb_per_s,
+        node_mtbf_hours=args.node_mtbf_hours,
         probe=not args.no_probe,
         words=args.words,
     )

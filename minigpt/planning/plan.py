@@ -33,6 +33,7 @@ from minigpt.planning.memory import (
     trained_parameters,
     variants,
 )
+from minigpt.planning.save_interval import NODE_MTBF_HOURS, SaveInterval, best_interval
 from minigpt.planning.step_time import StepTime, estimate_step_time, flops_per_token, measure_step_time
 from minigpt.planning.target_hardware import GPU_MARGIN, Hardware, find_hardware, which_gpu
 from minigpt.training.overview import PRECISION_NAMES
@@ -101,6 +102,7 @@ class RunPlan:
     time_from: str
     efficiency: float
     words: Sequence[str]
+    saving: SaveInterval | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """The figures, in GiB and seconds."""
@@ -129,6 +131,8 @@ class RunPlan:
             "run_s": step_s * self.steps if step_s is not None and self.steps else None,
             "time_from": self.time_from,
         }
+        if self.saving is not None:
+            figures["saving"] = self.saving.as_dict()
         if self.proposal is not None:
             figures["candidates"] = [candidate.as_dict() for candidate in self.candidates]
             figures["proposal"] = self.proposal.as_dict() | {"command": self.command(self.proposal.setup)}
@@ -174,6 +178,9 @@ class RunPlan:
             )
         if figures["run_s"] is not None:
             lines.append(f"  time of the run  {format_seconds(figures['run_s'])}, without evaluation and saving")
+        if self.saving is not None:
+            size, best = self.saving.lines()
+            lines += [f"  checkpoint       {size}", f"                   {best}"]
         lines += [*self._proposal_lines(), *self._assumptions()]
         return "\n".join(lines).rstrip()
 
@@ -251,6 +258,8 @@ def plan_run(
     link: str | None = None,
     network: str | None = None,
     efficiency: float = 0.4,
+    disk_gb_per_s: float | None = None,
+    node_mtbf_hours: float = NODE_MTBF_HOURS,
     probe: bool = True,
     words: Sequence[str] = (),
 ) -> RunPlan:
@@ -261,6 +270,7 @@ def plan_run(
     link: what connects the GPUs of a node, a name in `LINKS`; None is what the GPU usually has.
     network: Gbit/s from each node, as 100 or 8x400; None is what machines with that link usually have.
     efficiency: the share of its peak that an absent GPU is assumed to reach.
+    disk_gb_per_s, node_mtbf_hours: for the best time between checkpoints, see `best_interval`; None leaves it out.
     probe: whether to measure the time on a device that is available.
     words: the run's words on the command line, which the proposed command repeats.
 
@@ -306,6 +316,10 @@ def plan_run(
         print("measuring the time of a step (--no_probe skips this) ...", file=sys.stderr, flush=True)
         measured = measure_step_time(args, config, setup.micro_batch, precision, torch.device(kind))
         timing = estimate(setup, measured)
+    saving = None
+    if disk_gb_per_s is not None and timing is not None:
+        nodes = hardware.cluster.nodes if hardware.cluster is not None else 1
+        saving = best_interval(setup, timing.step_s, nodes, disk_gb_per_s, node_mtbf_hours)
     return RunPlan(
         setup=setup,
         candidates=candidates,
@@ -317,6 +331,7 @@ def plan_run(
         time_from=time_from,
         efficiency=efficiency,
         words=words,
+        saving=saving,
     )
 
 
