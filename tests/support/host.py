@@ -11,12 +11,14 @@ import os
 import signal
 import sys
 import time
+from functools import wraps
 from pathlib import Path
 
 import fork_server
 
-# of the code below, only the ranks of a slow host use it
 from modeling_minigpt import MiniGPTForCausalLM
+
+PATIENCE_S = 30  # of torch's launcher, between SIGTERM and SIGKILL
 
 fork_server.preload()
 count, first, world = map(int, sys.argv[1:4])
@@ -37,6 +39,7 @@ def become_rank(local: int) -> None:
     if slow_s := float(os.environ.get("SLOW_S", 0)):
         forward = MiniGPTForCausalLM.forward
 
+        @wraps(forward)
         def slow_forward(*args: object, **options: object) -> object:
             time.sleep(slow_s)
             return forward(*args, **options)  # type: ignore[arg-type]
@@ -59,4 +62,6 @@ while pids:
         code = ended
         for other in pids:
             os.kill(other, signal.SIGTERM)
+        signal.signal(signal.SIGALRM, lambda *_: [os.kill(other, signal.SIGKILL) for other in pids])
+        signal.alarm(PATIENCE_S)
 sys.exit(code if code >= 0 else 128 - code)

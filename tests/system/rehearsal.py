@@ -102,9 +102,9 @@ class Launch:
         return [process.wait(max(0.1, deadline - time.monotonic())) for process in running]
 
     def sentences(self) -> list[str]:
-        """The last lines of the ranks that ended with one of the trainer's."""
+        """The last line of each rank that wrote one."""
         last = [path.read_text(errors="replace").strip().splitlines()[-1:] for path in self.logs.glob("rank-*.log")]
-        return sorted(line for lines in last for line in lines if line.startswith("train_accelerate.py"))
+        return sorted({line for lines in last for line in lines})
 
     def log(self) -> str:
         return (self.logs / "rank-0.log").read_text(errors="replace")
@@ -226,7 +226,8 @@ def rehearse(ranks: int, hosts: int, timeout_s: int) -> None:
             resumed = ranks // 2 if number % 2 else ranks // 4
             assert set(launch(cluster, folder, run, resumed, hosts if resumed >= hosts else 1).wait(1800)) == {0}
             difference = loss_difference(folder, run, reference)
-            said_once = re.sub(r" \(\[.*", "", said[0].split(": ", 1)[1]) if said else "nothing"
+            reports = [line.split(": ", 1)[1] for line in said if line.startswith("train_accelerate.py")]
+            said_once = re.sub(r" \(\[.*", "", reports[0]) if reports else "nothing"
             rows.append(
                 (title, f"{seconds:.1f} s", said_once, str(steps_before - newest), str(resumed), f"{difference:.1e}")
             )
