@@ -56,12 +56,14 @@ from minigpt.training.accelerator import (
 )
 from minigpt.training.checkpoint import Checkpoints
 from minigpt.training.model_files import write_final_model
+from minigpt.training.model_statistics import ModelStatistics
 from minigpt.training.nonfinite import SkippedSteps
 from minigpt.training.optional_files import LINE_BYTES, SMALL_FILES_BYTES, OptionalFiles
 from minigpt.training.overview import describe
 from minigpt.training.periodic import HellaSwagEvaluation, SampleTexts, ValidationLoss
 from minigpt.training.plot import plot_runs
 from minigpt.training.preemption import StopRequest
+from minigpt.training.profiling import StepProfiler
 from minigpt.training.provenance import record_provenance
 from minigpt.training.rank_consistency import check_rank_consistency
 from minigpt.training.rank_times import RankTimes
@@ -99,6 +101,8 @@ class Run:
     state: TrainingState
     log: TrainingLog
     rank_times: RankTimes
+    profiler: StepProfiler
+    statistics: ModelStatistics
     validation: ValidationLoss | None
     hellaswag: HellaSwagEvaluation | None
     samples: SampleTexts
@@ -118,6 +122,7 @@ def train(args: Arguments) -> int:
             return run_steps(run, stop)
         finally:
             run.checkpoints.finish()  # one may still be being written in the background
+            run.profiler.close()
 
 
 def run_steps(run: Run, stop: StopRequest) -> int:
@@ -129,9 +134,15 @@ def run_steps(run: Run, stop: StopRequest) -> int:
 
     while not state.is_done:
         learning_rate = run.length.learning_rate(state)
-        loss, grad_norm = take_step(run, learning_rate)
+        run.profiler.before_step(state)
+        with run.statistics.measured(state) as has_statistics:
+            loss, grad_norm = take_step(run, learning_rate)
+        if table := run.profiler.after_step(state):
+            log.print(f"  the profile is in {table.parent}")
         run.output_dir.discard_earlier_run()
         log.step_done()
+        if has_statistics:
+            log.record(state, run.statistics.metrics)
         if log.due(state):
             clock.tick()
             run.length.correct(state, accelerator)
@@ -311,6 +322,8 @@ def set_up(args: Arguments, output_dir: OutputDir) -> Run:
         state=state,
         log=log,
         rank_times=rank_times,
+        profiler=StepProfiler(args, accelerator),
+        statistics=ModelStatistics(args, model, accelerator),
         validation=validation,
         hellaswag=hellaswag,
         samples=SampleTexts(args, args.seed, tokenizer),

@@ -31,6 +31,7 @@ def run(args: argparse.Namespace) -> None:
 
     from minigpt.config.parser import parse_arguments
     from minigpt.data.datamodule import load_data, open_data_module
+    from minigpt.data.prepare import cache_folder
     from minigpt.modeling.loading import load_model
     from minigpt.modeling.lora import add_adapter, load_adapter_weights
     from minigpt.training.nonfinite import StepRecord
@@ -54,7 +55,7 @@ def run(args: argparse.Namespace) -> None:
     if options.use_peft:
         add_adapter(model, options)
         load_adapter_weights(model, folder)
-    samples = open_data_module(options, shards, tokenizer.eos_token_id).train
+    samples = open_data_module(options, shards, tokenizer.eos_token_id, cache_folder(options)).train
     try:
         samples.target_count(record.samples)
     except IndexError as error:

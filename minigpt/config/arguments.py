@@ -340,6 +340,8 @@ class RunArguments(Checked):
         "no",
     )
     logging_steps: int = option("Steps between log lines", 10)
+    log_stats_steps: int = option("Steps between statistics of activations, weights and updates; 0: never", 0)
+    profile_steps: list[int] | None = option("Profile the steps from the first to the last of these two numbers")
     eval_steps: int = option("Steps between validation losses over the whole split; 0: only at the end", 500)
     hellaswag_steps: int | None = option("Steps between HellaSwag accuracies; 0: only at the end (default: never)")
     hellaswag_file: str | None = option("JSONL file of HellaSwag items (default: the validation split on the Hub)")
@@ -370,7 +372,11 @@ class RunArguments(Checked):
     def problems(self) -> Iterator[str]:
         yield from _below(self, 1, "logging_steps", "save_total_limit", "sample_max_new_tokens", "hellaswag_limit")
         yield from _below(self, 1, "ddp_timeout")
-        yield from _below(self, 0, "eval_steps", "hellaswag_steps", "save_steps", "sample_steps")
+        yield from _below(self, 0, "eval_steps", "hellaswag_steps", "save_steps", "sample_steps", "log_stats_steps")
+        if self.profile_steps is not None and not (
+            len(self.profile_steps) == 2 and 1 <= self.profile_steps[0] <= self.profile_steps[1]
+        ):
+            yield f"profile_steps={self.profile_steps} must be two steps, the first from 1 on and not after the last"
         if self.hellaswag_steps is None and (self.hellaswag_file is not None or self.hellaswag_limit is not None):
             yield "hellaswag_file and hellaswag_limit require hellaswag_steps"
         if not self.push_to_hub and (self.hub_model_id is not None or self.hub_private_repo):

@@ -1,7 +1,8 @@
 """Replay a skipped step to find where its gradient stops being finite."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -29,6 +30,8 @@ class ReplayedStep:
         self.model, self.samples, self.options, self.record = model, samples, options, record
         self.autocast_dtype = autocast_dtype
         self.first_nonfinite_module: str | None = None
+        self.its_input = ""  # the range of what went into that module
+        self.first_nonfinite_gradient: str | None = None  # the module at whose input the gradient is not finite first
         self.nonfinite_samples: list[int] = []  # sample ids of the micro-batches whose loss is not finite
 
     def run(self) -> tuple[float, float]:
@@ -57,17 +60,22 @@ class ReplayedStep:
 
     @contextmanager
     def watched(self) -> Iterator[None]:
-        """Inside, remember the first module with an output that is not finite."""
+        """Inside, remember the first module with an output, or in the backward pass a gradient, that is not finite."""
 
-        def hook_of(name: str) -> Callable[[nn.Module, Any, Any], None]:
-            def hook(module: nn.Module, inputs: Any, output: Any) -> None:
-                tensor = output[0] if isinstance(output, tuple) else output
-                if self.first_nonfinite_module is None and torch.is_tensor(tensor) and not _is_finite(tensor):
-                    self.first_nonfinite_module = name
+        def forward_hook(name: str, module: nn.Module, inputs: Any, output: Any) -> None:
+            if self.first_nonfinite_module is None and not all(map(_is_finite, _tensors(output))):
+                self.first_nonfinite_module = name
+                self.its_input = ", ".join(map(_range, _tensors(inputs))) or "nothing"
 
-            return hook
+        def backward_hook(name: str, module: nn.Module, input_gradients: Any, output_gradients: Any) -> None:
+            if self.first_nonfinite_gradient is None and not all(map(_is_finite, _tensors(input_gradients))):
+                self.first_nonfinite_gradient = name
 
-        handles = [module.register_forward_hook(hook_of(name)) for name, module in self.model.named_modules() if name]
+        handles = []
+        for name, module in self.model.named_modules():
+            if name:
+                handles.append(module.register_forward_hook(partial(forward_hook, name)))
+                handles.append(module.register_full_backward_hook(partial(backward_hook, name)))
         try:
             yield
         finally:
@@ -84,7 +92,12 @@ class ReplayedStep:
         if weights:
             yield f"weights that were not finite before the step: {', '.join(weights[:5])} ({len(weights)} in total)"
         if self.first_nonfinite_module is not None:
-            yield f"first module whose output is not finite: {self.first_nonfinite_module}"
+            yield f"first module whose output is not finite: {self.first_nonfinite_module}, of {self.its_input}"
+        elif self.first_nonfinite_gradient is not None:
+            yield (
+                "all outputs are finite; the first module that passes on a gradient which is not finite: "
+                f"{self.first_nonfinite_gradient}"
+            )
         if gradients:
             yield f"gradients that are not finite: {', '.join(gradients[:5])} ({len(gradients)} in total)"
         for sample_id in self.nonfinite_samples[:8]:
@@ -94,3 +107,17 @@ class ReplayedStep:
 
 def _is_finite(tensor: torch.Tensor) -> bool:
     return bool(torch.isfinite(tensor).all())
+
+
+def _tensors(value: Any) -> list[torch.Tensor]:
+    """The tensors of floating-point numbers among the inputs or outputs of a module."""
+    values = value if isinstance(value, tuple) else (value,)
+    return [item for item in values if torch.is_tensor(item) and item.is_floating_point()]
+
+
+def _range(tensor: torch.Tensor) -> str:
+    """The range of the finite numbers of a tensor, and how many others there are."""
+    finite = tensor[torch.isfinite(tensor)]
+    others = tensor.numel() - finite.numel()
+    span = f"{finite.min():.3g} to {finite.max():.3g}" if finite.numel() else "no finite number"
+    return span + (f", and {others:,} of {tensor.numel():,} that are not finite" if others else "")

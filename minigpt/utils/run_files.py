@@ -12,7 +12,7 @@ ARGUMENTS_FILE = "arguments.yaml"  # in the run, in each checkpoint and next to 
 METRICS_FILE = "metrics.jsonl"
 DATA_FILE, ENVIRONMENT_FILE = "data.json", "environment.json"
 CARD_FILE = "README.md"
-EVALUATIONS_DIR = "evaluations"
+EVALUATIONS_DIR, PROFILE_DIR = "evaluations", "profile"
 CURVE_FILES = ("loss.png", "loss.pdf")
 # in a checkpoint, next to the model
 OPTIMIZER_FILE, STATE_FILE, CHECKSUMS_FILE = "optimizer.safetensors", "training_state.json", "checkpoint.json"
@@ -36,7 +36,7 @@ MODEL_FILES = (
 )  # fmt: skip
 RUN_FILES = (*MODEL_FILES, ARGUMENTS_FILE, METRICS_FILE, DATA_FILE, ENVIRONMENT_FILE, *CURVE_FILES)
 RUN_FOLDERS = (
-    EVALUATIONS_DIR, SKIPPED_STEPS_DIR, "additional_chat_templates", "tensorboard", "wandb",
+    EVALUATIONS_DIR, PROFILE_DIR, SKIPPED_STEPS_DIR, "additional_chat_templates", "tensorboard", "wandb",
     ".writing-*", ".deleting-*", ".pushing-*",
 )  # fmt: skip
 CHECKPOINT = re.compile(r"checkpoint-(?P<step>0|[1-9][0-9]*)")
