@@ -1,6 +1,7 @@
 # make train    a GPT of your own from nothing, in a few minutes
 # make test     the tests                    make test-all   and the slow proofs
 # make soak     kill -9, damage, full disks, other numbers of processes: the tables of docs/reliability.md
+# make rehearsal   32 processes on four hosts of this machine, and what can happen to them: docs/scale.md (as root)
 # make fuzz     damaged files, odd paths and bad options for every verb: docs/bad_input.md
 # make check    lint, format, types, imports make format     fix what can be fixed
 # make wheel    build the package into dist/
@@ -10,7 +11,7 @@ PYTHON ?= python3
 BIN := $(if $(filter Windows_NT,$(OS)),.venv/Scripts,.venv/bin)
 READY := .venv/ready
 
-.PHONY: train test test-all soak fuzz check format wheel clean
+.PHONY: train test test-all soak rehearsal fuzz check format wheel clean
 
 train: $(READY)
 	$(BIN)/minigpt train quickstart --overwrite_output_dir
@@ -26,6 +27,10 @@ test-all: $(READY)
 soak: $(READY)
 	@echo "==> Killing, resizing and splitting runs (about a quarter of an hour)"
 	$(BIN)/python tests/system/reliability
+
+rehearsal: $(READY)
+	@echo "==> Training on several hosts, with faults (about a quarter of an hour)"
+	$(BIN)/python tests/system/rehearsal.py
 
 fuzz: $(READY)
 	@echo "==> Giving every verb every kind of bad input (about a quarter of an hour)"

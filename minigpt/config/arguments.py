@@ -174,6 +174,15 @@ class DataArguments(Checked):
         "that is larger than this percentage of the text is cut at its end",
         10.0,
     )
+    dedup: Literal["exact", "near"] | None = option(
+        "Leave out documents that repeat an earlier one, or in training a validation document: exactly, or nearly"
+    )
+    dedup_threshold: float = option(
+        "With dedup=near, the similarity (Jaccard, of five-word sequences) to leave out", 0.7
+    )
+    decontaminate: list[str] | None = option(
+        "JSONL files of test items: training documents with 13 words in sequence of one are left out"
+    )
     tokenizer: str | None = option(
         "'bpe' or 'char' to train one, or a tokenizer folder or Hub name (default: bpe, or the model's)"
     )
@@ -207,6 +216,11 @@ class DataArguments(Checked):
             yield "validation_file requires train_file"
         if not 0 < self.validation_split_percentage < 100:
             yield f"validation_split_percentage={self.validation_split_percentage} must be between 0 and 100"
+        if not 0 < self.dedup_threshold <= 1:
+            yield f"dedup_threshold={self.dedup_threshold} must be above 0 and at most 1"
+        for name in ("dedup", "decontaminate"):
+            if getattr(self, name) and (self.data or self.streaming):
+                yield f"{name} reads the whole text before it is prepared; it cannot be data or streaming"
         yield from _below(self, 257, "tokenizer_vocab_size")  # 256 bytes and the end-of-text token
         yield from _below(self, 1, "preprocessing_num_workers", "tokenizer_training_megabytes", "shard_tokens")
         if self.streaming and not self.dataset_name and self.corpus not in ("openwebtext", "fineweb-edu"):

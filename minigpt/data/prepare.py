@@ -8,6 +8,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +19,15 @@ from minigpt.config.arguments import DataArguments
 from minigpt.data.chat import LossMasking
 from minigpt.data.chat_template import read_chat_template, sample_text, set_chat_template
 from minigpt.data.corpora import Corpus, Documents, open_corpus
+from minigpt.data.deduplication import (
+    DROPPED_FILE,
+    KeptDocuments,
+    describe_dropped,
+    find_dropped,
+    read_dropped,
+    summary,
+    write_dropped,
+)
 from minigpt.data.encoding import (
     BATCH_CHARACTERS,
     PART_CHARACTERS,
@@ -43,7 +53,7 @@ from minigpt.data.shard_writer import (
 from minigpt.data.shards import FORMAT_VERSION, MANIFEST, open_shards, smallest_dtype
 from minigpt.data.tokenizer import load_tokenizer, tokenizer_hash, train_bpe, train_characters, vocabulary_size
 from minigpt.utils.errors import UserError
-from minigpt.utils.files import fsync, is_disk_full, new_parents, publish_folder
+from minigpt.utils.files import file_sha256, fsync, is_disk_full, new_parents, publish_folder
 from minigpt.utils.lock import locked
 from minigpt.utils.progress import Progress
 
@@ -161,6 +171,7 @@ def _prepare(
     journal = Journal(folder, key)
     shared = SharedFolder(folder, machines)
     shared.start()
+    corpus = _deduplicated(args, corpus, folder)
     if journal.shards:
         print(f"resuming after {journal.shards} complete shards", file=sys.stderr)
     try:
@@ -184,6 +195,7 @@ def _prepare(
             source=corpus.origin,
             conversations=corpus.is_conversational,
             options=_options(args, corpus),
+            **({"dropped": describe_dropped(folder, read_dropped(folder))} if _drops(args) else {}),
         )
         shared.finish()
         publish(folder, output_dir)
@@ -213,6 +225,7 @@ def _prepare_share(args: DataArguments, corpus: Corpus, key: str, output_dir: Pa
     if shared.wait_for_start(key, output_dir):
         print(f"{output_dir} is complete already", file=sys.stderr)
         return output_dir
+    corpus = _deduplicated(args, corpus, folder)
     spec, workers = _encoding(args, corpus, load_tokenizer(folder / "tokenizer"))
     count = 0
     try:
@@ -225,6 +238,30 @@ def _prepare_share(args: DataArguments, corpus: Corpus, key: str, output_dir: Pa
         raise
     print(f"machine {machines.rank}: {count} batches are encoded; machine 0 writes them", file=sys.stderr)
     return output_dir
+
+
+def _drops(args: DataArguments) -> bool:
+    return args.dedup is not None or args.decontaminate is not None
+
+
+def _deduplicated(args: DataArguments, corpus: Corpus, folder: Path) -> Corpus:
+    """The corpus without what `args` leave out: it is found the first time, and listed in `folder`."""
+    if not _drops(args):
+        return corpus
+    if not (folder / DROPPED_FILE).is_file():
+        with Progress("comparing documents", corpus.text_bytes, "B", unit_scale=True) as bar:
+            found = list(find_dropped(corpus, args.dedup, args.dedup_threshold, args.decontaminate or [], bar.update))
+        write_dropped(folder, found)
+        for line in summary(found):
+            print(line, file=sys.stderr)
+    dropped = read_dropped(folder)
+    return replace(
+        corpus,
+        train=KeptDocuments(corpus.train, [entry.document for entry in dropped if entry.split == "train"]),
+        validation=KeptDocuments(
+            corpus.validation, [entry.document for entry in dropped if entry.split == "validation"]
+        ),
+    )
 
 
 def _encoding(args: DataArguments, corpus: Corpus, tokenizer: "PreTrainedTokenizerFast") -> tuple[EncoderSpec, int]:
@@ -380,6 +417,11 @@ def _options(args: DataArguments, corpus: Corpus) -> dict[str, Any]:
     if kind == "bpe":
         names = ("tokenizer_vocab_size", "tokenizer_special_tokens", "tokenizer_training_megabytes")
         options |= {name: getattr(args, name) for name in names}
+    if args.dedup:
+        options |= {"dedup": args.dedup}
+        options |= {"dedup_threshold": args.dedup_threshold} if args.dedup == "near" else {}
+    if args.decontaminate:
+        options["decontaminate"] = [file_sha256(Path(name).expanduser()) for name in args.decontaminate]
     if corpus.row_format:
         options["completion_only_loss"] = args.completion_only_loss is not False
     return options
