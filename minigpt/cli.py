@@ -20,6 +20,7 @@ VERBS = {
     "playground": "explore a model in the browser",
     "eval": "loss, perplexity and bits per byte over a text",
     "hellaswag": "accuracy on HellaSwag, in three normalizations",
+    "memorization": "how much of its training text a model recites",
     "export gpt2": "export a model as a stock GPT-2 folder",
     "export html": "export a model as a web page that runs it",
     "export gguf": "export a model as a GGUF file for llama.cpp and Ollama",

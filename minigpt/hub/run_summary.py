@@ -41,6 +41,10 @@ METRIC_LABELS = {
     "hellaswag/acc": MetricLabel("accuracy", "HellaSwag, accuracy"),
     "hellaswag/acc_norm": MetricLabel("accuracy", "HellaSwag, accuracy normalized by bytes"),
     "hellaswag/acc_norm_tokens": MetricLabel("accuracy", "HellaSwag, accuracy normalized by tokens"),
+    "memorization/copied_20": MetricLabel("copied", "Share of sampled tokens in copies of 20 training tokens or more"),
+    "memorization/copied_50": MetricLabel("copied", "Share of sampled tokens in copies of 50 training tokens or more"),
+    "memorization/train_continued": MetricLabel("continued", "Share of training prompts continued verbatim"),
+    "memorization/validation_continued": MetricLabel("continued", "Share of validation prompts continued verbatim"),
 }
 
 
@@ -82,7 +86,7 @@ class RunSummary:
     data: dict[str, Any]  # data.json: the manifest of the token shards
     environment: dict[str, Any]
     metrics: list[dict[str, float]]
-    later_evaluations: list[dict[str, Any]]  # written by `minigpt hellaswag --output RUN/evaluations/…`
+    later_evaluations: list[dict[str, Any]]  # by `minigpt hellaswag` and `memorization`, --output RUN/evaluations/…
     has_loss_plot: bool
 
     @property
@@ -104,8 +108,8 @@ class RunSummary:
             if line["step"] == step:
                 metrics |= {name: line[name] for name in METRIC_LABELS if math.isfinite(line.get(name, math.nan))}
         for result in self.later_evaluations:
-            hellaswag = (name for name in METRIC_LABELS if name.startswith("hellaswag/"))
-            metrics |= {name: result[name] for name in hellaswag if name in result}
+            later = (name for name in METRIC_LABELS if name.startswith(("hellaswag/", "memorization/")))
+            metrics |= {name: result[name] for name in later if name in result}
         return metrics
 
     @property
