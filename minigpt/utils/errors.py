@@ -64,7 +64,8 @@ def one_line_errors(program: str) -> Iterator[None]:
             f"rank {os.environ.get('RANK', '0')} has lost another rank or its host; that rank's log says why; "
             f"start all hosts again with --resume_from_checkpoint latest ({reason})"
         )
-        exit_in_one_line(program, message, EXIT_FAILURE)
+        # at once: other ranks only notice when this one's connections are closed
+        exit_in_one_line(program, message, EXIT_FAILURE, once_per_host=False)
 
 
 @contextmanager
@@ -114,11 +115,12 @@ def first_line(error: BaseException) -> str:
     return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
-def exit_in_one_line(program: str, message: str, code: int = EXIT_BAD_INPUT) -> NoReturn:
-    """Print `program: message` in one line on stderr, once per host, and exit with `code`."""
+def exit_in_one_line(program: str, message: str, code: int = EXIT_BAD_INPUT, once_per_host: bool = True) -> NoReturn:
+    """Print `program: message` in one line on stderr and exit with `code`."""
     rank = os.environ.get("LOCAL_RANK", "0")
-    if rank != "0":
+    if rank != "0" and once_per_host:
         time.sleep(5)  # if all ranks have the same error, the launcher ends this one before it prints the same line
+    if rank != "0":
         program = f"{program} (local rank {rank})"
     print(f"{program}: {' '.join(message.split())}", file=sys.stderr, flush=True)
     sys.exit(code)
