@@ -1,4 +1,8 @@
-"""Loss, perplexity and bits per byte over a whole text, or over the answers in conversations."""
+"""Loss, perplexity and bits per byte over a whole text, or over the answers in conversations; or published tasks.
+
+minigpt eval --model runs/mine --text_file my.txt
+minigpt eval --model runs/mine --tasks arc_easy,piqa --output runs/mine/evaluations/tasks.json
+"""
 
 import argparse
 import json
@@ -34,21 +38,41 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         help="conversations or prompts with completions, as JSON lines, or python-chat: the loss of the answers, and "
         "the share that the model gives exactly",
     )
-    add("--items", metavar="FILE", help="write each answer to --conversations to this file, as JSON lines")
-    add("--limit", type=int, metavar="N", help="use only the first N conversations (default: all)")
+    source.add_argument(
+        "--tasks",
+        type=lambda names: [name for name in names.split(",") if name],
+        metavar="NAME,NAME",
+        help="tasks of lm-evaluation-harness, such as arc_easy,piqa",
+    )
+    add("--task_path", type=Path, metavar="DIR", help="folder with YAML files of further tasks, of local data too")
+    add("--num_fewshot", type=int, metavar="N", help="examples before each item of --tasks (default: the task's)")
+    add("--items", metavar="FILE", help="write each answer to --conversations or --tasks to this file, as JSON lines")
+    add("--limit", type=int, metavar="N", help="use only the first N conversations, or items of a task (default: all)")
     add("--split", choices=["validation", "train"], default="validation", help="split of --data (default: validation)")
     add("--block_size", type=int, metavar="N", help="tokens per window (default: the longest context of the model)")
     add("--stride", type=int, metavar="N", help="tokens between the starts of windows (default: block_size)")
     add("--batch_size", type=int, default=8, metavar="N", help="windows per batch and process (default: %(default)s)")
     add("--use_cpu", action="store_true", help="use the CPU even if there is an accelerator")
     add("--json", action="store_true", help="print JSON instead of a table")
-    add("--output", metavar="FILE", help="also write the results to this file, as JSON")
+    add(
+        "--output",
+        metavar="FILE",
+        help="also write the results to this file, as JSON; the model card shows those of --tasks in "
+        "RUN/evaluations/tasks.json",
+    )
     args = parser.parse_args(argv)
     check_positive(args, "block_size", "stride", "batch_size", "limit")
     check_output_file(args, "output", "items")
     for name in ("items", "limit"):
-        if getattr(args, name) is not None and args.conversations is None:
-            raise UserError(f"{name}={getattr(args, name)} requires --conversations")
+        if getattr(args, name) is not None and args.conversations is None and args.tasks is None:
+            raise UserError(f"{name}={getattr(args, name)} requires --conversations or --tasks")
+    for name in ("task_path", "num_fewshot"):
+        if getattr(args, name) is not None and args.tasks is None:
+            raise UserError(f"{name}={getattr(args, name)} requires --tasks")
+    if args.task_path is not None and not args.task_path.is_dir():
+        raise UserError(f"task_path={args.task_path} is no folder")
+    if args.tasks is not None and len(args.model) > 1:
+        raise UserError("--tasks takes one model; give one --model")
     if args.items is not None and len(args.model) > 1:
         raise UserError("--items holds the answers of one model; give one --model")
     return args
@@ -65,6 +89,9 @@ def run(args: argparse.Namespace) -> None:
 
     from minigpt.evaluation.conversations import read_conversations
 
+    if args.tasks is not None:
+        run_tasks(args)
+        return
     logging.set_verbosity_error()  # otherwise transformers warns about every text longer than the context
     accelerator = Accelerator(cpu=args.use_cpu or not torch.accelerator.is_available())
     conversations = read_conversations(args.conversations, args.limit) if args.conversations else []
@@ -74,6 +101,42 @@ def run(args: argparse.Namespace) -> None:
         if args.output:
             record = {"text": args.data or args.conversations or str(args.text_file), "results": results}
             write_atomically(Path(args.output), json.dumps(record, indent=2) + "\n")
+
+
+def run_tasks(args: argparse.Namespace) -> None:
+    """`--tasks`. Raises UserError if the harness is not installed, or a task or its data cannot be found."""
+    from transformers.utils import logging
+
+    from minigpt.data.tokenizer import load_tokenizer
+    from minigpt.evaluation.tasks import check_tasks, evaluate_tasks, rows
+    from minigpt.modeling.loading import find_model, load_model
+
+    logging.set_verbosity_error()
+    manager = check_tasks(args.tasks, args.task_path)
+    source = find_model(args.model[0])
+    tokenizer = load_tokenizer(source, trust_remote_code=args.trust_remote_code)
+    device = "cpu" if args.use_cpu else None
+    model = load_model(source, dtype=args.dtype, device=device, trust_remote_code=args.trust_remote_code, pack=True)
+    report = evaluate_tasks(
+        model,
+        tokenizer,
+        args.tasks,
+        manager,
+        num_fewshot=args.num_fewshot,
+        limit=args.limit,
+        batch_size=args.batch_size,
+    )
+    found = list(rows(report))
+    if args.items:
+        items = [{"task": task, **item} for task, answered in report["samples"].items() for item in answered]
+        write_atomically(Path(args.items), "".join(json.dumps(item, default=str) + "\n" for item in items))
+    results = [row._asdict() for row in found]
+    if args.output:
+        record = {"model": args.model[0], "tasks": results, "versions": report["versions"]}
+        write_atomically(Path(args.output), json.dumps(record, indent=2) + "\n")
+    cells = [(row.task, row.shots, row.metric, f"{row.value:.4f}", f"{row.stderr or 0:.4f}") for row in found]
+    table = markdown_table(("task", "shots", "metric", "value", "± (se)"), cells)
+    print(json.dumps(results, indent=2) if args.json else table)
 
 
 def evaluate(

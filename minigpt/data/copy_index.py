@@ -86,7 +86,7 @@ def build_copy_index(tokens: Tokens, end_of_text: int, folder: Path) -> CopyInde
 
 def _write(tokens: Tokens, end_of_text: int, folder: Path) -> None:
     try:
-        from pydivsufsort import divsufsort  # type: ignore[import-untyped]
+        from pydivsufsort import divsufsort
     except ImportError as error:
         raise UserError("the index needs pydivsufsort: pip install 'minigpt-lm[memorization]'") from error
     unfinished = folder.with_name(f".{folder.name}.partial")

@@ -66,7 +66,7 @@ class NearRepeats:
 
     def __init__(self, threshold: float) -> None:
         try:
-            from datasketch import MinHash, MinHashLSH  # type: ignore[import-untyped]
+            from datasketch import MinHash, MinHashLSH
         except ImportError as error:
             raise UserError("dedup=near needs datasketch: pip install 'minigpt-lm[dedup]'") from error
         self.threshold = threshold

@@ -166,6 +166,18 @@ def _eval_results(summary: RunSummary) -> list[EvalResult]:
                 metric_value=round(value, 4),
             )
         )
+    for result in summary.tasks:
+        results.append(
+            EvalResult(
+                task_type="text-generation",
+                task_name="Text generation",
+                dataset_type=result["task"],
+                dataset_name=result["task"],
+                metric_type=result["metric"],
+                metric_name=f"{result['metric']}, {result['shots']}-shot",
+                metric_value=round(result["value"], 4),
+            )
+        )
     return results
 
 
@@ -248,6 +260,11 @@ def _versions(summary: RunSummary) -> str:
 def _metric_table(summary: RunSummary) -> str:
     metrics = summary.evaluation
     rows = [[label.title, f"{metrics[name]:.4f}"] for name, label in METRIC_LABELS.items() if name in metrics]
+    rows += [
+        [f"{_plain_text(result['task'])}, {_plain_text(result['metric'])}, {_plain_text(result['shots'])}-shot",
+         f"{result['value']:.4f}"]
+        for result in summary.tasks
+    ]  # fmt: skip
     return _table(["metric", "value"], rows)
 
 

@@ -72,7 +72,10 @@ ENVIRONMENT_FORM: Form = {
     "versions": {"*": str | None},
 }
 ADAPTER_FORM: Form = {"base_model_name_or_path": str | None}
-METRICS_FORM: Form = dict.fromkeys(("step", "elapsed_s", "train/loss", *METRIC_LABELS), int | float)
+TASK_FORM: Form = {"task": str, "shots": str, "metric": str, "value": int | float}
+METRICS_FORM: Form = {"tasks": [TASK_FORM]} | dict.fromkeys(
+    ("step", "elapsed_s", "train/loss", *METRIC_LABELS), int | float
+)
 
 
 @dataclass(frozen=True)
@@ -86,7 +89,7 @@ class RunSummary:
     data: dict[str, Any]  # data.json: the manifest of the token shards
     environment: dict[str, Any]
     metrics: list[dict[str, float]]
-    later_evaluations: list[dict[str, Any]]  # by `minigpt hellaswag` and `memorization`, --output RUN/evaluations/…
+    later_evaluations: list[dict[str, Any]]  # by other commands, with --output RUN/evaluations/…
     has_loss_plot: bool
 
     @property
@@ -111,6 +114,11 @@ class RunSummary:
             later = (name for name in METRIC_LABELS if name.startswith(("hellaswag/", "memorization/")))
             metrics |= {name: result[name] for name in later if name in result}
         return metrics
+
+    @property
+    def tasks(self) -> list[dict[str, Any]]:
+        """The results of `minigpt eval --tasks`."""
+        return [result for record in self.later_evaluations for result in record.get("tasks", [])]
 
     @property
     def is_adapter(self) -> bool:

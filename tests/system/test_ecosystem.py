@@ -29,6 +29,7 @@ from minigpt.generation.sampling import Sampling
 from minigpt.modeling.loading import load_model
 from modeling_minigpt import MiniGPTForCausalLM
 from support.environments import environment
+from support.runs import ROOT
 
 pytestmark = pytest.mark.slow
 
@@ -159,6 +160,75 @@ def test_lm_evaluation_harness_computes_the_log_likelihood_of_the_model(
     tools: str, saved: Path, tmp_path: Path
 ) -> None:
     run(tools, LM_EVAL, saved, cwd=tmp_path)
+
+
+TASKS = """
+import json, sys
+folder, tasks, root = sys.argv[1:]
+sys.path.insert(0, root)
+from lm_eval import simple_evaluate
+from lm_eval.tasks import TaskManager
+from minigpt.cli import main
+main(["eval", "--model", folder, "--tasks", "capitals,stories", "--task_path", tasks, "--items", "items.jsonl",
+      "--output", "tasks.json", "--num_fewshot", "1", "--batch_size", "2", "--use_cpu"])
+by_hand = simple_evaluate("hf", f"pretrained={folder},trust_remote_code=True,dtype=float32", ["capitals", "stories"],
+                          num_fewshot=1, batch_size=2, device="cpu", task_manager=TaskManager(include_path=tasks))
+items = [json.loads(line) for line in open("items.jsonl")]
+assert len(items) == 4 + 3
+for task in ("capitals", "stories"):
+    ours = {item["doc_id"]: item for item in items if item["task"] == task}
+    for item in by_hand["samples"][task]:
+        same = ours[item["doc_id"]]
+        assert same["doc"] == item["doc"]
+        for first, second in zip(same["filtered_resps"], item["filtered_resps"], strict=True):
+            first, second = ((one[0] if isinstance(one, (list, tuple)) else one) for one in (first, second))
+            assert abs(first - second) < 1e-3, (first, second)
+results = {(row["task"], row["metric"]): row["value"] for row in json.load(open("tasks.json"))["tasks"]}
+assert results["capitals", "acc"] == by_hand["results"]["capitals"]["acc,none"]
+assert abs(results["stories", "bits_per_byte"] - by_hand["results"]["stories"]["bits_per_byte,none"]) < 1e-4
+"""
+
+CAPITALS = """
+task: capitals
+dataset_path: json
+dataset_kwargs: {data_files: {validation: DIR/capitals.jsonl}}
+validation_split: validation
+fewshot_split: validation
+output_type: multiple_choice
+doc_to_text: "{{question}}"
+doc_to_choice: choices
+doc_to_target: label
+metric_list: [{metric: acc, aggregation: mean, higher_is_better: true}]
+"""
+
+STORIES = """
+task: stories
+dataset_path: json
+dataset_kwargs: {data_files: {validation: DIR/stories.jsonl}}
+validation_split: validation
+output_type: loglikelihood_rolling
+doc_to_text: ""
+doc_to_target: "{{text}}"
+metric_list: [{metric: bits_per_byte, aggregation: bits_per_byte, higher_is_better: false}]
+"""
+
+
+def test_tasks_of_lm_evaluation_harness_give_its_own_answers_item_by_item(
+    tools: str, saved: Path, tmp_path: Path
+) -> None:
+    countries = {"France": "Paris", "Italy": "Rome", "Spain": "Madrid", "Japan": "Tokyo"}
+    choices = [f" {city}" for city in countries.values()]
+    rows = [
+        {"question": f"The capital of {country} is", "choices": choices, "label": number}
+        for number, country in enumerate(countries)
+    ]
+    texts = [{"text": f"A story of {number} mice that is longer than the context. " * 5} for number in range(3)]
+    tasks = tmp_path / "tasks"
+    tasks.mkdir()
+    for name, yaml, lines in (("capitals", CAPITALS, rows), ("stories", STORIES, texts)):
+        (tasks / f"{name}.yaml").write_text(yaml.replace("DIR", str(tasks)))
+        (tasks / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    run(tools, TASKS, saved, tasks, ROOT, cwd=tmp_path)
 
 
 GENERATION = """
