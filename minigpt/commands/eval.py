@@ -11,7 +11,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from minigpt.utils.command_line import CommandParser, add_model_options, check_output_file, check_positive
+from minigpt.utils.command_line import (
+    CommandParser,
+    add_model_options,
+    check_output_file,
+    check_positive,
+    write_result,
+)
 from minigpt.utils.errors import UserError
 from minigpt.utils.files import write_atomically
 from minigpt.utils.formatting import markdown_table
@@ -100,7 +106,7 @@ def run(args: argparse.Namespace) -> None:
         print(json.dumps(results, indent=2) if args.json else results_table(results))
         if args.output:
             record = {"text": args.data or args.conversations or str(args.text_file), "results": results}
-            write_atomically(Path(args.output), json.dumps(record, indent=2) + "\n")
+            write_result(args.output, record)
 
 
 def run_tasks(args: argparse.Namespace) -> None:
@@ -133,7 +139,7 @@ def run_tasks(args: argparse.Namespace) -> None:
     results = [row._asdict() for row in found]
     if args.output:
         record = {"model": args.model[0], "tasks": results, "versions": report["versions"]}
-        write_atomically(Path(args.output), json.dumps(record, indent=2) + "\n")
+        write_result(args.output, record)
     cells = [(row.task, row.shots, row.metric, f"{row.value:.4f}", f"{row.stderr or 0:.4f}") for row in found]
     table = markdown_table(("task", "shots", "metric", "value", "± (se)"), cells)
     print(json.dumps(results, indent=2) if args.json else table)

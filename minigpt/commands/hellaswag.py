@@ -6,7 +6,13 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from minigpt.utils.command_line import CommandParser, add_model_options, check_output_file, check_positive
+from minigpt.utils.command_line import (
+    CommandParser,
+    add_model_options,
+    check_output_file,
+    check_positive,
+    write_result,
+)
 from minigpt.utils.files import write_atomically
 
 
@@ -73,7 +79,7 @@ def run(args: argparse.Namespace) -> None:
     accuracies = summarize(answers)
     if args.output:
         record = {"model": args.model, "items": len(answers), **accuracies}
-        write_atomically(Path(args.output), json.dumps(record, indent=2) + "\n")
+        write_result(args.output, record)
     for name, value in accuracies.items():
         standard_error = (value * (1 - value) / max(1, len(answers) - 1)) ** 0.5
         print(f"{name:<26} {value:.4f} ± {standard_error:.4f}")

@@ -12,7 +12,13 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from minigpt.utils.command_line import CommandParser, add_model_options, check_output_file, check_positive
+from minigpt.utils.command_line import (
+    CommandParser,
+    add_model_options,
+    check_output_file,
+    check_positive,
+    write_result,
+)
 from minigpt.utils.errors import UserError
 
 
@@ -56,7 +62,6 @@ def run(args: argparse.Namespace) -> None:
     from minigpt.data.tokenizer import load_tokenizer, tokenizer_hash
     from minigpt.evaluation.memorization import measure
     from minigpt.modeling.loading import find_model, load_model
-    from minigpt.utils.files import write_atomically
     from minigpt.utils.run_files import ARGUMENTS_FILE
 
     logging.set_verbosity_error()
@@ -90,4 +95,4 @@ def run(args: argparse.Namespace) -> None:
     )
     print(json.dumps(report.as_dict(), indent=2) if args.json else "\n".join(report.lines()))
     if args.output:
-        write_atomically(Path(args.output), json.dumps(report.as_dict(), indent=2) + "\n")
+        write_result(args.output, report.as_dict())

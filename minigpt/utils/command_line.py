@@ -2,14 +2,17 @@
 
 import argparse
 import difflib
+import json
 import os
 import re
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
 from minigpt.utils.errors import UserError, exit_in_one_line
+from minigpt.utils.files import write_atomically
+from minigpt.utils.run_files import EVALUATIONS_DIR
 
 # Names of options in nanoGPT, transformers, TRL and litgpt, and MiniGPT's options for the same.
 OTHER_NAMES = {
@@ -242,13 +245,22 @@ def check_output_file(args: argparse.Namespace, *names: str, suffixes: Sequence[
         if value is None:
             continue
         path = Path(value)
-        if not path.absolute().parent.is_dir():
+        folder = path.absolute().parent
+        if folder.name == EVALUATIONS_DIR and folder.parent.is_dir() and not os.path.lexists(folder):
+            folder = folder.parent  # of a run, in which `write_result` makes the first
+        if not folder.is_dir():
             raise UserError(f"{name}={value}: its folder does not exist; create it first")
         for file in (Path(f"{value}{suffix}") for suffix in suffixes):
             if os.path.lexists(file) and not file.is_file():
                 raise UserError(f"{name}={value}: {file} exists and is not a file; give another name")
-        if not os.access(path.absolute().parent, os.W_OK):
+        if not os.access(folder, os.W_OK):
             raise UserError(f"{name}={value}: its folder cannot be written to")
+
+
+def write_result(output: str, record: Mapping[str, Any]) -> None:
+    """Write the results of an evaluation where `--output` says, as JSON."""
+    Path(output).parent.mkdir(exist_ok=True)
+    write_atomically(Path(output), json.dumps(record, indent=2) + "\n")
 
 
 def check_positive(args: argparse.Namespace, *names: str) -> None:

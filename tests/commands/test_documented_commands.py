@@ -52,6 +52,8 @@ def test_a_documented_command_parses(words: list[str], tmp_path: Path, monkeypat
     (tmp_path / prepare).parent.mkdir(parents=True)
     for placeholder in (prepare, "DIR/train.py", "DIR/model.py", "tinyshakespeare.txt"):
         (tmp_path / placeholder).touch()
+    for folder in ("runs/mine", "my_tasks"):
+        (tmp_path / folder).mkdir(parents=True)
     monkeypatch.chdir(tmp_path)
     words = [word for word in words if word not in ("...", "…", "[...]")]
     program, *rest = words

@@ -111,7 +111,6 @@ def test_the_command_reports_and_the_card_has_the_figures(
     run_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     output = run_dir / "evaluations" / "memorization.json"
-    output.parent.mkdir()
     words = ["memorization", "--model", str(run_dir), "--samples", "3", "--max_new_tokens", "20", "--prompts", "4"]
     main([*words, "--output", str(output)])
     printed = capsys.readouterr().out
