@@ -15,6 +15,7 @@ from typing import Any
 
 import yaml
 
+from minigpt.config.parser import parse_arguments
 from minigpt.experiments.runs import PlannedRun, Result
 from minigpt.planning.forecast import Forecast, forecast
 from minigpt.utils.errors import RunFailure
@@ -106,9 +107,12 @@ class Study:
             self.output_dir.mkdir(parents=True, exist_ok=True)
             write_atomically(plan, json.dumps(json.loads(process.stdout)["chosen"], indent=2))
         chosen = read_json(plan, "a choice", ["options", "predicted_bits_per_byte"])
-        options = chosen["options"] | QUIET
-        result = self._train_preset(options, f"{text}-{minutes:g}-chosen")
-        shape = shape_name(options["hidden_size"], options["num_hidden_layers"], options["tokenizer_vocab_size"])
+        name = f"{text}-{minutes:g}-chosen"
+        result = self._train_preset(chosen["options"] | QUIET, name)
+        args = parse_arguments([str(result.run_dir / ARGUMENTS_FILE)], program=PROGRAM)
+        assert args.hidden_size is not None
+        assert args.num_hidden_layers is not None
+        shape = shape_name(args.hidden_size, args.num_hidden_layers, args.tokenizer_vocab_size)
         return shape, chosen["predicted_bits_per_byte"], result
 
     def _by_hand(self, text: str, path: Path, minutes: float, shape: tuple[int, int, int]) -> Result:
