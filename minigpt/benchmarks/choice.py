@@ -100,6 +100,7 @@ class Study:
         plan = self.output_dir / f"{text}-{minutes:g}-chosen.json"
         if not plan.is_file():
             source = ["--train_file", str(path), "--train_minutes", f"{minutes:g}"]
+            source += ["--validation_split_percentage", str(RECIPE["validation_split_percentage"])]  # the same text
             words = [sys.executable, "-m", "minigpt", "plan", *source, "--json"]
             process = subprocess.run(words, capture_output=True, text=True, env=os.environ | self.environment)
             if process.returncode:
