@@ -142,3 +142,24 @@ def test_a_rank_that_is_killed_while_it_saves_leaves_the_former_checkpoint_the_n
         first, second = (folder / "checkpoint-3" for folder in (tmp_path / "run", uninterrupted))
         assert different_tensors(first, second, file) == []
     assert not list((tmp_path / "run").glob(".writing-*"))
+
+
+@pytest.mark.slow
+def test_the_memory_that_saving_takes_on_rank_0_falls_with_the_number_of_ranks(
+    text_file: Path, cache_dir: Path, tmp_path: Path
+) -> None:
+    """43 million parameters, 487 MiB of weights and moments."""
+    options = (
+        f"--train_file {text_file} --tokenizer char --cache_dir {cache_dir} --hidden_size 768 --num_hidden_layers 6 "
+        "--num_attention_heads 12 --block_size 64 --max_steps 5 --use_cpu --report_to none --sample_max_new_tokens 1"
+    )
+    program = [sys.executable, str(ROOT / "tests" / "support" / "save_memory.py"), *options.split()]
+    grown = []
+    for ranks in (2, 4, 8):
+        processes = fork_server.start_ranks([*program, "--output_dir", str(tmp_path / str(ranks))], ranks, FSDP2)
+        finish(processes)
+        grown.append(int(processes[0].stdout().split("grown by ")[1].split()[0]))
+    print(f"MiB on 2, 4 and 8 ranks: {grown}")
+    assert 487 / 2 < grown[0] < 0.7 * 487
+    assert grown[1] < 0.7 * grown[0]
+    assert grown[2] < 0.7 * grown[1]
