@@ -5,9 +5,9 @@ import re
 import sys
 from pathlib import Path
 
+import sharding_on_cpu  # noqa: F401
 import torch
 
-import sharding_on_cpu  # noqa: F401
 from minigpt.config.parser import parse_arguments
 from minigpt.training.run_dir import OutputDir
 from train_accelerate import set_up
