@@ -11,7 +11,7 @@ import math
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
@@ -134,15 +134,10 @@ def run_steps(run: Run, stop: StopRequest) -> int:
 
     while not state.is_done:
         learning_rate = run.length.learning_rate(state)
-        run.profiler.before_step(state)
-        with run.statistics.measured(state) as has_statistics:
+        with inspected(run):
             loss, grad_norm = take_step(run, learning_rate)
-        if table := run.profiler.after_step(state):
-            log.print(f"  the profile is in {table.parent}")
         run.output_dir.discard_earlier_run()
         log.step_done()
-        if has_statistics:
-            log.record(state, run.statistics.metrics)
         if log.due(state):
             clock.tick()
             run.length.correct(state, accelerator)
@@ -190,6 +185,18 @@ def run_steps(run: Run, stop: StopRequest) -> int:
     stop.release()  # the model is complete: the upload may be interrupted
     run.pushes.finish()
     return 0
+
+
+@contextmanager
+def inspected(run: Run) -> Iterator[None]:
+    """Inside, a step is made; it is profiled, or its statistics are logged, if that is due."""
+    run.profiler.before_step(run.state)
+    with run.statistics.measured(run.state) as has_statistics:
+        yield
+    if has_statistics:
+        run.log.record(run.state, run.statistics.metrics)
+    if table := run.profiler.after_step(run.state):
+        run.log.print(f"  the profile is in {table.parent}")
 
 
 def is_pause(run: Run) -> bool:
