@@ -24,7 +24,7 @@ if __name__ == "__main__":
 import torch
 import transformers
 from accelerate import Accelerator
-from accelerate.utils import set_seed
+from accelerate.utils import broadcast_object_list, set_seed
 from transformers import PreTrainedTokenizerFast
 
 from minigpt.config.arguments import Arguments
@@ -301,7 +301,7 @@ def set_up(args: Arguments, output_dir: OutputDir) -> Run:
         record_provenance(args, shards, data_module.packing_summary(), accelerator)
     accelerator.wait_for_everyone()
     if accelerator.is_fsdp2:
-        output_dir.check_shared()
+        output_dir.check_shared(*broadcast_object_list([args.as_yaml()]))
     model, optimizer = accelerator.prepare(model, optimizer)
     if resume_from is not None:
         restore_optimizer(resume_from, state, model, optimizer, accelerator)

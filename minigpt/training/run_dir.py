@@ -115,10 +115,10 @@ class OutputDir:
         self.folder.mkdir(parents=True, exist_ok=True)
         write_atomically(self.folder / ARGUMENTS_FILE, self.args.as_yaml())
 
-    def check_shared(self) -> None:
-        """Raises UserError if this process does not see the folder that the main process has written to."""
+    def check_shared(self, options: str) -> None:
+        """Raises UserError if this process does not see the `options` that the main process has written."""
         path, deadline = self.folder / ARGUMENTS_FILE, time.monotonic() + SHARED_AFTER_S
-        while not (path.is_file() and read_text(path) == self.args.as_yaml()):
+        while not (path.is_file() and read_text(path) == options):
             if time.monotonic() > deadline:
                 raise UserError(
                     f"output_dir={self.folder} on {socket.gethostname()} is not that of the main process; all hosts "

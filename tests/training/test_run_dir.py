@@ -260,3 +260,18 @@ def test_a_tokenizer_with_several_chat_templates_is_written_whole_every_time(
         written = AutoTokenizer.from_pretrained(tmp_path / "run")
         assert written.chat_template == tokenizer.chat_template
         assert not list((tmp_path / "run").glob(".writing*"))
+
+
+def test_a_host_that_does_not_see_what_the_main_process_has_written_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("minigpt.training.run_dir.SHARED_AFTER_S", 0.3)
+    output_dir = OutputDir(Arguments(train_file=["x"], output_dir=str(tmp_path / "run")))
+    with pytest.raises(UserError, match="is not that of the main process; all hosts save a sharded model"):
+        output_dir.check_shared("options: 1")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "arguments.yaml").write_text("options: 0")  # of an earlier run on this host
+    with pytest.raises(UserError, match="give a folder that they share"):
+        output_dir.check_shared("options: 1")
+    (tmp_path / "run" / "arguments.yaml").write_text("options: 1")
+    output_dir.check_shared("options: 1")
