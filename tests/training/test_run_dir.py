@@ -12,7 +12,9 @@ import pytest
 import transformers
 from transformers import AutoTokenizer
 
+from minigpt.config.arguments import Arguments
 from minigpt.data.chat_template import read_chat_template
+from minigpt.training.run_dir import OutputDir
 from minigpt.utils.errors import UserError
 from minigpt.utils.run_files import LOCK_FILE, REPLACED_DIR
 from support.runs import command
