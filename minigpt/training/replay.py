@@ -75,6 +75,7 @@ class ReplayedStep:
         for name, module in self.model.named_modules():
             if name:
                 handles.append(module.register_forward_hook(partial(forward_hook, name)))
+            if name and not list(module.children()):  # others may return what is no tensor
                 handles.append(module.register_full_backward_hook(partial(backward_hook, name)))
         try:
             yield

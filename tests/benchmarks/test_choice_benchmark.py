@@ -32,6 +32,7 @@ def last(run_dir: Path) -> dict[str, float]:
     return [line for line in read_metrics(run_dir / METRICS_FILE) if "val/loss" in line][-1]
 
 
+@pytest.mark.slow
 def test_the_tables_hold_what_the_runs_reached_in_their_time(
     text_file: Path, tmp_path: Path, started: list[list[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -59,14 +60,14 @@ def test_the_tables_hold_what_the_runs_reached_in_their_time(
     for name, bits in [*row["grid"].items(), ("chosen", row["bits_per_byte"])]:
         run = last(runs / f"tale-{MINUTES}-{name}")
         assert run["val/bits_per_byte"] == bits
-        assert run["elapsed_s"] == pytest.approx(60 * MINUTES, rel=0.2)
+        assert run["elapsed_s"] == pytest.approx(60 * MINUTES, rel=0.5)
     assert len(report["continuations"]) == 2
     for continued, name in zip(report["continuations"], row["grid"], strict=True):
         before, after = (last(runs / f"tale-{MINUTES}-{name}{suffix}") for suffix in ("", "-continued"))
         assert continued["loss_now"] == before["val/loss"]
         assert continued["loss_then"] == after["val/loss"]
         assert continued["error"] == pytest.approx(continued["loss"] - after["val/loss"])
-        assert after["elapsed_s"] == pytest.approx(2 * 60 * MINUTES, rel=0.2)
+        assert after["elapsed_s"] == pytest.approx(2 * 60 * MINUTES, rel=0.5)
 
     trained = len(started)
     assert trained == 5

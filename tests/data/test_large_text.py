@@ -12,19 +12,20 @@ from support.runs import ROOT
 
 SHARD_TOKENS = 10**8
 START = """
-import resource, sys, time
+import re, sys, time
+from pathlib import Path
 from minigpt.config.arguments import BatchArguments
 from minigpt.data.datamodule import open_data_module
 from minigpt.data.shards import open_shards
-before, started = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.perf_counter()
+peak = lambda: int(re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())[1]) / 1024
+before, started = peak(), time.perf_counter()
 args = BatchArguments(block_size=1024, per_device_train_batch_size=16)
 data_module = open_data_module(args, open_shards(sys.argv[1]), 0)
 epoch = data_module.order.samples_per_epoch
 for start in (0, epoch // 2, 2 * epoch - 8):  # a resumed run starts anywhere, and this one crosses an epoch
     batch = next(data_module.batches(args, start, 5, 64))
     assert batch["input_ids"].shape == (16, 1024)
-grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
-print(time.perf_counter() - started, grown / 1024, epoch)
+print(time.perf_counter() - started, peak() - before, epoch)
 """
 
 

@@ -53,7 +53,7 @@ def wait_until(ready: Callable[[], bool]) -> None:
         time.sleep(0.002)
 
 
-@pytest.mark.parametrize("kind", ["texts", "examples"])
+@pytest.mark.parametrize("kind", [pytest.param("texts", marks=pytest.mark.slow), "examples"])
 def test_several_machines_write_the_bytes_of_one(kind: str, tmp_path: Path) -> None:
     words = job(tmp_path, kind)
     assert prepare(words, tmp_path / "expected").wait(60) == 0

@@ -45,7 +45,9 @@ def finish(ranks: list[fork_server.Process]) -> None:
     assert fork_server.finish_ranks(ranks, timeout=120) == 0, "".join(rank.stderr() for rank in ranks)
 
 
-@pytest.mark.parametrize("saved_by", DIFFERENT)
+@pytest.mark.parametrize(
+    "saved_by", ["2 x 2 HSDP", *(pytest.param(name, marks=pytest.mark.slow) for name in DIFFERENT[:3])]
+)
 def test_every_launch_loads_what_any_other_has_saved_bit_for_bit(
     words: list[str], tmp_path: Path, saved_by: str
 ) -> None:
