@@ -13,6 +13,7 @@ import time
 import zlib
 from collections import deque
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -140,7 +141,8 @@ class SharedFolder:
 
     def report(self, error: UserError) -> None:
         """Let machine 0 end with this error too."""
-        (self.batches / f"error-{self.machines.rank}").write_text(str(error), encoding="utf-8")
+        with suppress(FileNotFoundError):  # machine 0 has ended already, and deleted the folder
+            (self.batches / f"error-{self.machines.rank}").write_text(str(error), encoding="utf-8")
 
     def finish(self) -> None:
         """Delete the folder of the batches. For machine 0."""

@@ -236,6 +236,10 @@ def _prepare_share(args: DataArguments, corpus: Corpus, key: str, output_dir: Pa
     except UserError as error:
         shared.report(error)
         raise
+    except FileNotFoundError as error:
+        if folder.exists():
+            raise
+        raise UserError(f"{output_dir}: machine 0 has ended with an error and deleted what there was") from error
     print(f"machine {machines.rank}: {count} batches are encoded; machine 0 writes them", file=sys.stderr)
     return output_dir
 

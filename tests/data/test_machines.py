@@ -96,8 +96,10 @@ def test_a_text_that_one_machine_cannot_encode_ends_all_with_its_error(tmp_path:
     (tmp_path / "data.jsonl").write_text("\n".join(rows))
     machines = [prepare(words, tmp_path / "out", rank, 2) for rank in range(2)]
     assert [machine.wait(60) for machine in machines] == [2, 2]
-    for machine in machines:
-        assert "the character 'é' (U+00E9) is not in the tokenizer's vocabulary" in machine.stderr().splitlines()[-1]
+    assert "the character 'é' (U+00E9) is not in the tokenizer's vocabulary" in machines[0].stderr()
+    for machine in machines:  # the other one may notice before it reaches such a text
+        last = machine.stderr().splitlines()[-1]
+        assert "is not in the tokenizer's vocabulary" in last or "machine 0 has ended with an error" in last
         assert "Traceback" not in machine.stderr()
     assert not (tmp_path / "out").exists()
 
