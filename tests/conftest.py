@@ -5,13 +5,13 @@ import random
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from support.runs import ROOT
+from support.runs import ROOT, finish
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test needs the network; an accidental request fails at once
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -99,3 +99,17 @@ def model() -> Any:
         vocab_size=50, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, max_position_embeddings=64
     )
     return MiniGPTForCausalLM(config).eval()
+
+
+@pytest.fixture
+def started(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
+    """The command lines of the trainers that experiments have started; forked from a process with the imports done."""
+    commands: list[list[str]] = []
+
+    def run(command: Sequence[str], environment: Mapping[str, str]) -> tuple[int, str]:
+        commands.append(list(command))
+        process = finish(list(command))
+        return process.returncode, process.stdout + process.stderr
+
+    monkeypatch.setattr("minigpt.experiments.runs._run", run)
+    return commands

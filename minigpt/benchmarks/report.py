@@ -4,7 +4,7 @@ import argparse
 import json
 import os
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,19 @@ REPORT_SUFFIXES = (".json", ".md")
 def add_report_option(parser: argparse.ArgumentParser) -> None:
     """`--output`."""
     parser.add_argument("--output", metavar="FILE", help="also write FILE.json and FILE.md")
+
+
+def named_texts(values: Sequence[str], others: Sequence[str] = ()) -> dict[str, str]:
+    """The texts of `--text NAME=FILE`, by name. Raises UserError if one is neither a file nor one of `others`."""
+    texts = {}
+    for value in values:
+        name, equals, source = value.partition("=")
+        if not equals or not name.isidentifier():
+            raise UserError(f"text={value}: expected NAME=FILE")
+        if source not in others and not Path(source).is_file():
+            raise UserError(f"text={value}: {source} is no file")
+        texts[name] = source
+    return texts
 
 
 def add_nanogpt_option(parser: argparse.ArgumentParser) -> None:

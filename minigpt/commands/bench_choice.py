@@ -11,12 +11,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from minigpt.utils.command_line import CommandParser, check_positive
-from minigpt.utils.errors import UserError
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
     """The options of `minigpt bench choice`; `texts` are the files by name."""
-    from minigpt.benchmarks.report import add_report_option, check_options
+    from minigpt.benchmarks.report import add_report_option, check_options, named_texts
 
     parser = CommandParser("minigpt bench choice", __doc__)
     add = parser.add_argument
@@ -29,14 +28,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     args = parser.parse_args(argv)
     check_positive(args, "parallel")
     check_options(args, "minutes")
-    args.texts = {}
-    for text in args.text:
-        name, equals, source = text.partition("=")
-        if not equals or not name.isidentifier():
-            raise UserError(f"text={text}: expected NAME=FILE")
-        if not Path(source).is_file():
-            raise UserError(f"text={text}: {source} is no file")
-        args.texts[name] = Path(source)
+    args.texts = {name: Path(source) for name, source in named_texts(args.text).items()}
     return args
 
 

@@ -11,13 +11,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from minigpt.utils.command_line import CommandParser, check_positive
-from minigpt.utils.errors import UserError
 
 QUESTIONS = ("law", "vocabulary", "repetition", "muon_rate", "adamw_rate")
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
     """The options of `minigpt bench scaling`; `texts` are the words that give each text to the trainer."""
+    from minigpt.benchmarks.report import named_texts
+
     parser = CommandParser("minigpt bench scaling", __doc__)
     add = parser.add_argument
     add(
@@ -32,14 +33,10 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     add("--parallel", type=int, default=1, metavar="N", help="runs at the same time (default: %(default)s)")
     args = parser.parse_args(argv)
     check_positive(args, "parallel")
-    args.texts = {}
-    for text in args.text:
-        name, equals, source = text.partition("=")
-        if not equals or not name.isidentifier():
-            raise UserError(f"text={text}: expected NAME=FILE")
-        if source != "python-docs" and not Path(source).is_file():
-            raise UserError(f"text={text}: {source} is no file")
-        args.texts[name] = ["--corpus", source] if source == "python-docs" else ["--train_file", source]
+    args.texts = {
+        name: ["--corpus", source] if source == "python-docs" else ["--train_file", source]
+        for name, source in named_texts(args.text, ["python-docs"]).items()
+    }
     return args
 
 

@@ -70,9 +70,8 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     add(
         "--node_mtbf_hours",
         type=float,
-        default=6300.0,
         metavar="H",
-        help="mean time between two failures of a node (default: %(default)g, as published for Llama 3)",
+        help="mean time between two failures of a node (default: what was published for Llama 3)",
     )
     add("--more_minutes", type=float, metavar="N", help="forecast the loss of a finished run after N more minutes")
     add("--no_probe", action="store_true", help="do not measure the time of a step")
@@ -116,6 +115,7 @@ def run(args: argparse.Namespace) -> None:
         print(json.dumps(outlook.as_dict(), indent=2) if args.json else f"{outlook}\n\n  {outlook.command}")
         return
     from minigpt.planning.plan import plan_run
+    from minigpt.planning.save_interval import NODE_MTBF_HOURS
     from minigpt.planning.timed_preset import choose
 
     choice = choose(args.words, PROGRAM, args.devices) if args.chooses else None
@@ -130,7 +130,7 @@ def run(args: argparse.Namespace) -> None:
         network=args.network,
         efficiency=args.efficiency,
         disk_gb_per_s=args.disk_gb_per_s,
-        node_mtbf_hours=args.node_mtbf_hours,
+        node_mtbf_hours=args.node_mtbf_hours or NODE_MTBF_HOURS,
         probe=not args.no_probe,
         words=args.words,
     )

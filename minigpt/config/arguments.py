@@ -102,6 +102,7 @@ class ModelArguments(Checked):
         return {name: value for name, value in given.items() if value is not None}
 
     def problems(self) -> Iterator[str]:
+        """A sentence for each value that cannot be, or excludes another."""
         if self.model_name_or_path is not None and self.shape:
             given = ", ".join(f"{name}={value}" for name, value in self.shape.items())
             yield f"{given}: the shape is fixed by model_name_or_path={self.model_name_or_path}; drop one of them"
@@ -175,13 +176,14 @@ class DataArguments(Checked):
         10.0,
     )
     dedup: Literal["exact", "near"] | None = option(
-        "Leave out documents that repeat an earlier one, or in training a validation document: exactly, or nearly"
+        "Drop documents that repeat an earlier one, and training documents that repeat a validation document: "
+        "exactly, or nearly"
     )
     dedup_threshold: float = option(
-        "With dedup=near, the similarity (Jaccard, of five-word sequences) to leave out", 0.7
+        "With dedup=near, the Jaccard similarity of five-word sequences from which on a document is dropped", 0.7
     )
     decontaminate: list[str] | None = option(
-        "JSONL files of test items: training documents with 13 words in sequence of one are left out"
+        "JSONL files of benchmark items: training documents that share 13 words in sequence with one are dropped"
     )
     tokenizer: str | None = option(
         "'bpe' or 'char' to train one, or a tokenizer folder or Hub name (default: bpe, or the model's)"
@@ -199,6 +201,7 @@ class DataArguments(Checked):
     overwrite_cache: bool = option("Prepare the shards again even if they exist", False)
 
     def problems(self) -> Iterator[str]:
+        """A sentence for each value that cannot be, or excludes another."""
         given = [name for name in TEXT_SOURCES if getattr(self, name)]
         if len(given) > 1:
             yield f"{' and '.join(given)} are given: choose one source of text"
@@ -265,6 +268,7 @@ class BatchArguments(Checked):
         return self.per_device_eval_batch_size or self.per_device_train_batch_size
 
     def problems(self) -> Iterator[str]:
+        """A sentence for each value that cannot be, or excludes another."""
         yield from _below(self, 1, "block_size", "stride", "per_device_train_batch_size", "max_steps")
         yield from _below(self, 1, "gradient_accumulation_steps", "per_device_eval_batch_size")
         yield from _below(self, 0, "dataloader_num_workers", "seed", "train_minutes")
@@ -308,6 +312,7 @@ class OptimizerArguments(Checked):
     )
 
     def problems(self) -> Iterator[str]:
+        """A sentence for each value that cannot be, or excludes another."""
         yield from _below(self, 0, "learning_rate", "muon_learning_rate", "min_learning_rate", "warmup_steps")
         yield from _below(self, 0, "weight_decay", "adam_epsilon", "max_grad_norm", "max_skipped_steps")
         yield from _below(self, 1, "num_decay_steps", "muon_ns_steps")
@@ -384,6 +389,7 @@ class RunArguments(Checked):
     hub_private_repo: bool = option("Make a new repository private", False)
 
     def problems(self) -> Iterator[str]:
+        """A sentence for each value that cannot be, or excludes another."""
         yield from _below(self, 1, "logging_steps", "save_total_limit", "sample_max_new_tokens", "hellaswag_limit")
         yield from _below(self, 1, "ddp_timeout")
         yield from _below(self, 0, "eval_steps", "hellaswag_steps", "save_steps", "sample_steps", "log_stats_steps")
@@ -419,6 +425,7 @@ class Arguments(ModelArguments, DataArguments, BatchArguments, OptimizerArgument
         return self.save_best or self.load_best_model_at_end
 
     def problems(self) -> Iterator[str]:
+        """A sentence for each value that cannot be, or excludes another."""
         if self.use_peft and self.optimizer == "muon":
             # it orthogonalizes the update of a whole weight matrix; an adapter's matrices are two factors of one
             yield "optimizer=muon is for whole weight matrices, and use_peft trains none; use optimizer=adamw"

@@ -1,24 +1,27 @@
 """Find documents that repeat others, or that hold items of a test.
 
-The validation documents come first. So a training document that is also in the validation split is left out of the
+The validation documents come first. So a training document that is also in the validation split is dropped from the
 training split, and the validation loss stays that of unseen text.
 """
 
 import hashlib
 import json
 import re
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import numpy as np
 
+from minigpt.config.arguments import DataArguments
 from minigpt.data.corpora import Corpus, Documents
 from minigpt.data.readers import Pieces
 from minigpt.utils.errors import UserError
 from minigpt.utils.files import file_sha256, read_text, write_atomically
+from minigpt.utils.progress import Progress
 
 Method = Literal["exact", "near"]
 DROPPED_FILE = "dropped.jsonl"
@@ -30,7 +33,7 @@ WORD = re.compile(r"\w+")
 
 @dataclass(frozen=True)
 class Dropped:
-    """A document that is left out of its split, numbered from 0 as if it were not, and what it repeats."""
+    """A document that is dropped from its split, numbered from 0 as if it were not, and what it repeats."""
 
     split: str
     document: int
@@ -52,9 +55,10 @@ class ExactRepeats:
         self._names: dict[bytes, str] = {}
 
     def find_or_add(self, text: str, name: str) -> str | None:
+        """As `Repeats`."""
         digest = hashlib.blake2b(text.strip().encode(), digest_size=16).digest()
         earlier = self._names.setdefault(digest, name)
-        return None if earlier is name else earlier
+        return None if earlier == name else earlier
 
 
 class NearRepeats:
@@ -77,6 +81,7 @@ class NearRepeats:
         self._exact = ExactRepeats()
 
     def find_or_add(self, text: str, name: str) -> str | None:
+        """As `Repeats`."""
         if (earlier := self._exact.find_or_add(text, name)) is not None:
             return earlier
         shingles = set(_sequences(text, SHINGLE_WORDS))
@@ -93,10 +98,8 @@ class NearRepeats:
         return None
 
 
-class TestItems:
+class BenchmarkItems:
     """The sequences of 13 words of the texts in JSONL files, and whole texts that are shorter, from eight words on."""
-
-    __test__ = False  # for pytest
 
     def __init__(self, files: Sequence[str]) -> None:
         self._places: dict[int, dict[str, str]] = {}  # by length: the words → file and line
@@ -141,14 +144,38 @@ class KeptDocuments(Documents):
             number += ends
 
 
+def drops(args: DataArguments) -> bool:
+    """Whether `args` ask for documents to be dropped."""
+    return args.dedup is not None or args.decontaminate is not None
+
+
+def deduplicated(args: DataArguments, corpus: Corpus, folder: Path) -> Corpus:
+    """The corpus without what `args` drop: it is found and told the first time, and listed in `folder`."""
+    if not drops(args):
+        return corpus
+    if not (folder / DROPPED_FILE).is_file():
+        with Progress("comparing documents", corpus.text_bytes, "B", unit_scale=True) as bar:
+            found = list(find_dropped(corpus, args.dedup, args.dedup_threshold, args.decontaminate or [], bar.update))
+        lines = "".join(json.dumps(asdict(entry)) + "\n" for entry in found)
+        write_atomically(folder / DROPPED_FILE, lines)
+        for line in summary(found):
+            print(line, file=sys.stderr)
+    dropped = read_dropped(folder)
+    train, validation = (
+        KeptDocuments(documents, [entry.document for entry in dropped if entry.split == split])
+        for split, documents in (("train", corpus.train), ("validation", corpus.validation))
+    )
+    return replace(corpus, train=train, validation=validation)
+
+
 def find_dropped(
     corpus: Corpus, method: Method | None, threshold: float, tests: Sequence[str], progress: Callable[[int], None]
 ) -> Iterator[Dropped]:
-    """The documents to leave out, in order. `progress` is called with the bytes of each document."""
+    """The documents to drop, in order. `progress` is called with the bytes of each document."""
     repeats: Repeats | None = None
     if method is not None:
         repeats = ExactRepeats() if method == "exact" else NearRepeats(threshold)
-    items = TestItems(tests) if tests else None
+    items = BenchmarkItems(tests) if tests else None
     for split, documents in (("validation", corpus.validation), ("train", corpus.train)):
         for number, text in enumerate(_whole(documents)):
             progress(len(text.encode()))
@@ -160,18 +187,15 @@ def find_dropped(
                 yield Dropped(split, number, method, earlier)
 
 
-def write_dropped(folder: Path, dropped: Sequence[Dropped]) -> None:
-    """Write the list of what is dropped."""
-    write_atomically(folder / DROPPED_FILE, "".join(json.dumps(asdict(entry)) + "\n" for entry in dropped))
-
-
 def read_dropped(folder: Path) -> list[Dropped]:
+    """What `deduplicated` has listed in `folder`."""
     lines = (folder / DROPPED_FILE).read_text(encoding="utf-8").splitlines()
     return [Dropped(**json.loads(line)) for line in lines]
 
 
-def describe_dropped(folder: Path, dropped: Sequence[Dropped]) -> dict[str, Any]:
+def describe_dropped(folder: Path) -> dict[str, Any]:
     """The entry in the manifest: how many of each split and reason, and the file that lists them."""
+    dropped = read_dropped(folder)
     counts = Counter((entry.split, entry.reason) for entry in dropped)
     leaked = sum(entry.split == "train" and entry.repeats.startswith("validation ") for entry in dropped)
     return {

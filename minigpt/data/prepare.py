@@ -8,7 +8,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import replace
 from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,15 +18,7 @@ from minigpt.config.arguments import DataArguments
 from minigpt.data.chat import LossMasking
 from minigpt.data.chat_template import read_chat_template, sample_text, set_chat_template
 from minigpt.data.corpora import Corpus, Documents, open_corpus
-from minigpt.data.deduplication import (
-    DROPPED_FILE,
-    KeptDocuments,
-    describe_dropped,
-    find_dropped,
-    read_dropped,
-    summary,
-    write_dropped,
-)
+from minigpt.data.deduplication import deduplicated, describe_dropped, drops
 from minigpt.data.encoding import (
     BATCH_CHARACTERS,
     PART_CHARACTERS,
@@ -171,7 +162,7 @@ def _prepare(
     journal = Journal(folder, key)
     shared = SharedFolder(folder, machines)
     shared.start()
-    corpus = _deduplicated(args, corpus, folder)
+    corpus = deduplicated(args, corpus, folder)
     if journal.shards:
         print(f"resuming after {journal.shards} complete shards", file=sys.stderr)
     try:
@@ -195,7 +186,7 @@ def _prepare(
             source=corpus.origin,
             conversations=corpus.is_conversational,
             options=_options(args, corpus),
-            **({"dropped": describe_dropped(folder, read_dropped(folder))} if _drops(args) else {}),
+            **({"dropped": describe_dropped(folder)} if drops(args) else {}),
         )
         shared.finish()
         publish(folder, output_dir)
@@ -225,7 +216,7 @@ def _prepare_share(args: DataArguments, corpus: Corpus, key: str, output_dir: Pa
     if shared.wait_for_start(key, output_dir):
         print(f"{output_dir} is complete already", file=sys.stderr)
         return output_dir
-    corpus = _deduplicated(args, corpus, folder)
+    corpus = deduplicated(args, corpus, folder)
     spec, workers = _encoding(args, corpus, load_tokenizer(folder / "tokenizer"))
     count = 0
     try:
@@ -242,30 +233,6 @@ def _prepare_share(args: DataArguments, corpus: Corpus, key: str, output_dir: Pa
         raise UserError(f"{output_dir}: machine 0 has ended with an error and deleted what there was") from error
     print(f"machine {machines.rank}: {count} batches are encoded; machine 0 writes them", file=sys.stderr)
     return output_dir
-
-
-def _drops(args: DataArguments) -> bool:
-    return args.dedup is not None or args.decontaminate is not None
-
-
-def _deduplicated(args: DataArguments, corpus: Corpus, folder: Path) -> Corpus:
-    """The corpus without what `args` leave out: it is found the first time, and listed in `folder`."""
-    if not _drops(args):
-        return corpus
-    if not (folder / DROPPED_FILE).is_file():
-        with Progress("comparing documents", corpus.text_bytes, "B", unit_scale=True) as bar:
-            found = list(find_dropped(corpus, args.dedup, args.dedup_threshold, args.decontaminate or [], bar.update))
-        write_dropped(folder, found)
-        for line in summary(found):
-            print(line, file=sys.stderr)
-    dropped = read_dropped(folder)
-    return replace(
-        corpus,
-        train=KeptDocuments(corpus.train, [entry.document for entry in dropped if entry.split == "train"]),
-        validation=KeptDocuments(
-            corpus.validation, [entry.document for entry in dropped if entry.split == "validation"]
-        ),
-    )
 
 
 def _encoding(args: DataArguments, corpus: Corpus, tokenizer: "PreTrainedTokenizerFast") -> tuple[EncoderSpec, int]:

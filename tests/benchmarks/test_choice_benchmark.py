@@ -1,7 +1,6 @@
 """Laws of `minigpt bench choice`: every run has the same time, and its figures are those of the runs."""
 
 import json
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pytest
@@ -9,23 +8,8 @@ import pytest
 from minigpt.benchmarks import choice
 from minigpt.cli import main
 from minigpt.utils.run_files import METRICS_FILE, read_metrics
-from support.runs import finish
 
 MINUTES = 0.02
-
-
-@pytest.fixture
-def started(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
-    """The command lines of the trainers; they are forked from a process with the imports done."""
-    commands: list[list[str]] = []
-
-    def run(command: Sequence[str], environment: Mapping[str, str]) -> tuple[int, str]:
-        commands.append(list(command))
-        process = finish(list(command))
-        return process.returncode, process.stdout + process.stderr
-
-    monkeypatch.setattr("minigpt.experiments.runs._run", run)
-    return commands
 
 
 def last(run_dir: Path) -> dict[str, float]:

@@ -1,26 +1,9 @@
-"""Runs of experiments start in a tenth of a second: their processes are forked from one with the imports done."""
+"""The run that experiments repeat."""
 
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pytest
 import yaml
-
-from support.runs import finish
-
-
-@pytest.fixture
-def started(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
-    """The command lines of the processes that a test has started so far."""
-    commands: list[list[str]] = []
-
-    def run(command: Sequence[str], environment: Mapping[str, str]) -> tuple[int, str]:
-        commands.append(list(command))
-        process = finish(list(command))
-        return process.returncode, process.stdout + process.stderr
-
-    monkeypatch.setattr("minigpt.experiments.runs._run", run)
-    return commands
 
 
 @pytest.fixture

@@ -18,6 +18,7 @@ from minigpt.training.verify_resume import differences
 from minigpt.utils.errors import UserError
 from support import fork_server
 from support.runs import ROOT, metrics
+from support.sharding_on_cpu import FSDP2
 from support.tensors import different_tensors
 from support.tiny import tiny_model
 
@@ -166,16 +167,6 @@ def launch(words: list[str], processes: int, profile: dict[str, str]) -> None:
     ranks = fork_server.start_ranks(program, processes, profile)
     code = fork_server.finish_ranks(ranks, timeout=120)
     assert code == 0, "".join(rank.stderr() for rank in ranks)
-
-
-FSDP2 = {
-    "ACCELERATE_USE_FSDP": "true",
-    "FSDP_VERSION": "2",
-    "FSDP_RESHARD_AFTER_FORWARD": "true",
-    "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP",
-    "FSDP_STATE_DICT_TYPE": "SHARDED_STATE_DICT",
-    "FSDP_CPU_RAM_EFFICIENT_LOADING": "false",
-}
 
 
 @pytest.mark.parametrize("profile", [{}, FSDP2], ids=["ddp", "fsdp2"])
