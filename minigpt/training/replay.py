@@ -75,7 +75,8 @@ class ReplayedStep:
         for name, module in self.model.named_modules():
             if name:
                 handles.append(module.register_forward_hook(partial(forward_hook, name)))
-            if name and not list(module.children()):  # others may return what is no tensor
+            # a module of modules may return what is no tensor, and ids have no gradient
+            if name and not list(module.children()) and not isinstance(module, nn.Embedding):
                 handles.append(module.register_full_backward_hook(partial(backward_hook, name)))
         try:
             yield

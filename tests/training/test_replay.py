@@ -14,6 +14,7 @@ from minigpt.training.nonfinite import StepRecord
 from minigpt.training.replay import ReplayedStep
 from support.tiny import tiny_model
 
+pytestmark = pytest.mark.filterwarnings("error")  # the command would show them
 MODULES = ["embed_tokens", "layers.0.self_attn.q_proj", "layers.1.mlp.up_proj", "layers.1.mlp.down_proj", "norm"]
 
 
