@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
 PROGRAM = "minigpt plan"
 EPILOG = """\
-For GPUs a table shows what fits into 90 % of their memory, with DDP and FSDP2 and each --gradient_checkpointing, and
-the command line of the fastest. Communication takes the time of a ring: (n - 1) / n x size / bandwidth + (n - 1) x
+For GPUs a table shows what fits into 90 % of their memory, with DDP, FSDP2, HSDP and each --gradient_checkpointing,
+and the command line of the fastest. Communication takes the time of a ring: (n - 1) / n x size / bandwidth + (n - 1) x
 latency for an all-gather or a reduce-scatter, twice that for an all-reduce. It reaches 80 % of the slowest link, and
 hides behind up to 80 % of the computing. docs/plan.md has all formulas and assumptions.
 """
@@ -35,12 +35,13 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser = CommandParser(
         PROGRAM,
         __doc__,
-        usage="%(prog)s PRESET [--option value ...] [--devices N] [--fsdp] [--memory GIB] [--device D] [--json]",
+        usage="%(prog)s PRESET [--option value ...] [--devices N] [--fsdp | --hsdp] [--memory GIB] [--device D]",
         epilog=EPILOG,
     )
     add = parser.add_argument
     add("--devices", type=int, default=1, metavar="N", help="number of devices, one process each (default: 1)")
     add("--fsdp", action="store_true", help="shard over the devices, as the launch profile fsdp2 does (default: DDP)")
+    add("--hsdp", action="store_true", help="shard over the devices of each node, as the launch profile hsdp does")
     add("--memory", type=float, metavar="GIB", help="memory of one device, to propose what fits (default: the GPU's)")
     add(
         "--device",
@@ -96,6 +97,8 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         raise UserError(f"efficiency={args.efficiency} must be above 0 and at most 1")
     if args.fsdp and args.devices == 1:
         raise UserError("fsdp shards over several devices; give --devices")
+    if args.fsdp and args.hsdp:
+        raise UserError("give either --fsdp or --hsdp")
     _check_spelling(words, list(parser._option_string_actions))
     args.training, args.words, args.chooses = _parse_run(words), words, lacks_preset(words)
     if args.chooses and (args.device is not None or args.no_probe):
@@ -123,6 +126,7 @@ def run(args: argparse.Namespace) -> None:
         choice.args if choice else args.training,
         devices=args.devices,
         fsdp=args.fsdp,
+        hsdp=args.hsdp,
         memory_gib=args.memory,
         device=args.device,
         devices_per_node=args.devices_per_node,

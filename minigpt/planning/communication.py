@@ -13,7 +13,7 @@ for the latencies and the tree.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from minigpt.planning.memory import (
     FLOAT32,
@@ -52,6 +52,14 @@ class Cluster:
         slowest = self.link.bytes_per_s if self.nodes == 1 else min(self.link.bytes_per_s, self.network_bytes_per_s)
         return LINK_EFFICIENCY * slowest
 
+    def of_one_replica(self, replicas: int) -> "Cluster":
+        """The devices among which one of `replicas` copies of the model is divided."""
+        return replace(self, devices=self.devices // replicas)
+
+    def between_replicas(self, replicas: int) -> "Cluster":
+        """One rank of each node; those of a node reduce their shards at once, and share its network."""
+        return replace(self, devices=replicas, devices_per_node=1)
+
     def gather_s(self, size: float) -> float:
         """Time of an all-gather or a reduce-scatter of `size` bytes in total, as a ring."""
         between_nodes = 0 if self.nodes == 1 else min(self.nodes, self.devices - 1)  # hops of one piece
@@ -89,7 +97,9 @@ def _muon_s(setup: TrainingSetup, cluster: Cluster) -> float:
     if setup.optimizer != "muon":
         return 0.0
     matrices = setup.config.num_hidden_layers * layer_matrix_parameters(setup.config) * FLOAT32
-    return 2 * cluster.gather_s(matrices / setup.devices) if setup.sharded else cluster.gather_s(matrices)
+    if not setup.sharded:
+        return cluster.gather_s(matrices)
+    return 2 * cluster.of_one_replica(setup.replicas).gather_s(matrices / setup.shards)
 
 
 def _ddp_s(setup: TrainingSetup, cluster: Cluster, backward_s: float, gradient_bytes: int) -> float:
@@ -109,18 +119,24 @@ def _ddp_s(setup: TrainingSetup, cluster: Cluster, backward_s: float, gradient_b
 def _fsdp2_s(setup: TrainingSetup, cluster: Cluster, forward_s: float, backward_s: float) -> float:
     """FSDP2 gathers each layer in both passes of every micro-batch and reduces its gradients in float32.
 
+    HSDP does both within a node, and then averages the reduced shards over the nodes.
     The next layer is gathered while one computes. Nothing hides the first layer of a pass, the last reduction of
     the backward pass, and what is outside the layers, which is gathered before and reduced after all layers.
     """
+    node, nodes = cluster.of_one_replica(setup.replicas), cluster.between_replicas(setup.replicas)
+
+    def reduced_s(size: float) -> float:
+        return node.gather_s(size) + (nodes.all_reduce_s(size) if setup.replicas > 1 else 0.0)
+
     layers = setup.config.num_hidden_layers
     adapter_layer = adapter_layer_parameters(setup)
     layer, outside = layer_parameters(setup.config) + adapter_layer, non_layer_parameters(setup.config)
     gradients, outside_gradients = (layer, outside) if setup.adapter is None else (adapter_layer, 0)
-    gather_s, reduce_s = cluster.gather_s(layer * setup.compute_bytes), cluster.gather_s(gradients * FLOAT32)
+    gather_s, reduce_s = node.gather_s(layer * setup.compute_bytes), reduced_s(gradients * FLOAT32)
     hidden_s = [
         (layers - 1) * gather_s - OVERLAP * forward_s,
         (layers - 1) * (gather_s + reduce_s) - OVERLAP * backward_s,
     ]
-    outside_s = cluster.gather_s(outside * setup.compute_bytes)
-    outside_s += cluster.gather_s(outside_gradients * FLOAT32) if outside_gradients else 0.0
+    outside_s = node.gather_s(outside * setup.compute_bytes)
+    outside_s += reduced_s(outside_gradients * FLOAT32) if outside_gradients else 0.0
     return outside_s + 2 * gather_s + reduce_s + sum(max(0.0, late_s) for late_s in hidden_s)

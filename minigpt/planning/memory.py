@@ -63,6 +63,7 @@ class TrainingSetup:
     device: str = "cpu"  # or cuda
     devices: int = 1
     sharded: bool = False  # FSDP2; otherwise DDP
+    replicas: int = 1  # copies of a sharded model, one on each node (HSDP)
     process_bytes: float = 0.0  # the process before it has a model
     adapter: Adapter | None = None  # the only thing that is trained, if it is given
 
@@ -91,7 +92,14 @@ class TrainingSetup:
     @property
     def shards(self) -> int:
         """Into how many parts weights, gradients and optimizer state are divided."""
-        return self.devices if self.sharded else 1
+        return self.devices // self.replicas if self.sharded else 1
+
+    @property
+    def parallelism(self) -> str:
+        """What the devices share: one, DDP, FSDP2 or HSDP."""
+        if self.devices == 1:
+            return "one"
+        return "DDP" if not self.sharded else "FSDP2" if self.replicas == 1 else "HSDP"
 
 
 def layer_matrices(config: MiniGPTConfig) -> dict[tuple[int, int], int]:
@@ -186,7 +194,7 @@ def update_bytes(setup: TrainingSetup) -> float:
     """
     if setup.optimizer != "muon":
         return 0.0
-    iteration = (2 if setup.device == "cuda" else FLOAT32) / setup.devices
+    iteration = (2 if setup.device == "cuda" else FLOAT32) / (setup.devices // setup.replicas)
     stacks = 6 / setup.shards if setup.sharded else 3 if setup.is_ddp else 2
     sizes = []
     for (rows, columns), count in muon_matrices(setup.config).items():
@@ -490,11 +498,11 @@ def largest_that_fits(setup: TrainingSetup, memory_bytes: float) -> TrainingSetu
     return next((same for same in setups_of_same_batch(setup) if peak_bytes(same) <= memory_bytes), None)
 
 
-def variants(setup: TrainingSetup, sharded: Sequence[bool]) -> list[TrainingSetup]:
-    """The setup with each kind of activation checkpointing, and with DDP and FSDP2 as `sharded` says."""
+def variants(setups: Sequence[TrainingSetup]) -> list[TrainingSetup]:
+    """Each of the setups with each kind of activation checkpointing."""
     return [
-        replace(setup, gradient_checkpointing=checkpointing, sharded=is_sharded)
-        for is_sharded in sharded
+        replace(setup, gradient_checkpointing=checkpointing)
+        for setup in setups
         for checkpointing in ("no", "selective", "full")
     ]
 
@@ -503,7 +511,7 @@ def too_little_memory(setups: Sequence[TrainingSetup], memory_bytes: float) -> s
     """A message that names the smallest need of `setups` with any micro-batch, and how to get below it."""
     smallest = min((same for setup in setups for same in setups_of_same_batch(setup)), key=peak_bytes)
     options = ["per_device_train_batch_size=1", f"gradient_checkpointing={smallest.gradient_checkpointing}"]
-    options += ["fsdp"] if smallest.sharded else []
+    options += ["fsdp" if smallest.replicas == 1 else "hsdp"] if smallest.sharded else []
     advice = "a smaller model or block_size" + (" or more --devices" if smallest.device == "cuda" else "")
     return (
         f"memory={memory_bytes / 2**30:.2f} GiB is too little: even with {', '.join(options)} this run needs "

@@ -3,7 +3,7 @@
 import shlex
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -74,7 +74,7 @@ class Candidate:
     def as_dict(self) -> dict[str, Any]:
         """The options that give this setup, its memory and its time."""
         return {
-            "fsdp": self.setup.sharded,
+            "parallelism": self.setup.parallelism,
             "gradient_checkpointing": self.setup.gradient_checkpointing,
             "per_device_train_batch_size": self.setup.micro_batch,
             "gradient_accumulation_steps": self.setup.accumulation,
@@ -118,7 +118,7 @@ class RunPlan:
             "flops_per_token": flops_per_token(setup),
             "device": self.hardware.device,
             "devices": setup.devices,
-            "fsdp": setup.sharded,
+            "parallelism": setup.parallelism,
             "precision": self.precision,
             "memory_gib": {name: size / GIB for name, size in parts.items() if size},
             "peak_gib": peak_bytes(setup) / GIB,
@@ -143,7 +143,7 @@ class RunPlan:
         figures, setup = self.as_dict(), self.setup
         unknown_steps = "known after tokenizing; give --max_steps, or prepared shards with --data"
         device, *connection = self.hardware.describe(setup.devices)
-        parallel = f", {'FSDP2' if setup.sharded else 'DDP'}" if setup.devices > 1 else ""
+        parallel = f", {setup.parallelism}" if setup.devices > 1 else ""
         lines = [
             f"  parameters       {figures['parameters']:,}{self._trained_share()}",
             f"  tokens per step  {figures['tokens_per_step']:,} = {setup.micro_batch} samples x "
@@ -197,13 +197,16 @@ class RunPlan:
         if setup.device == "cpu":
             profile = "cpu" if setup.devices == 1 else "cpu_ddp"
         elif setup.sharded:
-            profile = "fsdp2"
+            profile = setup.parallelism.lower()
         else:
             profile = "single_gpu" if setup.devices == 1 else "multi_gpu" if nodes == 1 else "multi_node"
         words = ["minigpt", "train", *self.words, "--profile", profile]
         words += ["--num_processes", str(setup.devices)] if setup.devices > 1 else []
         words += ["--num_machines", str(nodes), "--machine_rank", "R"] if nodes > 1 else []
         words += ["--main_process_ip", "ADDRESS_OF_RANK_0"] if nodes > 1 else []
+        if setup.replicas > 1:
+            words += ["--parallelism_config_dp_replicate_size", str(setup.replicas)]
+            words += ["--parallelism_config_dp_shard_size", str(setup.shards)]
         words += ["--per_device_train_batch_size", str(setup.micro_batch)]
         words += ["--gradient_accumulation_steps", str(setup.accumulation)]
         words += ["--gradient_checkpointing", setup.gradient_checkpointing]
@@ -222,16 +225,15 @@ class RunPlan:
         ]
         for candidate in self.candidates:
             same, mark = candidate.setup, "*" if candidate is self.proposal else " "
-            parallel = "one" if same.devices == 1 else "FSDP2" if same.sharded else "DDP"
             time = format_seconds(candidate.timing.step_s) if candidate.timing else "?"
             lines.append(
-                f"    {mark} {parallel:<8}  {same.gradient_checkpointing:<13}  {same.micro_batch:>11}  "
+                f"    {mark} {same.parallelism:<8}  {same.gradient_checkpointing:<13}  {same.micro_batch:>11}  "
                 f"{same.accumulation:>12}  {peak_bytes(same) / GIB:>8.3f}  {time:>13}"
             )
         return [*lines, "", f"  {self.command(self.proposal.setup)}"]
 
     def _all_variants(self) -> list[TrainingSetup]:
-        return variants(self.setup, _sharding(self.setup))
+        return variants(_parallelisms(self.setup, self.hardware))
 
     def _assumptions(self) -> list[str]:
         if self.hardware.gpu is None:
@@ -252,6 +254,7 @@ def plan_run(
     *,
     devices: int = 1,
     fsdp: bool = False,
+    hsdp: bool = False,
     memory_gib: float | None = None,
     device: str | None = None,
     devices_per_node: int = 8,
@@ -263,7 +266,7 @@ def plan_run(
     probe: bool = True,
     words: Sequence[str] = (),
 ) -> RunPlan:
-    """Plan the run of `args` on `devices` devices, with FSDP2 if `fsdp`, otherwise with DDP.
+    """Plan the run of `args` on `devices` devices: with FSDP2 if `fsdp`, in each node alone if `hsdp`, else with DDP.
 
     memory_gib: memory of one device, for which the largest micro-batch that fits is proposed; None is that of the GPU.
     device: cpu, cuda or a name of an absent GPU that `find_gpu` knows; None is the device of this machine.
@@ -278,16 +281,22 @@ def plan_run(
     fits into `memory_gib`.
     """
     present = "cuda" if torch.cuda.is_available() and not args.use_cpu else "cpu"
-    means_gpus = devices > 1 or fsdp or memory_gib is not None or link is not None or network is not None
+    means_gpus = devices > 1 or fsdp or hsdp or memory_gib is not None or link is not None or network is not None
     if device is None and present == "cpu" and means_gpus and not args.use_cpu:
         raise UserError(which_gpu(memory_gib))
     hardware = find_hardware(device or present, present, devices, devices_per_node, link, network, memory_gib)
     kind = "cpu" if hardware.device == "cpu" else "cuda"
-    if fsdp and kind == "cpu":
-        raise UserError("fsdp needs GPUs; name one with --device")
+    if (fsdp or hsdp) and kind == "cpu":
+        raise UserError(f"{'hsdp' if hsdp else 'fsdp'} needs GPUs; name one with --device")
+    replicas = devices // devices_per_node if hsdp else 1
+    if hsdp and (replicas == 1 or devices % devices_per_node):
+        raise UserError(
+            f"hsdp shards within each of several nodes: devices={devices} must be two or more times "
+            f"devices_per_node={devices_per_node}"
+        )
     precision = args.mixed_precision or ("no" if kind == "cpu" else "bf16")  # as the launch profiles have it
     config = planned_config(args)
-    setup = training_setup(args, config, precision, kind, devices, fsdp)
+    setup = training_setup(args, config, precision, kind, devices, fsdp or hsdp, replicas)
     gradient_bytes = FLOAT32 if args.ddp_comm_hook == "no" else 2
 
     def estimate(same: TrainingSetup, computing: StepTime | None = None) -> Timing | None:
@@ -303,7 +312,7 @@ def plan_run(
     limit = hardware.memory_bytes
     candidates: list[Candidate] = []
     if limit is not None:
-        all_variants = variants(setup, _sharding(setup))
+        all_variants = variants(_parallelisms(setup, hardware))
         fitting = [same for variant in all_variants if (same := largest_that_fits(variant, limit)) is not None]
         candidates = [Candidate(same, estimate(same)) for same in fitting]
         if not candidates and memory_gib is not None:
@@ -336,7 +345,13 @@ def plan_run(
 
 
 def training_setup(
-    args: Arguments, config: MiniGPTConfig, precision: str, device: str, devices: int = 1, fsdp: bool = False
+    args: Arguments,
+    config: MiniGPTConfig,
+    precision: str,
+    device: str,
+    devices: int = 1,
+    sharded: bool = False,
+    replicas: int = 1,
 ) -> TrainingSetup:
     """What decides the memory of each of `devices` devices, of the kind cpu or cuda, in the run of `args`."""
     return TrainingSetup(
@@ -353,23 +368,28 @@ def training_setup(
         gradient_checkpointing=args.gradient_checkpointing,
         device=device,
         devices=devices,
-        sharded=fsdp,
+        sharded=sharded,
+        replicas=replicas,
         process_bytes=_process_bytes(args) if device == "cpu" else 0.0,
         adapter=planned_adapter(args, config),
     )
 
 
-def _sharding(setup: TrainingSetup) -> list[bool]:
-    """Which of DDP (False) and FSDP2 (True) can be proposed. FSDP2 needs several GPUs; if it is given, it stays."""
-    if setup.sharded:
-        return [True]
-    return [False, True] if setup.devices > 1 and setup.device == "cuda" else [False]
+def _parallelisms(setup: TrainingSetup, hardware: Hardware) -> list[TrainingSetup]:
+    """The setup with DDP, and on several GPUs with FSDP2 and HSDP. Sharding that was asked for stays as it is."""
+    if setup.sharded or setup.devices == 1 or setup.device == "cpu":
+        return [setup]
+    sharded = [replace(setup, sharded=True)]
+    nodes = hardware.cluster.nodes if hardware.cluster is not None else 1
+    if nodes > 1 and setup.devices % nodes == 0:
+        sharded.append(replace(setup, sharded=True, replicas=nodes))
+    return [setup, *sharded]
 
 
 def _best(candidates: Sequence[Candidate]) -> Candidate | None:
     """The first candidate that is about as fast as the fastest; the first if no time is known.
 
-    DDP comes before FSDP2, and less recomputation before more.
+    DDP comes before FSDP2 and HSDP, and less recomputation before more.
     """
     times = [candidate.timing.step_s if candidate.timing else 0.0 for candidate in candidates]
     return next(

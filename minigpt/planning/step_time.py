@@ -187,6 +187,6 @@ def estimate_step_time(gpu: Gpu, setup: TrainingSetup, efficiency: float) -> Ste
     update_s /= BANDWIDTH_EFFICIENCY * gpu.bytes_per_s
     if setup.optimizer == "muon":
         update_s += (
-            muon_flops(setup.config, setup.muon_ns_steps) / setup.devices / rate
+            muon_flops(setup.config, setup.muon_ns_steps) / (setup.devices // setup.replicas) / rate
         )  # each computes a share of the matrices
     return StepTime(setup.tokens * flops / (rate if setup.is_mixed else rate / 2), update_s)

@@ -6,7 +6,7 @@ import pytest
 
 from configuration_minigpt import MiniGPTConfig
 from minigpt.planning.communication import LINK_EFFICIENCY, NETWORK_HOP_S, OVERLAP, Cluster, exposed_s
-from minigpt.planning.memory import TrainingSetup
+from minigpt.planning.memory import TrainingSetup, parameters
 from minigpt.utils.hardware import GBIT, LINKS
 
 CONFIG = MiniGPTConfig(hidden_size=768, num_hidden_layers=12, num_attention_heads=12, vocab_size=50304)
@@ -84,6 +84,22 @@ def test_computing_hides_at_most_its_share_of_the_communication(sharded: bool, d
     for micro_batch_s in (0.001, 0.01, 0.1):
         waiting_s = exposed_s(setup, cluster(devices, network_gbit=100), micro_batch_s)
         assert (all_s - OVERLAP * setup.accumulation * micro_batch_s) * (1 - 1e-9) <= waiting_s <= all_s
+
+
+@pytest.mark.parametrize("network_gbit", [10, 400, 3200])
+def test_hsdp_waits_as_fsdp2_of_one_node_and_then_for_the_average_over_the_nodes(network_gbit: float) -> None:
+    """Between nodes it sends the gradients only; FSDP2 also sends the weights, twice, which a slow network shows."""
+    one_node = exposed_s(replace(SETUP, devices=8, sharded=True), cluster(8), micro_batch_s=0.0)
+    whole = cluster(64, network_gbit=network_gbit)
+    hsdp = exposed_s(replace(SETUP, devices=64, sharded=True, replicas=8), whole, micro_batch_s=0.0)
+    fsdp2 = exposed_s(replace(SETUP, devices=64, sharded=True), whole, micro_batch_s=0.0)
+    gradients = 4 * parameters(CONFIG)
+    nodes = cluster(8, devices_per_node=1, network_gbit=network_gbit)
+    alone_s = SETUP.accumulation * nodes.all_reduce_s(gradients)
+    pieces = SETUP.accumulation * (CONFIG.num_hidden_layers + 1)  # of the gradients, each with the latency of its hops
+    hops_s = pieces * nodes.all_reduce_s(0.0)
+    assert one_node + alone_s * (1 - 1e-9) <= hsdp <= one_node + alone_s + 2.5 * hops_s
+    assert hsdp < fsdp2 or network_gbit > 1000
 
 
 def test_ddp_averages_once_per_step_and_fsdp2_communicates_in_every_micro_batch() -> None:

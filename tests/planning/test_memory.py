@@ -417,7 +417,7 @@ def test_proposal_fits_keeps_the_global_batch_and_no_larger_micro_batch_fits(mem
 
 def test_error_for_too_little_memory_names_a_need_that_is_enough() -> None:
     setup = TrainingSetup(tiny_config(), block_size=32, micro_batch=2, accumulation=3, process_bytes=2**30)
-    setups = memory.variants(setup, [False])
+    setups = memory.variants([setup])
     assert all(memory.largest_that_fits(variant, 2**20) is None for variant in setups)
     message = memory.too_little_memory(setups, 2**20)
     needed_gib = float(message.split("this run needs ")[1].split(" GiB")[0])

@@ -39,6 +39,7 @@ TINY_SHAPE = (
 )
 TINY_RUN = "--per_device_train_batch_size 4 --gradient_accumulation_steps 6 --max_steps 12 --use_cpu"
 TINY = f"{TINY_SHAPE} {TINY_RUN}".split()
+PARALLELISM = {"one": [], "DDP": [], "FSDP2": ["--fsdp"], "HSDP": ["--hsdp"]}
 
 TOKENIZER_IDS = {"bos_token_id", "eos_token_id", "pad_token_id"}  # decide neither memory nor time
 
@@ -170,7 +171,7 @@ def test_proposed_options_give_a_run_of_the_proposed_size(capsys: pytest.Capture
         for candidate in before["candidates"]:
             names = ("gradient_checkpointing", "per_device_train_batch_size", "gradient_accumulation_steps")
             options = [word for name in names for word in (f"--{name}", str(candidate[name]))]
-            after = plan(capsys, *machine, *options, *(["--fsdp"] if candidate["fsdp"] else []))
+            after = plan(capsys, *machine, *options, *PARALLELISM[candidate["parallelism"]])
             assert after["peak_gib"] == candidate["peak_gib"] <= 2
             assert after["step_s"] == candidate["step_s"] >= before["proposal"]["step_s"] / 1.03
             assert after["tokens_per_step"] == before["tokens_per_step"]
@@ -182,7 +183,8 @@ def test_proposed_options_give_a_run_of_the_proposed_size(capsys: pytest.Capture
         ([], "single_gpu", 1),
         (["--devices", "4"], "multi_gpu", 4),
         (["--devices", "4", "--fsdp"], "fsdp2", 4),
-        (["--devices", "16"], "multi_node", 16),
+        (["--devices", "16", "--network", "8x400"], "multi_node", 16),  # HSDP sends less between two nodes
+        (["--devices", "16", "--hsdp"], "hsdp", 16),
     ],
 )
 def test_proposed_command_gives_the_trainer_the_proposed_options(
@@ -248,7 +250,7 @@ def test_gpu_of_this_machine_limits_the_proposal(
     assert figures["device"] == name
     assert figures["step_s"] is None  # not measured
     assert figures["limit_gib"] == pytest.approx(0.9 * 22.5)
-    assert figures["proposal"]["fsdp"] is False
+    assert figures["proposal"]["parallelism"] == "DDP"
     assert (figures["proposal"]["step_s"] is None) == (name not in GPUS)
 
 
@@ -367,6 +369,9 @@ def test_time_of_the_run_is_that_of_its_steps(capsys: pytest.CaptureFixture[str]
         (["--devices", "0"], "devices=0 must be at least 1"),
         (["--efficiency", "1.5"], "efficiency=1.5 must be above 0 and at most 1"),
         (["--fsdp"], "give --devices"),
+        (["--devices", "8", "--hsdp", "--device", "H100"], "devices=8 must be two or more times devices_per_node=8"),
+        (["--devices", "20", "--hsdp", "--device", "H100"], "devices=20 must be two or more times devices_per_node=8"),
+        (["--devices", "16", "--fsdp", "--hsdp"], "give either --fsdp or --hsdp"),
         (["--device", "H1000"], "device=H1000 is not available and not one of"),
         (["--device", "L400"], "device=L400 is not available and not one of"),
         (["--device", "A10G", "--link", "rope"], "link=rope is not one of NVLink 5,"),
