@@ -207,6 +207,7 @@ def draw_singular_values(momentum: Tensor, file: Path) -> None:
     updates = {"momentum": momentum / momentum.norm()}
     updates |= {f"after {steps} steps": orthogonalize(momentum[None], steps)[0] for steps in (3, 5)}
     print("\n| matrix | largest | median | last but one | last | the ten largest, in % of the sum of squares |")
+    print("|---|---:|---:|---:|---:|---:|")
     for (name, matrix), color in zip(updates.items(), COLORS, strict=False):
         values = torch.linalg.svdvals(matrix)
         percent = 100 * values[:10].square().sum() / values.square().sum()
