@@ -50,7 +50,7 @@ MASK_CACHE_ARGUMENT = "cache" if "cache" in inspect.signature(create_causal_mask
 def eager_attention(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
 ) -> tuple[Tensor, Tensor]:
-    """Attention in plain operations. The other kernels compute the same but do not return the attention weights.
+    """softmax(QKᵀ · scaling + mask) V, in plain operations. The other kernels do not return the attention weights.
 
     query is [B, H, T, D], key and value are [B, H, S, D]; attention_mask [B, 1, T, S] is added to the scores.
     kwargs holds scaling and dropout. Returns the mixed values [B, T, H, D] and the attention weights [B, H, T, S].
@@ -66,7 +66,7 @@ def eager_attention(
 class MiniGPTAttention(nn.Module):
     """Causal multi-head self-attention. `config._attn_implementation` selects the kernel."""
 
-    is_causal = True
+    is_causal = True  # kernels that get no mask read this
 
     def __init__(self, config: MiniGPTConfig, layer_idx: int) -> None:
         super().__init__()
@@ -78,7 +78,7 @@ class MiniGPTAttention(nn.Module):
         self.k_proj = nn.Linear(config.hidden_size, config.hidden_size, bias=config.qkv_bias)
         self.v_proj = nn.Linear(config.hidden_size, config.hidden_size, bias=config.qkv_bias)
         self.o_proj = nn.Linear(config.hidden_size, config.hidden_size)
-        self.o_proj.feeds_residual = True
+        self.o_proj.feeds_residual = True  # for _init_weights
         self.attn_dropout = nn.Dropout(config.attn_pdrop)  # a module, because tools switch dropout off in modules
         self.resid_dropout = nn.Dropout(config.resid_pdrop)
 
