@@ -31,6 +31,7 @@ VERBS = {
     "sweep": "train every combination of some options, and rank them",
     "plot": "draw the curves of runs",
     "verify-resume": "verify that a run resumes exactly",
+    "audit": "say whether a run is what its folder says, by training parts of it again",
     "replay": "replay a step that was skipped because its gradient was not finite",
     "data inspect": "describe token shards",
     "data verify": "compare token shards with their manifest",

@@ -1,5 +1,6 @@
 """Checksums of checkpoint folders: write them, find damage, choose the newest undamaged checkpoint."""
 
+import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from itertools import count
@@ -9,7 +10,7 @@ from typing import Any
 
 from minigpt.utils.errors import UserError
 from minigpt.utils.files import delete, file_sha256, fsync, read_json
-from minigpt.utils.run_files import CHECKSUMS_FILE
+from minigpt.utils.run_files import CHECKSUMS_FILE, METRICS_FILE
 
 
 def checksum(path: Path) -> dict[str, Any]:
@@ -18,9 +19,17 @@ def checksum(path: Path) -> dict[str, Any]:
     return {"bytes": path.stat().st_size, "sha256": file_sha256(path)}
 
 
+def log_checksum(log: Path, size: int) -> dict[str, Any]:
+    """SHA-256 of the first `size` bytes of a metrics.jsonl, and how many there are."""
+    with log.open("rb") as file:
+        content = file.read(size)
+    return {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+
+
 def write_checksums(folder: Path, known: Mapping[str, dict[str, Any]] = MappingProxyType({})) -> None:
     """Write checkpoint.json, the checksums of all files in `folder`, and flush all to the disk.
 
+    It also has the checksum of what the log of the run has become by now, which only grows: `minigpt audit` compares.
     known: the checksums of files that other processes have written.
     """
     files = {
@@ -28,7 +37,9 @@ def write_checksums(folder: Path, known: Mapping[str, dict[str, Any]] = MappingP
         for path in sorted(folder.rglob("*"))
         if path.is_file() and (name := path.relative_to(folder).as_posix())
     }
-    (folder / CHECKSUMS_FILE).write_text(json.dumps({"files": files}, indent=2) + "\n", encoding="utf-8")
+    log = folder.parent / METRICS_FILE
+    sums = {"files": files} | ({"log": log_checksum(log, log.stat().st_size)} if log.is_file() else {})
+    (folder / CHECKSUMS_FILE).write_text(json.dumps(sums, indent=2) + "\n", encoding="utf-8")
     fsync(folder / CHECKSUMS_FILE)
     for path in [path for path in folder.rglob("*") if path.is_dir()] + [folder]:
         fsync(path)
