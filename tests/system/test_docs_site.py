@@ -109,7 +109,8 @@ def test_the_example_of_the_api_reference_runs(tmp_path: Path, monkeypatch: pyte
     for part in (tiny_model(), byte_tokenizer(eos_token="<|endoftext|>")):
         part.save_pretrained(tmp_path / "runs" / "quickstart")
     monkeypatch.chdir(tmp_path)
-    (example,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs/api/README.md").read_text(encoding="utf-8"), re.DOTALL)
+    page = (ROOT / "docs" / "api" / "README.md").read_text(encoding="utf-8")
+    (example,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
     with contextlib.redirect_stdout(io.StringIO()) as output:
         exec(example, {})
     assert output.getvalue().startswith("Return the")
