@@ -92,11 +92,10 @@ def navigation() -> Iterator[str]:
 
 def documented_names(page: Path) -> Iterator[str]:
     """Each module that an API page shows, and the members that it selects."""
-    for module, members in re.findall(
-        r"^::: (\S+)$(?:\n    options:\n      members: \[(.*)\]$)?", page.read_text(encoding="utf-8"), re.MULTILINE
-    ):
+    directive = r"^::: (\S+)(?:\n    options:\n      members: \[([^\]]*)\])?$"
+    for module, members in re.findall(directive, page.read_text(encoding="utf-8"), re.MULTILINE):
         yield module
-        yield from (f"{module}.{member}" for member in members.split(", ") if member)
+        yield from (f"{module}.{member}" for member in re.findall(r"\w+", members))
 
 
 @pytest.mark.parametrize("page", API_PAGES, ids=name_of)
