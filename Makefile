@@ -5,13 +5,16 @@
 # make fuzz     damaged files, odd paths and bad options for every verb: docs/bad_input.md
 # make check    lint, format, types, imports make format     fix what can be fixed
 # make wheel    build the package into dist/
+# make docs     build the documentation site into site/ (in .venv-docs, without torch)
 # Each sets up .venv first if it is missing or older than requirements.txt.
 
 PYTHON ?= python3
 BIN := $(if $(filter Windows_NT,$(OS)),.venv/Scripts,.venv/bin)
 READY := .venv/ready
+DOCS_BIN := $(subst .venv,.venv-docs,$(BIN))
+DOCS_READY := .venv-docs/ready
 
-.PHONY: train test test-all soak rehearsal fuzz check format wheel clean
+.PHONY: train test test-all soak rehearsal fuzz check format wheel docs clean
 
 train: $(READY)
 	$(BIN)/minigpt train quickstart --overwrite_output_dir
@@ -51,8 +54,11 @@ wheel: $(READY)
 	rm -rf build  # setuptools would pack what an earlier build left there
 	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist .
 
+docs: $(DOCS_READY)
+	NO_MKDOCS_2_WARNING=1 $(DOCS_BIN)/python -m mkdocs build --strict
+
 clean:
-	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
+	rm -rf .venv .venv-docs .cache site build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
 
 $(READY): requirements.txt pyproject.toml
 	@echo "==> Setting up .venv with the versions of requirements.txt (a minute or two, once)"
@@ -60,3 +66,9 @@ $(READY): requirements.txt pyproject.toml
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
 	@touch $(READY)
+
+$(DOCS_READY): requirements-docs.txt
+	@echo "==> Setting up .venv-docs with the versions of requirements-docs.txt"
+	$(PYTHON) -m venv .venv-docs
+	$(DOCS_BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-docs.txt
+	@touch $(DOCS_READY)

@@ -38,18 +38,18 @@ MAX_WEIGHTS = 10**13  # a typing error: the largest GPT has a tenth of them
 class MiniGPTConfig(PreTrainedConfig):
     """Shape and options of a MiniGPT model. The defaults are GPT-2 124M.
 
-    vocab_size: number of token ids; the embedding and the output head have this many rows.
-    max_position_embeddings: longest sequence, in tokens. Positions are learned, so longer sequences are impossible.
-    hidden_size, num_hidden_layers, num_attention_heads: width, depth, heads per layer (must divide the width).
-    intermediate_size: width inside the MLP; None means 4 * hidden_size.
-    hidden_act: any activation of transformers; "gelu_new" is GPT-2's tanh approximation of GELU.
-    layer_norm_epsilon: added to the variance in every LayerNorm.
-    initializer_range: standard deviation of initial weights (residual projections: divided by sqrt(2 * layers)).
-    embd_pdrop, attn_pdrop, resid_pdrop: dropout after the embeddings, on attention weights, on residual branches.
-    qkv_bias: whether the query, key and value projections have biases (as in GPT-2).
-    tie_word_embeddings: whether the output head shares the matrix of the token embedding.
-    bos_token_id, eos_token_id, pad_token_id: special ids; None where the tokenizer has none.
-    use_cache: whether forward returns keys and values for the next call by default.
+    - vocab_size: number of token ids; the embedding and the output head have this many rows.
+    - max_position_embeddings: longest sequence, in tokens. Positions are learned, so longer sequences are impossible.
+    - hidden_size, num_hidden_layers, num_attention_heads: width, depth, heads per layer (must divide the width).
+    - intermediate_size: width inside the MLP; None means 4 * hidden_size.
+    - hidden_act: any activation of transformers; "gelu_new" is GPT-2's tanh approximation of GELU.
+    - layer_norm_epsilon: added to the variance in every LayerNorm.
+    - initializer_range: standard deviation of initial weights (residual projections: divided by sqrt(2 * layers)).
+    - embd_pdrop, attn_pdrop, resid_pdrop: dropout after the embeddings, on attention weights, on residual branches.
+    - qkv_bias: whether the query, key and value projections have biases (as in GPT-2).
+    - tie_word_embeddings: whether the output head shares the matrix of the token embedding.
+    - bos_token_id, eos_token_id, pad_token_id: special ids; None where the tokenizer has none.
+    - use_cache: whether forward returns keys and values for the next call by default.
 
     Raises ValueError that lists every impossible value, or names a GPT-2 option that MiniGPT does not implement.
     """

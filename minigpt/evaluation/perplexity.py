@@ -117,8 +117,10 @@ def evaluate_model(
 ) -> Score:
     """Score every token of a text but the first. All processes take part and get the same result.
 
-    block_size: tokens per window; None is the longest context of the model. stride: tokens between the starts of
-    windows; None is `block_size`. Raises UserError if they do not fit the model or each other.
+    - block_size: tokens per window; None is the longest context of the model.
+    - stride: tokens between the starts of windows; None is `block_size`.
+
+    Raises UserError if they do not fit the model or each other.
     """
     limit = context_length(model)
     block_size = block_size or limit

@@ -73,10 +73,11 @@ class GgufFiles:
 def export_gguf(source: str | Path, destination: str | Path, outtype: str = "f16") -> GgufFiles:
     """Write the MiniGPT in `source` (a folder or Hub name) as a GGUF file, with a Modelfile for Ollama beside it.
 
-    destination: a file that ends in .gguf, or a folder, in which the file is called NAME-OUTTYPE.gguf, with the
-    type in capitals.
-    outtype: the numbers of the matrices, one of OUTTYPES; norms, biases and the position table are always float32.
-    float16 is the default because every build of llama.cpp has fast kernels for it, also those for browsers and GPUs.
+    - destination: a file that ends in .gguf, or a folder, in which the file is called NAME-OUTTYPE.gguf, with the
+      type in capitals.
+    - outtype: the numbers of the matrices, one of OUTTYPES; norms, biases and the position table are always float32.
+      float16 is the default because every build of llama.cpp has fast kernels for it, also those for browsers and
+      GPUs.
 
     Raises UserError if the `gguf` package is missing, the output exists, or the format cannot carry the model.
     """

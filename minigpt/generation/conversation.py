@@ -20,8 +20,10 @@ NO_CHAT_TEMPLATE = (
 class Conversation:
     """A conversation with any causal language model whose tokenizer has a chat template.
 
-    messages: all of them, {"role", "content"}; the system prompt, if there is one, is the first. dropped_turns: how
-    many of the oldest turns were not in the last prompt, since they did not fit. A turn is a question with its answer.
+    - messages: all of them, {"role", "content"}; the system prompt, if there is one, is the first.
+    - dropped_turns: how many of the oldest turns were not in the last prompt, since they did not fit. A turn is a
+      question with its answer.
+
     Raises UserError if the tokenizer has no chat template.
     """
 

@@ -28,9 +28,10 @@ INCOMPLETE_CHARACTER = "\N{REPLACEMENT CHARACTER}"  # what bytes decode to befor
 class Sampling:
     """How the next token is chosen. Raises UserError that lists every impossible value.
 
-    temperature: divides the logits; 0 always takes the most likely token. top_k: only the k most likely tokens.
-    top_p: only the fewest tokens with probabilities that add up to p. None keeps all tokens. stop: texts that end a
-    sequence and are not part of it; a stop text that begins in the prompt does not count.
+    - temperature: divides the logits; 0 always takes the most likely token.
+    - top_k: only the k most likely tokens; None keeps all.
+    - top_p: only the fewest tokens with probabilities that add up to p; None keeps all.
+    - stop: texts that end a sequence and are not part of it; a stop text that begins in the prompt does not count.
     """
 
     max_new_tokens: int
@@ -78,9 +79,10 @@ class Sampling:
 class Completion:
     """One continuation of one prompt.
 
-    continuation: the new text, without a stop text. token_ids: the new tokens, with the end-of-text token or the
-    tokens of the stop text if there is one. finish_reason: "end" (end-of-text token), "stop" (a stop text), "length".
-    refills: how often the context was full and generation continued with the second half of it.
+    - continuation: the new text, without a stop text.
+    - token_ids: the new tokens, with the end-of-text token or the tokens of the stop text if there is one.
+    - finish_reason: "end" (end-of-text token), "stop" (a stop text), "length".
+    - refills: how often the context was full and generation continued with the second half of it.
     """
 
     continuation: str

@@ -40,10 +40,12 @@ def load_model(
     MiniGPT and GPT-2 weights become a MiniGPT; other architectures keep the class of transformers, or their own with
     `trust_remote_code`. A LoRA adapter gives its base model, with the adapter merged into the weights. A run folder
     without a final model gives its newest checkpoint (see `find_model`).
-    dtype: that of the weights; "auto" is the dtype in which they were saved. device: None is the accelerator of this
-    machine, or the CPU if there is none. pack: pack the linear layers for faster inference on a CPU; such a model
-    can be neither trained nor saved. allow_nonfinite: accept weights with a NaN or an infinity. options: other
-    arguments of `from_pretrained`, such as `attn_implementation` or fields of the configuration.
+
+    - dtype: that of the weights; "auto" is the dtype in which they were saved.
+    - device: None is the accelerator of this machine, or the CPU if there is none.
+    - pack: pack the linear layers for faster inference on a CPU; such a model can be neither trained nor saved.
+    - allow_nonfinite: accept weights with a NaN or an infinity.
+    - options: other arguments of `from_pretrained`, such as `attn_implementation` or fields of the configuration.
 
     Raises UserError if the model cannot be found or loaded, has weights that are not finite, or if the device cannot
     be used.

@@ -15,9 +15,9 @@ class Schedule:
 
     The decay would reach `min_learning_rate` at step `max_steps`, one step after the last.
 
-    warmup_steps, max_steps, num_decay_steps: numbers of optimizer steps; max_steps includes the warm-up.
-    lr_scheduler_type: shape of the decay, cosine or linear; constant has no decay; warmup_stable_decay stays at the
-        peak until the last `num_decay_steps` steps and then decays linearly.
+    - warmup_steps, max_steps, num_decay_steps: numbers of optimizer steps; max_steps includes the warm-up.
+    - lr_scheduler_type: shape of the decay, cosine or linear; constant has no decay; warmup_stable_decay stays at the
+      peak until the last `num_decay_steps` steps and then decays linearly.
 
     Raises UserError if warm-up and decay take more than `max_steps`.
     """

@@ -39,10 +39,10 @@ SAFETY_FACTOR = 1.01  # of the norm, so that rounding takes no singular value ab
 class Muon(torch.optim.AdamW):
     """Muon for the parameter groups with `"muon": True`, whose parameters are matrices; AdamW for all other groups.
 
-    momentum: μ, the share of the old momentum that is kept in each step.
-    ns_steps: Newton-Schulz steps. More bring smaller singular values to 1, and take longer.
-    defaults: the options of AdamW. `lr` and `weight_decay` of a Muon group are those of Muon; the weight decay is
-        decoupled, as in AdamW.
+    - momentum: μ, the share of the old momentum that is kept in each step.
+    - ns_steps: Newton-Schulz steps. More bring smaller singular values to 1, and take longer.
+    - defaults: the options of AdamW. `lr` and `weight_decay` of a Muon group are those of Muon; the weight decay is
+      decoupled, as in AdamW.
 
     A matrix of a Muon group with `"row_blocks": R` is taken as R matrices, one below the other, as are the heads of a
     query or key projection. They are orthogonalized separately, which is also cheaper.
