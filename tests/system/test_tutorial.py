@@ -1,0 +1,67 @@
+"""Laws of docs/tutorial.md: its commands work in their order, in an empty folder, and what it says comes out."""
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from minigpt.utils.run_files import METRICS_FILE, read_metrics
+from support.runs import ROOT, finish
+
+PAGE = (ROOT / "docs" / "tutorial.md").read_text(encoding="utf-8")
+COMMANDS = [
+    line
+    for block in re.findall(r"^```bash\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)
+    for line in block.replace("\\\n", " ").splitlines()
+]
+SHORT = ["--max_steps", "3", "--eval_steps", "3", "--save_steps", "3", "--sample_max_new_tokens", "4"]
+
+
+def run(line: str, shorten: bool) -> str:
+    """Run a command of the page in the current folder. Returns what it printed."""
+    printed, _, piped = line.rpartition("|")
+    words = shlex.split(piped, comments=True)
+    words = [sys.executable, "-m", *words] if words[0] == "minigpt" else [sys.executable, *words[1:]]
+    if shorten and "train" in words:
+        words += SHORT
+    if shorten and "--conversations" in words:
+        words += ["--limit", "5"]
+    if printed:
+        text = shlex.split(printed)[1].encode().decode("unicode_escape")
+        done = subprocess.run(words, input=text, capture_output=True, text=True, check=False)
+    else:
+        done = finish(words)
+    assert done.returncode == 0, f"{line}\n{done.stderr}"
+    return done.stdout
+
+
+@pytest.fixture
+def empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    return tmp_path
+
+
+def test_the_commands_work_in_their_order(empty_folder: Path) -> None:
+    """With three steps instead of hundreds; the slow test takes them all."""
+    for line in COMMANDS:
+        run(line, shorten=True)
+    assert (empty_folder / "chat.html").is_file()
+    assert (empty_folder / "runs" / "loss.png").is_file()
+
+
+@pytest.mark.slow
+def test_the_tutorial_gives_what_it_says(empty_folder: Path) -> None:
+    outputs = {line: run(line, shorten=False) for line in COMMANDS}
+    last = {
+        name: [line for line in read_metrics(Path("runs", name, METRICS_FILE)) if "val/loss" in line][-1]
+        for name in ("tutorial", "slower")
+    }
+    said = float(re.search(r"([0-9.]+) bits per byte \(best so far\)\n```", PAGE)[1])  # type: ignore[index]
+    assert last["tutorial"]["val/bits_per_byte"] == pytest.approx(said, abs=0.05)  # another Python has another text
+    assert last["tutorial"]["val/loss"] < last["slower"]["val/loss"]
+    (answers,) = (output for line, output in outputs.items() if "| minigpt chat" in line)
+    assert "2019-03-07" in answers
