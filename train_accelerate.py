@@ -113,11 +113,14 @@ class Run:
     output_dir: OutputDir
 
 
-def train(args: Arguments) -> int:
-    """Start or resume the training that `args` describe. Returns the exit code: 0, 75 (stopped) or 76 (diverged)."""
+def train(args: Arguments, run_length: type[RunLength] = RunLength) -> int:
+    """Start or resume the training that `args` describe. Returns the exit code: 0, 75 (stopped) or 76 (diverged).
+
+    `run_length` decides the learning rate of each step; a subclass can have a schedule of its own.
+    """
     with StopRequest() as stop, OutputDir(args) as output_dir:
         with file_errors_are_user_errors():
-            run = set_up(args, output_dir)
+            run = set_up(args, output_dir, run_length)
         try:
             return run_steps(run, stop)
         finally:
@@ -261,7 +264,7 @@ def take_step(run: Run, learning_rate: float) -> tuple[torch.Tensor, torch.Tenso
     return loss, grad_norm
 
 
-def set_up(args: Arguments, output_dir: OutputDir) -> Run:
+def set_up(args: Arguments, output_dir: OutputDir, run_length: type[RunLength] = RunLength) -> Run:
     """Prepare everything before the first step. Nothing on disk changes until all of it is checked."""
     output_dir.check()
     data_folders = prepare_data(args)  # may take hours, longer than a process group waits
@@ -281,7 +284,7 @@ def set_up(args: Arguments, output_dir: OutputDir) -> Run:
     data_module = open_data_module(args, shards, tokenizer.eos_token_id, cache_folder(args))
     max_steps = steps_of_run(args, data_module.order.samples_per_epoch, accelerator.num_processes)
     check_length(args, resume_from, state, max_steps)
-    length = RunLength(args, build_schedule(args, max_steps, accelerator.num_processes), state)
+    length = run_length(args, build_schedule(args, max_steps, accelerator.num_processes), state)
     best = best_checkpoint(args, resume_from, state, accelerator)
     validation, hellaswag, eval_batch_size = None, None, args.eval_batch_size
     if data_module.validation:
