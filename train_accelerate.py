@@ -15,6 +15,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
+from pathlib import Path
 
 from minigpt.utils.errors import end_quietly_on_ctrl_c
 
@@ -114,10 +115,7 @@ class Run:
 
 
 def train(args: Arguments, run_length: type[RunLength] = RunLength) -> int:
-    """Start or resume the training that `args` describe. Returns the exit code: 0, 75 (stopped) or 76 (diverged).
-
-    `run_length` decides the learning rate of each step; a subclass can have a schedule of its own.
-    """
+    """Start or resume the training that `args` describe. Returns the exit code: 0, 75 (stopped) or 76 (diverged)."""
     with StopRequest() as stop, OutputDir(args) as output_dir:
         with file_errors_are_user_errors():
             run = set_up(args, output_dir, run_length)
@@ -350,16 +348,19 @@ def micro_batches(batches: Iterator[Batch], count: int) -> Iterator[tuple[Batch,
     return ((batch, number == count) for number, batch in enumerate(islice(batches, count), start=1))
 
 
-def main() -> None:
-    """Train with the options of the command line, and exit with the code that `train` returns."""
+def main(run_length: type[RunLength] = RunLength) -> None:
+    """Train with the options of the command line, and exit with the code that `train` returns.
+
+    A subclass of `RunLength` gives a run another learning rate: examples/custom_schedule.py.
+    """
     transformers.utils.logging.disable_progress_bar()  # bars for writing weights would break up the log,
     transformers.utils.logging.set_verbosity_error()  # and so would warnings; what cannot be loaded is an error
-    program = os.environ.get("MINIGPT_PROGRAM", "train_accelerate.py")
+    program = os.environ.get("MINIGPT_PROGRAM", Path(sys.argv[0]).name)
     with one_line_errors(program):
         refuse_secrets_on_command_line(sys.argv[1:])
         with file_errors_are_user_errors():
             args = parse_arguments(sys.argv[1:], program=program)
-        sys.exit(train(args))
+        sys.exit(train(args, run_length))
 
 
 if __name__ == "__main__":

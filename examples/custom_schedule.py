@@ -8,13 +8,9 @@ run has the same rates. `arguments.yaml` does not know it: resume with this scri
 `metrics.jsonl`, as train/lr.
 """
 
-import sys
-
-from minigpt.config.parser import parse_arguments
 from minigpt.training.run_length import RunLength
 from minigpt.training.state import TrainingState
-from minigpt.utils.errors import one_line_errors
-from train_accelerate import train
+from train_accelerate import main
 
 
 class InverseSquareRoot(RunLength):
@@ -27,5 +23,4 @@ class InverseSquareRoot(RunLength):
 
 
 if __name__ == "__main__":
-    with one_line_errors("custom_schedule.py"):
-        sys.exit(train(parse_arguments(sys.argv[1:], program="custom_schedule.py"), InverseSquareRoot))
+    main(InverseSquareRoot)

@@ -19,19 +19,21 @@ A line of `my_tasks/capitals.jsonl`:
 
     {"question": "The capital of France is", "choices": [" Rome", " Paris"], "label": 1}
 
-`minigpt eval --tasks` gives the same numbers for one model, and stores them for its card.
+`minigpt eval --tasks` gives the same numbers. `report["samples"]`, here, has every item with the model's answer.
 The models run their own code (trust_remote_code): name only models that you trust.
 """
 
 import argparse
 
+import torch
 from lm_eval import simple_evaluate
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
+from lm_eval.utils import make_table
 
 
 def main() -> None:
-    """Print one line for each model, task and metric."""
+    """Print a table for each model."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("models", nargs="+", help="folders of runs, or names on the Hub")
     parser.add_argument("--tasks", nargs="+", required=True)
@@ -43,15 +45,11 @@ def main() -> None:
     if unknown := [task for task in args.tasks if task not in manager.all_tasks]:
         parser.error(f"tasks={' '.join(unknown)}: there is no such task; give the folder of yours as --include_path")
 
+    device = str(torch.accelerator.current_accelerator(check_available=True) or "cpu")
     for name in args.models:
-        model = HFLM(pretrained=name, trust_remote_code=True, dtype="float32", batch_size=args.batch_size)
+        model = HFLM(name, trust_remote_code=True, dtype="float32", device=device, batch_size=args.batch_size)
         report = simple_evaluate(model, tasks=args.tasks, num_fewshot=args.num_fewshot, task_manager=manager)
-        for task, metrics in report["results"].items():
-            for key, value in metrics.items():  # such as "acc,none": the metric and the filter of the answers
-                metric, _, answer_filter = key.partition(",")
-                if answer_filter and not metric.endswith("_stderr"):
-                    error = metrics[f"{metric}_stderr,{answer_filter}"]
-                    print(name, task, metric, value, f"± {error}", sep="\t")
+        print(name, make_table(report), sep="\n")
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ class TextConfig:
 
 def main() -> None:
     """Train with the options of the command line and save the model."""
-    parser = HfArgumentParser((TextConfig, TrainingArguments))
+    parser = HfArgumentParser((TextConfig, TrainingArguments), usage="%(prog)s [options]; --help lists them")
     text_config, training_args = parser.parse_args_into_dataclasses()
     name = text_config.model_name_or_path
     try:
@@ -31,12 +31,12 @@ def main() -> None:
         tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=True)
         model = AutoModelForCausalLM.from_pretrained(name, trust_remote_code=True)
     except OSError as error:
-        parser.error(str(error).splitlines()[0])
+        parser.error(f"model={name}, train_file={text_config.train_file}: {str(error).splitlines()[0]}")
 
-    ids = tokenizer(text, return_tensors="pt", verbose=False)["input_ids"][0]
-    blocks = ids.split(model.config.max_position_embeddings)[:-1]  # the last one may be shorter
+    ids = tokenizer(text, return_tensors="pt", verbose=False).input_ids[0]
+    *blocks, _ = ids.split(model.config.max_position_embeddings)  # the last one may be shorter
     if len(blocks) < 2:
-        parser.error(f"train_file={text_config.train_file} has only {len(ids)} tokens; give a longer text")
+        parser.error(f"train_file={text_config.train_file} has only {len(ids)} tokens; give more text")
     samples = [{"input_ids": block, "labels": block} for block in blocks]  # the model itself shifts the labels
     held_out = max(1, len(samples) // 10)
     trainer = Trainer(

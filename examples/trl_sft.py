@@ -1,8 +1,7 @@
 """Fine-tune a model on conversations with TRL's SFTTrainer. Only what the assistant says is in the loss.
 
     pip install trl peft
-    python examples/trl_sft.py --model_name_or_path runs/quickstart_chat --train_file conversations.jsonl \\
-        --output_dir runs/sft
+    python examples/trl_sft.py --model_name_or_path runs/quickstart_chat --train_file chats.jsonl --output_dir runs/sft
     minigpt chat --model runs/sft
 
 Each line of the file has a conversation:
@@ -17,6 +16,7 @@ The model runs its own code (trust_remote_code): name only models that you trust
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import torch
 from datasets import load_dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import ModelConfig, SFTConfig, SFTTrainer, TrlParser, get_peft_config
@@ -31,7 +31,8 @@ def main() -> None:
     """Train with the options of the command line and save the model."""
     parser = TrlParser((ConversationsConfig, SFTConfig, ModelConfig), usage="%(prog)s [options]; --help lists them")
     # the chat templates of MiniGPT mark the assistant's words with {% generation %}, which assistant_only_loss needs
-    parser.set_defaults(assistant_only_loss=True, lora_target_modules=["all-linear"])
+    parser.set_defaults(assistant_only_loss=True, bf16=torch.accelerator.is_available())
+    parser.set_defaults(lora_target_modules=["all-linear"])  # PEFT has no default layers for MiniGPT
     data_config, training_config, model_config = parser.parse_args_and_config()
     name = model_config.model_name_or_path
     if name is None:
@@ -46,12 +47,9 @@ def main() -> None:
     # TRL's default of 1,024 tokens is more than the position table of a small model has
     training_config.max_length = min(training_config.max_length, model.config.max_position_embeddings)
 
+    peft_config = get_peft_config(model_config)
     trainer = SFTTrainer(
-        model,
-        args=training_config,
-        train_dataset=conversations,
-        processing_class=tokenizer,
-        peft_config=get_peft_config(model_config),
+        model, training_config, train_dataset=conversations, processing_class=tokenizer, peft_config=peft_config
     )
     trainer.train(resume_from_checkpoint=training_config.resume_from_checkpoint)
     trainer.save_model()
