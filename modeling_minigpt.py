@@ -299,7 +299,7 @@ class MiniGPTForCausalLM(MiniGPTPreTrainedModel, GenerationMixin):
         all) or to the given positions (a tensor). skip_logits returns the loss without the logits, which mixed
         precision would otherwise copy to float32.
         """
-        # no parameter of its own: the Trainer computes no loss for batches that lack one of the labels in the signature
+        # not in the signature: the Trainer evaluates no batch that lacks one of the labels that the signature names
         shift_labels = kwargs.pop("shift_labels", None)
         outputs = self.transformer(
             input_ids, attention_mask, position_ids, past_key_values, inputs_embeds, use_cache=use_cache, **kwargs

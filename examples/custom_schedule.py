@@ -1,7 +1,7 @@
 """Train with a learning-rate schedule of your own: here, the inverse square root of "Attention Is All You Need".
 
-    python examples/custom_schedule.py configs/quickstart.yaml --warmup_steps 40 --output_dir runs/inverse_sqrt
-    accelerate launch --config_file accelerate_configs/cpu_ddp.yaml examples/custom_schedule.py configs/quickstart.yaml
+    python examples/custom_schedule.py quickstart --warmup_steps 40 --output_dir runs/inverse_sqrt
+    accelerate launch --config_file accelerate_configs/cpu_ddp.yaml examples/custom_schedule.py quickstart
 
 The options are those of train_accelerate.py. The schedule is a function of the state of the run alone, so a resumed
 run has the same rates. `arguments.yaml` does not know it: resume with this script too. The rates that were used are in
