@@ -47,7 +47,10 @@ def main() -> None:
 
     device = str(torch.accelerator.current_accelerator(check_available=True) or "cpu")
     for name in args.models:
-        model = HFLM(name, trust_remote_code=True, dtype="float32", device=device, batch_size=args.batch_size)
+        try:
+            model = HFLM(name, trust_remote_code=True, dtype="float32", device=device, batch_size=args.batch_size)
+        except OSError as error:
+            parser.error(f"{name}: {str(error).splitlines()[0]}")
         report = simple_evaluate(model, tasks=args.tasks, num_fewshot=args.num_fewshot, task_manager=manager)
         print(name, make_table(report), sep="\n")
 

@@ -14,10 +14,10 @@ The model runs its own code (trust_remote_code): name only models that you trust
 """
 
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import torch
 from datasets import load_dataset
+from datasets.exceptions import DatasetGenerationError
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import ModelConfig, SFTConfig, SFTTrainer, TrlParser, get_peft_config
 
@@ -37,13 +37,14 @@ def main() -> None:
     name = model_config.model_name_or_path
     if name is None:
         parser.error("the following arguments are required: --model_name_or_path")
-    if not Path(data_config.train_file).is_file():
-        parser.error(f"train_file={data_config.train_file}: there is no such file")
-    conversations = load_dataset("json", data_files=data_config.train_file, split="train")
-    tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=True)
+    try:
+        conversations = load_dataset("json", data_files=data_config.train_file, split="train")
+        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=True)
+        model = AutoModelForCausalLM.from_pretrained(name, dtype=model_config.dtype, trust_remote_code=True)
+    except (OSError, DatasetGenerationError) as error:
+        parser.error(f"{name}, {data_config.train_file}: {str(error.__cause__ or error).splitlines()[0]}")
     if not tokenizer.chat_template and training_config.chat_template_path is None:
         parser.error(f"the tokenizer of {name} has no chat template; name a model that chats, or --chat_template_path")
-    model = AutoModelForCausalLM.from_pretrained(name, dtype=model_config.dtype, trust_remote_code=True)
     # TRL's default of 1,024 tokens is more than the position table of a small model has
     training_config.max_length = min(training_config.max_length, model.config.max_position_embeddings)
 
