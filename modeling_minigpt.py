@@ -287,7 +287,6 @@ class MiniGPTForCausalLM(MiniGPTPreTrainedModel, GenerationMixin):
         labels: Tensor | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int | Tensor = 0,
-        shift_labels: Tensor | None = None,
         skip_logits: bool = False,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast:
@@ -300,6 +299,8 @@ class MiniGPTForCausalLM(MiniGPTPreTrainedModel, GenerationMixin):
         all) or to the given positions (a tensor). skip_logits returns the loss without the logits, which mixed
         precision would otherwise copy to float32.
         """
+        # not in the signature: the Trainer evaluates no batch that lacks one of the labels that the signature names
+        shift_labels = kwargs.pop("shift_labels", None)
         outputs = self.transformer(
             input_ids, attention_mask, position_ids, past_key_values, inputs_embeds, use_cache=use_cache, **kwargs
         )

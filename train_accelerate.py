@@ -15,6 +15,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
+from pathlib import Path
 
 from minigpt.utils.errors import end_quietly_on_ctrl_c
 
@@ -113,11 +114,11 @@ class Run:
     output_dir: OutputDir
 
 
-def train(args: Arguments) -> int:
+def train(args: Arguments, run_length: type[RunLength] = RunLength) -> int:
     """Start or resume the training that `args` describe. Returns the exit code: 0, 75 (stopped) or 76 (diverged)."""
     with StopRequest() as stop, OutputDir(args) as output_dir:
         with file_errors_are_user_errors():
-            run = set_up(args, output_dir)
+            run = set_up(args, output_dir, run_length)
         try:
             return run_steps(run, stop)
         finally:
@@ -261,7 +262,7 @@ def take_step(run: Run, learning_rate: float) -> tuple[torch.Tensor, torch.Tenso
     return loss, grad_norm
 
 
-def set_up(args: Arguments, output_dir: OutputDir) -> Run:
+def set_up(args: Arguments, output_dir: OutputDir, run_length: type[RunLength] = RunLength) -> Run:
     """Prepare everything before the first step. Nothing on disk changes until all of it is checked."""
     output_dir.check()
     data_folders = prepare_data(args)  # may take hours, longer than a process group waits
@@ -281,7 +282,7 @@ def set_up(args: Arguments, output_dir: OutputDir) -> Run:
     data_module = open_data_module(args, shards, tokenizer.eos_token_id, cache_folder(args))
     max_steps = steps_of_run(args, data_module.order.samples_per_epoch, accelerator.num_processes)
     check_length(args, resume_from, state, max_steps)
-    length = RunLength(args, build_schedule(args, max_steps, accelerator.num_processes), state)
+    length = run_length(args, build_schedule(args, max_steps, accelerator.num_processes), state)
     best = best_checkpoint(args, resume_from, state, accelerator)
     validation, hellaswag, eval_batch_size = None, None, args.eval_batch_size
     if data_module.validation:
@@ -347,16 +348,19 @@ def micro_batches(batches: Iterator[Batch], count: int) -> Iterator[tuple[Batch,
     return ((batch, number == count) for number, batch in enumerate(islice(batches, count), start=1))
 
 
-def main() -> None:
-    """Train with the options of the command line, and exit with the code that `train` returns."""
+def main(run_length: type[RunLength] = RunLength) -> None:
+    """Train with the options of the command line, and exit with the code that `train` returns.
+
+    A subclass of `RunLength` gives a run another learning rate: examples/custom_schedule.py.
+    """
     transformers.utils.logging.disable_progress_bar()  # bars for writing weights would break up the log,
     transformers.utils.logging.set_verbosity_error()  # and so would warnings; what cannot be loaded is an error
-    program = os.environ.get("MINIGPT_PROGRAM", "train_accelerate.py")
+    program = os.environ.get("MINIGPT_PROGRAM", Path(sys.argv[0]).name)
     with one_line_errors(program):
         refuse_secrets_on_command_line(sys.argv[1:])
         with file_errors_are_user_errors():
             args = parse_arguments(sys.argv[1:], program=program)
-        sys.exit(train(args))
+        sys.exit(train(args, run_length))
 
 
 if __name__ == "__main__":

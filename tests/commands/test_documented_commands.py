@@ -1,4 +1,4 @@
-"""Every command in README.md, CONTRIBUTING.md and docs/ is one that its program understands."""
+"""Every command in README.md, CONTRIBUTING.md, examples/ and docs/ is one that its program understands."""
 
 import re
 import shlex
@@ -14,7 +14,12 @@ from minigpt.config.parser import parse_arguments
 from minigpt.config.presets import presets, profiles
 from support.runs import ROOT
 
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [
+    ROOT / "README.md",
+    ROOT / "CONTRIBUTING.md",
+    ROOT / "examples" / "README.md",
+    *sorted((ROOT / "docs").glob("*.md")),
+]
 PROGRAMS = ("minigpt", "accelerate", "hub_upload.py", "train_accelerate.py", "make")
 
 

@@ -213,9 +213,9 @@ metric_list: [{metric: bits_per_byte, aggregation: bits_per_byte, higher_is_bett
 """
 
 
-def test_tasks_of_lm_evaluation_harness_give_its_own_answers_item_by_item(
-    tools: str, saved: Path, tmp_path: Path
-) -> None:
+@pytest.fixture(scope="module")
+def tasks(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the tasks `capitals` and `stories`, and their data."""
     countries = {"France": "Paris", "Italy": "Rome", "Spain": "Madrid", "Japan": "Tokyo"}
     choices = [f" {city}" for city in countries.values()]
     rows = [
@@ -223,12 +223,41 @@ def test_tasks_of_lm_evaluation_harness_give_its_own_answers_item_by_item(
         for number, country in enumerate(countries)
     ]
     texts = [{"text": f"A story of {number} mice that is longer than the context. " * 5} for number in range(3)]
-    tasks = tmp_path / "tasks"
-    tasks.mkdir()
+    folder = tmp_path_factory.mktemp("tasks")
     for name, yaml, lines in (("capitals", CAPITALS, rows), ("stories", STORIES, texts)):
-        (tasks / f"{name}.yaml").write_text(yaml.replace("DIR", str(tasks)))
-        (tasks / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+        (folder / f"{name}.yaml").write_text(yaml.replace("DIR", str(folder)))
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return folder
+
+
+def test_tasks_of_lm_evaluation_harness_give_its_own_answers_item_by_item(
+    tools: str, saved: Path, tasks: Path, tmp_path: Path
+) -> None:
     run(tools, TASKS, saved, tasks, ROOT, cwd=tmp_path)
+
+
+EVAL = """
+import sys
+folder, tasks, root = sys.argv[1:]
+sys.path.insert(0, root)
+from minigpt.cli import main
+main(["eval", "--model", folder, "--tasks", "capitals,stories", "--task_path", tasks, "--output", "tasks.json",
+      "--use_cpu"])
+"""
+
+
+def test_the_example_of_lm_evaluation_harness_prints_the_results_of_minigpt_eval(
+    tools: str, saved: Path, tasks: Path, tmp_path: Path
+) -> None:
+    run(tools, EVAL, saved, tasks, ROOT, cwd=tmp_path)
+    example = (ROOT / "examples" / "lm_evaluation_harness.py").read_text(encoding="utf-8")
+    output = run(tools, example, saved, "--tasks", "capitals", "stories", "--include_path", tasks, cwd=tmp_path)
+    cells = [[cell.strip() for cell in line.split("|")] for line in output.splitlines()]
+    results = json.loads((tmp_path / "tasks.json").read_text(encoding="utf-8"))["tasks"]
+    assert {(row["task"], row["metric"]) for row in results} == {("capitals", "acc"), ("stories", "bits_per_byte")}
+    for row in results:
+        (line,) = (line for line in cells if row["metric"] in line)
+        assert float(line[line.index(row["metric"]) + 2]) == pytest.approx(row["value"], abs=1e-4)
 
 
 GENERATION = """

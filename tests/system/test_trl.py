@@ -1,4 +1,4 @@
-"""Laws of TRL: SFTTrainer and our data give a conversation the same loss; examples/dpo.py learns preferences. Slow.
+"""Laws of TRL: SFTTrainer and our data give a conversation the same loss; examples learn answers, preferences. Slow.
 
 TRL runs in processes that cannot import this project, as in tests/system/test_ecosystem.py. It is no dependency:
 MINIGPT_TOOLS_PYTHON names the Python of an environment that has it, otherwise one is made on first use.
@@ -15,6 +15,7 @@ import pytest
 import torch
 from transformers import GPT2LMHeadModel, PreTrainedTokenizerFast
 
+from minigpt.cli import main
 from minigpt.config.arguments import DataArguments
 from minigpt.data.chat_template import read_chat_template, set_chat_template
 from minigpt.data.prepare import prepare
@@ -152,10 +153,32 @@ def chat_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tokenizer = train_bpe([str(PAIRS)], 300)
     set_chat_template(tokenizer, read_chat_template("chatml"))
     tokenizer.save_pretrained(folder)
-    model = tiny_model(len(tokenizer), hidden_size=32, max_position_embeddings=128)
+    no_dropout = {"embd_pdrop": 0.0, "attn_pdrop": 0.0, "resid_pdrop": 0.0}
+    model = tiny_model(len(tokenizer), hidden_size=32, max_position_embeddings=128, **no_dropout)
     model.generation_config.eos_token_id = [tokenizer.convert_tokens_to_ids("<|im_end|>"), tokenizer.eos_token_id]
     model.save_pretrained(folder)
     return folder
+
+
+@pytest.mark.parametrize("method", ["full", "lora"])
+def test_sft_starts_at_the_loss_of_the_answers_and_ends_with_a_model_that_gives_them(
+    tools: str, chat_model: Path, tmp_path: Path, method: str
+) -> None:
+    rows = [{"messages": pair["prompt"] + pair["chosen"]} for pair in PAIRS]
+    file, saved = write_rows(tmp_path / "chats.jsonl", rows), tmp_path / "sft"
+    words = ["--model_name_or_path", chat_model, "--train_file", file, "--output_dir", saved, "--logging_steps", 1]
+    options = "--max_steps 120 --per_device_train_batch_size 16 --learning_rate"
+    options += " 1e-2" if method == "full" else " 3e-2 --use_peft --lora_r 8 --lora_dropout 0"
+    finished = run(tools, ROOT / "examples" / "trl_sft.py", *words, *options.split(), cwd=tmp_path)
+    assert finished.returncode == 0, finished.stderr[-3000:]
+
+    state = json.loads((saved / "checkpoint-120" / "trainer_state.json").read_text(encoding="utf-8"))
+    models = [str(chat_model), str(saved)]
+    main(["eval", "--model", *models, "--conversations", str(file), "--use_cpu", "--output", str(tmp_path / "eval")])
+    before, after = json.loads((tmp_path / "eval").read_text(encoding="utf-8"))["results"].values()
+    assert state["log_history"][0]["loss"] == pytest.approx(before["loss"], rel=1e-3)  # logged with four digits
+    assert before["exact_match"] == 0
+    assert after["exact_match"] == 1
 
 
 def dpo(tools: str, model: Path, rows: list[dict], *options: str, cwd: Path) -> subprocess.CompletedProcess[str]:
