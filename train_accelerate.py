@@ -85,6 +85,7 @@ from minigpt.training.setup import build_model
 from minigpt.training.state import TrainingClock, TrainingState, seed_step
 from minigpt.utils.errors import EXIT_DIVERGED, EXIT_STOPPED, UserError, file_errors_are_user_errors, one_line_errors
 from minigpt.utils.formatting import format_duration
+from minigpt.utils.hardware import why_no_gpu
 
 
 @dataclass
@@ -270,6 +271,8 @@ def set_up(args: Arguments, output_dir: OutputDir) -> Run:
     if accelerator.is_main_process:
         output_dir.lock()
     resume_from, notes = checkpoint_to_resume(args, accelerator)
+    if not args.use_cpu and (reason := why_no_gpu()):
+        notes.append(reason)
     shards, tokenizer = load_data(args, data_folders)
     state = load_training_state(resume_from, args, shards.fingerprint)
     set_seed(args.seed)

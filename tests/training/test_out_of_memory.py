@@ -12,7 +12,7 @@ from minigpt.utils.errors import EXIT_FAILURE, RunFailure
 from support.runs import command, finish
 
 MEMORY_BYTES = 6 * 2**30  # of a process; the logits of this run would take 24.6 GB
-TOO_LARGE = "--vocab_size 400000 --per_device_train_batch_size 960".split()
+TOO_LARGE = ["--vocab_size", "400000", "--per_device_train_batch_size", "960"]
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the memory of a process is limited as Linux does it")
