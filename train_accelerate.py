@@ -60,6 +60,7 @@ from minigpt.training.model_files import write_final_model
 from minigpt.training.model_statistics import ModelStatistics
 from minigpt.training.nonfinite import SkippedSteps
 from minigpt.training.optional_files import LINE_BYTES, SMALL_FILES_BYTES, OptionalFiles
+from minigpt.training.out_of_memory import out_of_memory_names_a_way_out
 from minigpt.training.overview import describe
 from minigpt.training.periodic import HellaSwagEvaluation, SampleTexts, ValidationLoss
 from minigpt.training.plot import plot_runs
@@ -85,6 +86,7 @@ from minigpt.training.setup import build_model
 from minigpt.training.state import TrainingClock, TrainingState, seed_step
 from minigpt.utils.errors import EXIT_DIVERGED, EXIT_STOPPED, UserError, file_errors_are_user_errors, one_line_errors
 from minigpt.utils.formatting import format_duration
+from minigpt.utils.hardware import why_no_gpu
 
 
 @dataclass
@@ -116,7 +118,7 @@ class Run:
 
 def train(args: Arguments, run_length: type[RunLength] = RunLength) -> int:
     """Start or resume the training that `args` describe. Returns the exit code: 0, 75 (stopped) or 76 (diverged)."""
-    with StopRequest() as stop, OutputDir(args) as output_dir:
+    with StopRequest() as stop, OutputDir(args) as output_dir, out_of_memory_names_a_way_out(args):
         with file_errors_are_user_errors():
             run = set_up(args, output_dir, run_length)
         try:
@@ -270,6 +272,8 @@ def set_up(args: Arguments, output_dir: OutputDir, run_length: type[RunLength] =
     if accelerator.is_main_process:
         output_dir.lock()
     resume_from, notes = checkpoint_to_resume(args, accelerator)
+    if not args.use_cpu and (reason := why_no_gpu()):
+        notes.append(reason)
     shards, tokenizer = load_data(args, data_folders)
     state = load_training_state(resume_from, args, shards.fingerprint)
     set_seed(args.seed)

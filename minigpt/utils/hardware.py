@@ -2,6 +2,7 @@
 
 import math
 import re
+import shutil
 import time
 from dataclasses import dataclass
 from functools import cache
@@ -112,6 +113,16 @@ def find_gpu(device_name: str) -> str | None:
     if not fitting or words & OTHER_PRODUCTS:
         return None
     return max(fitting, key=lambda name: len(_words(name)))
+
+
+def why_no_gpu() -> str | None:
+    """Why PyTorch does not see the NVIDIA GPU of this machine; None if it sees one, or if there is no driver."""
+    if torch.accelerator.is_available() or shutil.which("nvidia-smi") is None:
+        return None
+    name = f"PyTorch {torch.__version__}"
+    if torch.version.cuda is None:
+        return f"the NVIDIA GPU is not used: {name} is a build without CUDA; install one with it, see pytorch.org"
+    return f"the NVIDIA GPU is not used: {name} needs a driver for CUDA {torch.version.cuda}; compare nvidia-smi"
 
 
 def peak_flops(device: torch.device) -> float | None:

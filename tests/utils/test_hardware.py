@@ -1,9 +1,12 @@
 """Laws of the hardware figures: a device gets the figures of its own product, and memory is in GiB."""
 
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 
-from minigpt.utils.hardware import GPUS, LINKS, find_gpu, peak_flops, peak_memory_gib
+from minigpt.utils.hardware import GPUS, LINKS, find_gpu, peak_flops, peak_memory_gib, why_no_gpu
 
 
 @pytest.mark.parametrize(
@@ -100,3 +103,13 @@ def test_peak_memory_is_in_gib() -> None:
     tensor = torch.zeros(2**28)  # one GiB
     assert 1 < peak_memory_gib(torch.device("cpu")) < 20
     assert tensor.sum() == 0
+
+
+@pytest.mark.skipif(torch.accelerator.is_available(), reason="PyTorch uses the GPU of this machine")
+def test_a_driver_without_a_gpu_in_pytorch_is_explained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert why_no_gpu() is None
+    driver = tmp_path / "nvidia-smi"
+    driver.touch(mode=0o755)
+    driver.rename(tmp_path / ("nvidia-smi.exe" if sys.platform == "win32" else "nvidia-smi"))
+    assert torch.__version__ in str(why_no_gpu())
