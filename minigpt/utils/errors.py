@@ -3,7 +3,7 @@
 Exit codes of all programs of the project:
 
     0    done
-    1    a bug (with its traceback), or a run that could not finish: a lost process, a full disk, too little memory
+    1    a bug (with its traceback), or a run that could not finish: a lost process, a full disk, no memory, no Hub
     2    bad input: nothing was trained, written or sent
     75   training stopped on a signal after saving a checkpoint; run the same command again to resume
     76   training stopped after saving: too many steps were skipped

@@ -21,9 +21,7 @@ print(nbformat.writes(notebook))
 
 
 @pytest.mark.slow
-def test_the_notebooks_run_one_after_the_other(
-    tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
-) -> None:
+def test_the_notebooks_run_one_after_the_other(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
     """The second and the third use the model of the first."""
     python = environment(tmp_path_factory, "notebooks", ["nbclient", "ipykernel"])
     paths = [str(Path(python).parent), str(Path(sys.executable).parent), os.environ["PATH"]]
