@@ -258,7 +258,7 @@ def test_the_trainer_prints_one_line_and_exits_with_2(tmp_path: Path) -> None:
 
 
 TRAINING_VERBS = (
-    "train", "compare", "sweep", "bench train", "bench generate", "bench scaling", "verify-resume",
+    "train", "compare", "sweep", "bench train", "bench generate", "bench scaling", "verify-resume", "audit",
 )  # fmt: skip
 
 

@@ -194,3 +194,21 @@ def test_bad_input_is_refused_in_one_line(
     assert stop.value.code == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert message in line
+
+
+@pytest.mark.parametrize("name", ["arguments.yaml", "metrics.jsonl", "data.json", "environment.json"])
+@pytest.mark.parametrize("content", ["{\n", "[1]\n", None])
+def test_a_damaged_file_of_the_run_is_named_in_one_line(
+    runs: tuple[Path, Path], name: str, content: str | None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(runs[0], run)
+    if content is None:
+        (run / name).unlink()
+    else:
+        (run / name).write_text(content, encoding="utf-8")
+    with pytest.raises(SystemExit) as stop:
+        main(["audit", str(run)])
+    assert stop.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert name in line

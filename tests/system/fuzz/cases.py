@@ -114,6 +114,7 @@ GOOD = {  # a verb that is not listed needs no options
     "plan": "recipe.yaml --device cpu --no_probe",
     "plot": "tinyrun --output_dir out",
     "verify-resume": "recipe.yaml --steps 2",
+    "audit": "tinyrun",
     "compare": "recipe.yaml recipe.yaml --max_pairs 1 --output_dir out --cache_dir CACHE",
     "sweep": "recipe.yaml --option seed=1,2 --output_dir out --cache_dir CACHE",
     "replay": "tinystep/replay.json --device cpu",
