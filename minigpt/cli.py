@@ -37,6 +37,7 @@ VERBS = {
     "data verify": "compare token shards with their manifest",
     "bench train": "measure training beside nanoGPT and transformers' Trainer",
     "bench loss": "measure the time to a validation loss beside nanoGPT",
+    "bench race": "train beside nanoGPT for a fixed time, and draw both",
     "bench generate": "measure decoding beside transformers' GPT-2",
     "bench engines": "compare a model in llama.cpp, ONNX Runtime and here",
     "bench tokenize": "measure tokenizing beside tokenizers and tiktoken",
