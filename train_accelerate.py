@@ -55,6 +55,7 @@ from minigpt.training.accelerator import (
     whole_tensor,
 )
 from minigpt.training.checkpoint import Checkpoints
+from minigpt.training.gpu_memory import out_of_memory_in_one_line
 from minigpt.training.model_files import write_final_model
 from minigpt.training.model_statistics import ModelStatistics
 from minigpt.training.nonfinite import SkippedSteps
@@ -115,7 +116,7 @@ class Run:
 
 def train(args: Arguments) -> int:
     """Start or resume the training that `args` describe. Returns the exit code: 0, 75 (stopped) or 76 (diverged)."""
-    with StopRequest() as stop, OutputDir(args) as output_dir:
+    with out_of_memory_in_one_line(args), StopRequest() as stop, OutputDir(args) as output_dir:
         with file_errors_are_user_errors():
             run = set_up(args, output_dir)
         try:
