@@ -24,9 +24,7 @@ class CopyMarks:
         if marker is None:
             return
         self.ids = gr.State([])  # of the text; the prompt may have changed since
-        self.marked = gr.HTML(
-            label="Text", show_label=True, container=True, padding=True, visible=False, elem_id="marked"
-        )
+        self.marked = gr.HTML(visible=False, container=True, padding=False, elem_id="marked")
         self.switch = gr.Checkbox(
             label="Mark what is copied from the training text",
             info=self._info() if self.marker else str(marker),

@@ -17,6 +17,8 @@ BARS_CSS = f"""
               text-overflow: ellipsis; white-space: nowrap}}
 .bars .bar {{background: {COLORS[0]}; height: 1.15em; border-radius: 2px; min-width: 1px}}
 .bars .share {{font-variant-numeric: tabular-nums; text-align: right}}
+#marked {{padding: var(--block-padding)}}
+#marked .title {{color: var(--block-title-text-color); margin-bottom: var(--spacing-lg)}}
 .marked {{font-family: var(--font-mono); line-height: 1.5; white-space: pre-wrap; overflow-wrap: anywhere;
          min-height: 10em; padding: .7em; border: 1px solid
          var(--border-color-primary); border-radius: 4px}}
@@ -69,7 +71,8 @@ def marked_html(text: str, copies: Sequence[tuple[tuple[int, int], Copy]]) -> st
     parts.append(html.escape(text[done:]))
     if not copies and text:
         lines.append(f"<li>no copy of {COPY_LENGTHS[0]} or more tokens</li>")
-    return f'<div class="marked">{"".join(parts)}</div><ul class="copies">{"".join(lines)}</ul>'
+    marked = f'<div class="marked">{"".join(parts)}</div>'
+    return f'<div class="title">Text</div>{marked}<ul class="copies">{"".join(lines)}</ul>'
 
 
 def attention_figure(weights: np.ndarray, labels: Sequence[str], title: str) -> Figure:
