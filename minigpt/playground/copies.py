@@ -71,9 +71,11 @@ class MarkedText:
         self._found: Found | None = None
 
     def copies(self, ids: Sequence[int]) -> list[Copy]:
-        """The copies in a text that begins as the one of the call before."""
+        """The copies in a text that begins as the one of the call before, or is a beginning of it."""
         marker = self.marker
         assert marker.index is not None
+        if self._found is not None and len(self._found[0]) > len(ids):  # the end of text is not shown
+            self._found = None
         self._found = copied(marker.index, ids, int(marker.tokenizer.eos_token_id), self._found)
         return describe_copies(marker.index, marker.train, marker.tokenizer, ids, self._found, LEAST)
 

@@ -49,7 +49,7 @@ class CopyMarks:
     def _info(self) -> str:
         """What the marks mean, and what they cost."""
         assert self.marker is not None
-        return f"{LEAST} or more tokens in a row. {self.marker.cost}"
+        return f"{LEAST} or more tokens in a row, the prompt included. {self.marker.cost}"
 
     def _switched(self, is_on: bool, ids: list[int], request: gr.Request) -> Iterator[Update]:
         """Build the index if nobody has, then show the marks instead of the plain text, or the other way round."""

@@ -60,6 +60,8 @@ def test_marks_of_a_growing_text_are_always_those_of_the_memorization_report(mar
         assert growing.copies(ids[:length]) == of_whole_text(marker, ids[:length])
     assert growing.copies(ids)
     assert all(copy.tokens >= LEAST for copy in growing.copies(ids))
+    growing.copies([*ids, END])
+    assert growing.copies(ids) == of_whole_text(marker, ids)  # the page drops the end of text
 
 
 def test_nothing_is_marked_in_a_text_that_is_not_in_the_data(marker: Any) -> None:
