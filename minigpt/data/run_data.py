@@ -21,7 +21,10 @@ def find_run_data(folder: Path) -> tuple[TokenShards, Path]:
     """
     run = next((path for path in (folder, folder.parent) if (path / DATA_FILE).is_file()), folder)
     recorded = read_json(run / DATA_FILE, "the data of a run", ["fingerprint"])
-    options = parse_arguments([str(run / ARGUMENTS_FILE)])
+    try:
+        options = parse_arguments([str(run / ARGUMENTS_FILE)], program="minigpt")
+    except SystemExit as error:  # its line is printed
+        raise UserError(f"{run / ARGUMENTS_FILE} is not of this version") from error
     for shards in _candidates(options):
         if shards.fingerprint == recorded["fingerprint"]:
             return shards, cache_folder(options)

@@ -13,7 +13,7 @@ from minigpt.data.run_data import find_run_data
 from minigpt.evaluation.memorization import COPY_LENGTHS, Copy, Found, copied, describe_copies
 from minigpt.generation.sampling import decode, final_text
 from minigpt.playground.views import marked_html
-from minigpt.utils.errors import UserError
+from minigpt.utils.errors import UserError, file_errors_are_user_errors
 from minigpt.utils.formatting import format_bytes
 
 LEAST = COPY_LENGTHS[0]  # tokens of a copy that is marked
@@ -33,7 +33,8 @@ class CopyMarker:
             raise UserError('marking copies needs pydivsufsort: pip install "minigpt-lm[memorization]"')
         self.visitors: set[str | None] = set()
         self.index: CopyIndex | None = None
-        self._lock, self._thread, self._problem = Lock(), Thread(), ""
+        self._lock, self._thread = Lock(), Thread()
+        self._error: Exception | None = None
 
     @property
     def cost(self) -> str:
@@ -53,14 +54,16 @@ class CopyMarker:
         while self._thread.is_alive():
             self._thread.join(timeout=0.5)
             yield f"Building the index of {len(self.train):,} training tokens: {time.monotonic() - started:.0f} s"
-        if self.index is None:
-            raise UserError(self._problem)
+        if self._error is not None:
+            raise self._error
 
     def _build(self) -> None:
+        self._error = None
         try:
-            self.index = build_copy_index(self.train, int(self.tokenizer.eos_token_id), self.folder)
+            with file_errors_are_user_errors():
+                self.index = build_copy_index(self.train, int(self.tokenizer.eos_token_id), self.folder)
         except Exception as error:  # raised again where a visitor waits
-            self._problem = str(error)
+            self._error = error
 
 
 class MarkedText:

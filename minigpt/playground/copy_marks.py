@@ -35,7 +35,7 @@ class CopyMarks:
         self.outputs = [self.ids, self.marked]
         outputs = [self.text, self.marked, self.switch, self.note]
         options = {"outputs": outputs, "show_progress": "hidden", "concurrency_limit": None}
-        self.switch.input(self._switched, [self.switch, self.ids], **options, trigger_mode="always_last").then(
+        self.switch.input(self._switched, self.switch, **options, trigger_mode="always_last").then(
             self._show, self.ids, self.marked, show_progress="hidden"
         )
 
@@ -51,7 +51,7 @@ class CopyMarks:
         assert self.marker is not None
         return f"{LEAST} or more tokens in a row, the prompt included. {self.marker.cost}"
 
-    def _switched(self, is_on: bool, ids: list[int], request: gr.Request) -> Iterator[Update]:
+    def _switched(self, is_on: bool, request: gr.Request) -> Iterator[Update]:
         """Build the index if nobody has, then show the marks instead of the plain text, or the other way round."""
         assert self.marker is not None
         if not is_on:

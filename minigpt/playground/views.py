@@ -17,7 +17,6 @@ BARS_CSS = f"""
               text-overflow: ellipsis; white-space: nowrap}}
 .bars .bar {{background: {COLORS[0]}; height: 1.15em; border-radius: 2px; min-width: 1px}}
 .bars .share {{font-variant-numeric: tabular-nums; text-align: right}}
-#marked {{padding: var(--block-padding)}}
 #marked .title {{color: var(--block-title-text-color); margin-bottom: var(--spacing-lg)}}
 .marked {{font-family: var(--font-mono); line-height: 1.5; white-space: pre-wrap; overflow-wrap: anywhere;
          min-height: 10em; padding: .7em; border: 1px solid

@@ -140,6 +140,13 @@ def test_an_index_that_does_not_fit_into_memory_is_one_line_and_the_next_visitor
     assert marker.index is not None
 
 
+def test_a_run_of_another_version_is_one_line(run_dir: Path) -> None:
+    with (run_dir / "arguments.yaml").open("a") as options:
+        options.write("an_option_of_tomorrow: 3\n")
+    with pytest.raises(UserError, match=r"arguments.yaml is not of this version"):
+        CopyMarker(run_dir, load_tokenizer(run_dir))
+
+
 def test_without_the_library_one_line_names_it(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(UserError, match=re.escape('pip install "minigpt-lm[memorization]"')):
