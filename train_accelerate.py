@@ -60,7 +60,7 @@ from minigpt.training.model_files import write_final_model
 from minigpt.training.model_statistics import ModelStatistics
 from minigpt.training.nonfinite import SkippedSteps
 from minigpt.training.optional_files import LINE_BYTES, SMALL_FILES_BYTES, OptionalFiles
-from minigpt.training.out_of_memory import out_of_memory_names_a_way_out
+from minigpt.training.out_of_memory import out_of_memory_in_one_line
 from minigpt.training.overview import describe
 from minigpt.training.periodic import HellaSwagEvaluation, SampleTexts, ValidationLoss
 from minigpt.training.plot import plot_runs
@@ -118,7 +118,7 @@ class Run:
 
 def train(args: Arguments, run_length: type[RunLength] = RunLength) -> int:
     """Start or resume the training that `args` describe. Returns the exit code: 0, 75 (stopped) or 76 (diverged)."""
-    with StopRequest() as stop, OutputDir(args) as output_dir, out_of_memory_names_a_way_out(args):
+    with out_of_memory_in_one_line(args), StopRequest() as stop, OutputDir(args) as output_dir:
         with file_errors_are_user_errors():
             run = set_up(args, output_dir, run_length)
         try:

@@ -55,7 +55,7 @@ def run(args: argparse.Namespace) -> None:
     from transformers.utils import logging
 
     from minigpt.config.parser import parse_arguments
-    from minigpt.data.copy_index import build_copy_index
+    from minigpt.data.copy_index import build_copy_index, index_folder
     from minigpt.data.datamodule import load_data
     from minigpt.data.prepare import cache_folder
     from minigpt.data.shards import open_shards
@@ -75,8 +75,8 @@ def run(args: argparse.Namespace) -> None:
     shards = open_shards(args.data) if args.data else load_data(options)[0]  # type: ignore[arg-type]
     if shards.tokenizer_hash is not None and shards.tokenizer_hash != tokenizer_hash(tokenizer):
         raise UserError(f"the token shards were made with another tokenizer than that of model={args.model}")
-    folder = cache_folder(options) if options else Path(args.data)
-    index = build_copy_index(shards.train, tokenizer.eos_token_id, folder / f"copies-{shards.fingerprint[:32]}")
+    folder = index_folder(cache_folder(options) if options else Path(args.data), shards)
+    index = build_copy_index(shards.train, tokenizer.eos_token_id, folder)
     model = load_model(
         source, dtype=args.dtype, device=args.device, trust_remote_code=args.trust_remote_code, pack=True
     )

@@ -8,9 +8,14 @@ from collections.abc import Sequence
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from minigpt.utils.command_line import CommandParser
 from minigpt.utils.errors import UserError
+
+if TYPE_CHECKING:
+    from minigpt.playground.copies import CopyMarker
+    from minigpt.playground.player import Player
 
 FIRST_PORT = 7860  # Gradio's
 
@@ -68,7 +73,8 @@ def run(args: argparse.Namespace) -> None:
     logging.set_verbosity_error()  # otherwise transformers warns about every long prompt
     source = find_model(args.model)
     player = Player(load_model(source), load_tokenizer(source, require_eos=False, require_fast=False))
-    page = build_page(player, folder.resolve().name if folder.is_dir() else args.model, prompts)
+    marker = _copy_marker(Path(source), player)
+    page = build_page(player, folder.resolve().name if folder.is_dir() else args.model, prompts, marker)
     pack_linears(player.model)  # after the page has counted the parameters, which a packed model lacks
     page.queue()
     local_fonts = {"font": ["system-ui", "sans-serif"], "font_mono": ["ui-monospace", "monospace"]}  # no downloads
@@ -84,6 +90,19 @@ def run(args: argparse.Namespace) -> None:
     )
     print(f"playground: {local_url}{f' and {public_url}' if public_url else ''}     (Ctrl-C ends it)", flush=True)
     page.block_thread()
+
+
+def _copy_marker(source: Path, player: "Player") -> "CopyMarker | str | None":
+    """What marks copies of the training text of a run. A text says why it cannot; None if `source` is no run's."""
+    from minigpt.playground.copies import CopyMarker
+    from minigpt.utils.run_files import ARGUMENTS_FILE
+
+    if not (source / ARGUMENTS_FILE).is_file() or player.tokenizer.eos_token_id is None:
+        return None
+    try:
+        return CopyMarker(source, player.tokenizer)
+    except UserError as error:
+        return str(error)
 
 
 def _serve_static_page(args: argparse.Namespace) -> None:

@@ -361,6 +361,10 @@ class RunArguments(Checked):
     logging_steps: int = option("Steps between log lines", 10)
     log_stats_steps: int = option("Steps between statistics of activations, weights and updates; 0: never", 0)
     profile_steps: list[int] | None = option("Profile the steps from the first to the last of these two numbers")
+    memory_snapshot: bool = option(
+        "Record what uses the memory of a CUDA GPU; if it runs out, write the record to profile/ in the run's folder",
+        False,
+    )
     eval_steps: int = option("Steps between validation losses over the whole split; 0: only at the end", 500)
     hellaswag_steps: int | None = option("Steps between HellaSwag accuracies; 0: only at the end (default: never)")
     hellaswag_file: str | None = option("JSONL file of HellaSwag items (default: the validation split on the Hub)")

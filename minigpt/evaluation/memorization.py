@@ -16,10 +16,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from minigpt.data.copy_index import CopyIndex
 from minigpt.data.shards import Tokens
-from minigpt.generation.sampling import Sampling, complete, context_length, prompt_ids
+from minigpt.generation.sampling import Sampling, complete, context_length, decode, prompt_ids
 from minigpt.utils.errors import UserError
 
 COPY_LENGTHS = (20, 50, 100)  # tokens
+SOURCE_TOKENS = 16  # shown of the beginning of a document
 WORST = 5
 PROMPTS_AT_ONCE = 32
 TRIES = 100  # to find a prompt inside a document, for each prompt
@@ -27,12 +28,17 @@ TRIES = 100  # to find a prompt inside a document, for each prompt
 
 @dataclass(frozen=True)
 class Copy:
-    """A part of a sample that is in the training text. `source` is the beginning of its document."""
+    """A part of a text that is in the training text, there `occurrences` times.
+
+    `start` is its first token in the text. `source` is the beginning of `document`, one of those that have it.
+    """
 
     tokens: int
     text: str
     document: int
     source: str
+    occurrences: int
+    start: int
     sample: int
 
 
@@ -76,21 +82,58 @@ class Memorization:
         for copy in self.worst:
             lines += [
                 "",
-                f"{copy.tokens} tokens in text {copy.sample}, from document {copy.document} ({copy.source!r} …):",
+                f"{copy.tokens} tokens in text {copy.sample}, from document {copy.document} ({copy.source!r} …), "
+                f"{times(copy.occurrences)} in the training text:",
                 *(f"  | {line}" for line in copy.text.splitlines()),
             ]
         return lines
 
 
-def copied(index: CopyIndex, ids: Sequence[int], end_of_text: int) -> tuple[np.ndarray, np.ndarray]:
-    """The longest copy that starts at each place, and its position; no copy goes beyond the end of a document."""
+Found = tuple[np.ndarray, np.ndarray]  # lengths of copies and their positions in the training text: int64 [tokens]
+
+
+def copied(index: CopyIndex, ids: Sequence[int], end_of_text: int, before: Found | None = None) -> Found:
+    """The longest copy that starts at each place, and its position; no copy goes beyond the end of a document.
+
+    `before` is the result for the beginning of `ids`: only what more tokens can make longer is searched again.
+    """
     array = np.array(ids, dtype=np.int64)
     lengths, positions = np.zeros(len(array), dtype=np.int64), np.zeros(len(array), dtype=np.int64)
     start = 0
-    for end in [*np.flatnonzero(array == end_of_text).tolist(), len(array)]:
+    if before is not None:
+        known = len(before[0])
+        start = next(iter(np.flatnonzero(np.arange(known) + before[0] >= known).tolist()), known)
+        lengths[:start], positions[:start] = before[0][:start], before[1][:start]
+    for end in [*(start + np.flatnonzero(array[start:] == end_of_text)).tolist(), len(array)]:
         lengths[start:end], positions[start:end] = index.longest_copies(array[start:end])
         start = end + 1
     return lengths, positions
+
+
+def describe_copies(
+    index: CopyIndex,
+    train: Tokens,
+    tokenizer: PreTrainedTokenizerBase,
+    ids: Sequence[int],
+    found: Found,
+    least: int = COPY_LENGTHS[0],
+    sample: int = 0,
+) -> list[Copy]:
+    """The copies of at least `least` tokens in a text, in order, with their sources."""
+    lengths, positions = found
+    copies = []
+    for start in spans(lengths, least):
+        part = list(ids[start : start + int(lengths[start])])
+        document, first = index.document_of(int(positions[start]))
+        source = decode(tokenizer, train.read(first, min(first + SOURCE_TOKENS, len(train))).tolist())
+        occurrences = index.occurrences(np.array(part))
+        copies.append(Copy(len(part), decode(tokenizer, part), document, source, occurrences, start, sample))
+    return copies
+
+
+def times(count: int) -> str:
+    """How often, in words."""
+    return "once" if count == 1 else f"{count:,} times"
 
 
 def tokens_in_copies(lengths: np.ndarray, least: int) -> np.ndarray:
@@ -143,11 +186,7 @@ def measure(
         lengths, positions = copied(index, ids, end_of_text)
         for least in COPY_LENGTHS:
             in_copies[least] += int(tokens_in_copies(lengths, least).sum())
-        for place in spans(lengths, COPY_LENGTHS[0]):
-            document, first = index.document_of(int(positions[place]))
-            source = str(tokenizer.decode(train.read(first, min(first + 16, len(train))).tolist()))
-            text = str(tokenizer.decode(ids[place : place + lengths[place]]))
-            copies.append(Copy(int(lengths[place]), text, document, source, number))
+        copies += describe_copies(index, train, tokenizer, ids, (lengths, positions), sample=number)
     continued = {
         split: share_continued(model, tokens, end_of_text, prompts, length, seed) if tokens is not None else None
         for split, tokens in (("train", train), ("validation", validation))

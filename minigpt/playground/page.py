@@ -8,6 +8,8 @@ import gradio as gr
 
 from minigpt.generation.sampling import Sampling, context_length, prompt_ids
 from minigpt.playground.chat_tab import CHAT_CSS, ChatTab
+from minigpt.playground.copies import CopyMarker
+from minigpt.playground.copy_marks import CopyMarks
 from minigpt.playground.player import Player
 from minigpt.playground.views import BARS_CSS, problem_line, sampling_sliders
 from minigpt.utils.errors import UserError
@@ -21,8 +23,11 @@ CSS = f"""
 {BARS_CSS}{CHAT_CSS}"""
 
 
-def build_page(player: Player, name: str, prompts: list[str]) -> Any:
-    """The page as `gradio.Blocks`, not served yet. `prompts` are examples; the first one is filled in."""
+def build_page(player: Player, name: str, prompts: list[str], marker: CopyMarker | str | None = None) -> Any:
+    """The page as `gradio.Blocks`, not served yet. `prompts` are examples; the first one is filled in.
+
+    With a `marker`, a visitor can see what is copied from the training text; a text says why they cannot.
+    """
     config = player.model.config
     limit = context_length(player.model)
     context = "context without a limit" if limit is None else f"context of {limit:,} tokens"
@@ -33,13 +38,13 @@ def build_page(player: Player, name: str, prompts: list[str]) -> Any:
             with gr.Tab("Chat"):
                 ChatTab(player, [prompt for prompt in prompts if prompt.strip()])
             with gr.Tab("Text"):
-                _text_tab(page, player, prompts)
+                _text_tab(page, player, prompts, marker)
         else:
-            _text_tab(page, player, prompts)
+            _text_tab(page, player, prompts, marker)
     return page
 
 
-def _text_tab(page: Any, player: Player, prompts: list[str]) -> None:
+def _text_tab(page: Any, player: Player, prompts: list[str], marker: CopyMarker | str | None) -> None:
     """A text box for a prompt, the text that continues it, and views of the last tokens."""
     config = player.model.config
     ids = gr.State([])
@@ -57,6 +62,7 @@ def _text_tab(page: Any, player: Player, prompts: list[str]) -> None:
                 stop = gr.Button("Stop", elem_id="stop")
             problem = problem_line("problem")
             text = gr.Textbox(label="Text", lines=7, max_lines=12, buttons=["copy"], elem_id="text")
+            marks = CopyMarks(text, marker)
             if len(prompts) > 1:
                 gr.Examples([[example] for example in prompts], [prompt], label="Examples")
         with gr.Column(scale=2):
@@ -69,11 +75,21 @@ def _text_tab(page: Any, player: Player, prompts: list[str]) -> None:
                 layer = gr.Slider(1, config.num_hidden_layers, 1, step=1, label="Layer")
                 head = gr.Slider(1, config.num_attention_heads, 1, step=1, label="Head")
             picture = gr.Plot(format="png", show_label=False, elem_id="attention")
-    _connect(page, player, prompt, controls, (layer, head), (start, stop), (text, ids, problem), (bars, picture))
+    _connect(
+        page, player, prompt, controls, (layer, head), (start, stop), (text, ids, problem), (bars, picture), marks
+    )
 
 
 def _connect(
-    page: Any, player: Player, prompt: Any, controls: Any, layer_and_head: Any, buttons: Any, results: Any, views: Any
+    page: Any,
+    player: Player,
+    prompt: Any,
+    controls: Any,
+    layer_and_head: Any,
+    buttons: Any,
+    results: Any,
+    views: Any,
+    marks: CopyMarks,
 ) -> None:
     """Connect the events of the page: typing updates the views, a button generates, then the views show the text."""
     text, ids, problem = results
@@ -96,10 +112,11 @@ def _connect(
     ) -> Iterator[tuple[Any, ...]]:
         try:
             sampling = Sampling(int(max_new_tokens), temperature, int(top_k), top_p)
+            show_marks = marks.of_new_text(request)
             for text, ids in player.generate(request.session_hash, prompt, sampling, int(seed)):
-                yield text, ids, ""
+                yield text, ids, "", *show_marks(ids)
         except UserError as error:
-            yield gr.skip(), gr.skip(), html.escape(str(error))
+            yield gr.skip(), gr.skip(), html.escape(str(error)), *[gr.skip()] * len(marks.outputs)
 
     def end(request: gr.Request) -> None:
         player.stop(request.session_hash)
@@ -120,5 +137,7 @@ def _connect(
     }
     page.load(**prompt_event)
     prompt.change(**prompt_event, trigger_mode="always_last")
-    start.click(generate, [prompt, *controls], [text, ids, problem], show_progress="minimal").then(**view_event)
+    start.click(generate, [prompt, *controls], [text, ids, problem, *marks.outputs], show_progress="minimal").then(
+        **view_event
+    )
     stop.click(end, queue=False)

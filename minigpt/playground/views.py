@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure  # not pyplot: pages are drawn in several threads
 
+from minigpt.evaluation.memorization import COPY_LENGTHS, Copy, times
 from minigpt.training.plot import COLORS
 
 # for a page of Gradio, with its colors and fonts
@@ -16,6 +17,16 @@ BARS_CSS = f"""
               text-overflow: ellipsis; white-space: nowrap}}
 .bars .bar {{background: {COLORS[0]}; height: 1.15em; border-radius: 2px; min-width: 1px}}
 .bars .share {{font-variant-numeric: tabular-nums; text-align: right}}
+#marked .title {{color: var(--block-title-text-color); margin-bottom: var(--spacing-lg)}}
+.marked {{font-family: var(--font-mono); line-height: 1.5; white-space: pre-wrap; overflow-wrap: anywhere;
+         min-height: 10em; padding: .7em; border: 1px solid
+         var(--border-color-primary); border-radius: 4px}}
+.marked mark, .copies b {{background: #ffe08a; color: #1f2937; border-radius: 3px; padding: .1em 0}}
+.marked mark:nth-of-type(even), .copies li:nth-of-type(even) b {{background: #b9e3c6}}
+.marked mark::after {{content: attr(data-number); font-size: .7em; vertical-align: super; padding: 0 .2em}}
+.copies {{list-style: none; padding: 0; margin: .6em 0 0; font-size: .9em}}
+.copies li {{margin: .3em 0; overflow-wrap: anywhere}}
+.copies b {{padding: 0 .4em; margin-right: .3em}}
 .caption {{opacity: .75; font-size: .85em; margin-bottom: 1em}}
 """
 
@@ -35,6 +46,32 @@ def bars_html(probabilities: Sequence[tuple[str, float]]) -> str:
         f'<b>The most likely next tokens</b><div class="caption">{caption}</div>'
         f'<div class="bars" role="img" aria-label="{caption}">{rows}</div>'
     )
+
+
+def marked_html(text: str, copies: Sequence[tuple[tuple[int, int], Copy]]) -> str:
+    """A text with its copies marked, each given with the bounds of its characters, and a numbered list of sources.
+
+    Where copies overlap, the mark of the first one ends where the second one begins.
+    """
+    parts, lines, done = [], [], 0
+    starts = [bounds[0] for bounds, _ in copies]
+    for number, ((start, end), copy) in enumerate(copies, start=1):
+        origin = (
+            f"{copy.tokens} tokens, {times(copy.occurrences)} in the training text, from document {copy.document:,}: "
+            f"“{' '.join(copy.source.split())} …”"
+        )
+        end = min([end, *starts[number : number + 1]])
+        parts.append(html.escape(text[done:start]))
+        parts.append(
+            f'<mark data-number="{number}" title="{html.escape(origin)}">{html.escape(text[start:end])}</mark>'
+        )
+        lines.append(f"<li><b>{number}</b>{html.escape(origin)}</li>")
+        done = end
+    parts.append(html.escape(text[done:]))
+    if not copies and text:
+        lines.append(f"<li>no copy of {COPY_LENGTHS[0]} or more tokens</li>")
+    marked = f'<div class="marked">{"".join(parts)}</div>'
+    return f'<div class="title">Text</div>{marked}<ul class="copies">{"".join(lines)}</ul>'
 
 
 def attention_figure(weights: np.ndarray, labels: Sequence[str], title: str) -> Figure:

@@ -28,6 +28,7 @@ from transformers import PreTrainedConfig
 from minigpt.config.arguments import Arguments
 from minigpt.data.samples import Batch
 from minigpt.modeling.document_mask import document_mask
+from minigpt.training.out_of_memory import record_allocations
 from minigpt.training.run_log import requested_trackers
 from minigpt.utils.errors import UserError
 from minigpt.utils.malloc import keep_freed_memory
@@ -66,6 +67,8 @@ def start_accelerator(args: Arguments) -> Accelerator:
         keep_freed_memory()
     if accelerator.device.type == "cuda":
         torch.set_float32_matmul_precision("high" if args.tf32 else "highest")
+    if args.memory_snapshot:
+        record_allocations(accelerator.device)
     return accelerator
 
 

@@ -3,7 +3,7 @@
 Exit codes of all programs of the project:
 
     0    done
-    1    a bug (with its traceback), or a run that could not finish: a lost process, a full disk, no memory, no Hub
+    1    a bug (with its traceback), or a run that could not finish: a lost process, a full disk, no memory or no Hub
     2    bad input: nothing was trained, written or sent
     75   training stopped on a signal after saving a checkpoint; run the same command again to resume
     76   training stopped after saving: too many steps were skipped
@@ -36,8 +36,9 @@ class RunFailure(UserError):
 
 @contextmanager
 def one_line_errors(program: str) -> Iterator[None]:
-    """Print a `UserError` as one line, once per host, and exit with 2; a lost process exits with 1, Ctrl-C with 130.
+    """Print a `UserError` as one line, once per host, and exit with 2.
 
+    A lost process, or a GPU whose memory runs out, is one line too, with exit code 1, and Ctrl-C one with 130.
     `MINIGPT_DEBUG=1` shows the traceback as well. A reader of stdout that goes away (`| head`) is no error.
     """
     try:
@@ -57,7 +58,12 @@ def one_line_errors(program: str) -> Iterator[None]:
             raise
         exit_in_one_line(program, str(error), error.exit_code)
     except RuntimeError as error:
-        if not _is_lost_process(error) or os.environ.get("MINIGPT_DEBUG"):
+        if os.environ.get("MINIGPT_DEBUG"):
+            raise
+        if type(error).__name__ == "OutOfMemoryError":  # torch's
+            remedy = "use a smaller batch or shorter texts, or another device"
+            exit_in_one_line(program, f"{out_of_memory_reason(error)}; {remedy}", EXIT_FAILURE)
+        if not _is_lost_process(error):
             raise
         reason = " ".join(str(error).split())
         message = (
@@ -113,6 +119,11 @@ def drop_stdout() -> None:
 def first_line(error: BaseException) -> str:
     """The first line of an error's message; the name of its class if there is no message."""
     return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
+def out_of_memory_reason(error: BaseException) -> str:
+    """What torch says of a GPU's memory that ran out: what was asked for and what is free, without its advice."""
+    return ". ".join(first_line(error).split(". ")[:3]).rstrip(".")
 
 
 def exit_in_one_line(program: str, message: str, code: int = EXIT_BAD_INPUT, once_per_host: bool = True) -> NoReturn:

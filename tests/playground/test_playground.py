@@ -18,9 +18,12 @@ import pytest
 
 from minigpt.cli import main
 from minigpt.data.chat_template import read_chat_template, set_chat_template
+from minigpt.data.tokenizer import load_tokenizer
 from minigpt.export.html import static_page
 from minigpt.generation.conversation import Conversation
 from minigpt.generation.sampling import Sampling, sample_text
+from minigpt.modeling.loading import load_model
+from minigpt.playground.copies import CopyMarker, MarkedText
 from minigpt.playground.player import Player
 from minigpt.playground.views import bars_html
 from minigpt.utils.errors import UserError
@@ -203,20 +206,28 @@ def test_a_page_that_runs_the_model_in_the_browser_is_served_without_gradio(tmp_
 @contextmanager
 def serving(player: Player, folder: Path, *options: str) -> Iterator[str]:
     """`minigpt playground` with a player's model in another process; gives its address."""
-    if "--browser" not in options and importlib.util.find_spec("gradio") is None:
-        pytest.skip("gradio is not installed")
     player.model.save_pretrained(folder / "tiny")
     player.tokenizer.save_pretrained(folder / "tiny")
+    with serving_folder(folder / "tiny", *options) as address:
+        yield address
+
+
+@contextmanager
+def serving_folder(model: Path, *options: str) -> Iterator[str]:
+    """The same with a model in a folder."""
+    if "--browser" not in options and importlib.util.find_spec("gradio") is None:
+        pytest.skip("gradio is not installed")
+    log_file = model.with_name(f"{model.name}.log")
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         port = listener.getsockname()[1]
-    words = [sys.executable, "-m", "minigpt", "playground", "--model", str(folder / "tiny"), "--port", str(port)]
+    words = [sys.executable, "-m", "minigpt", "playground", "--model", str(model), "--port", str(port)]
     words += options
-    with (folder / "log").open("w") as log:
+    with log_file.open("w") as log:
         server = subprocess.Popen(words, cwd=ROOT, stdout=log, stderr=log)
     try:
-        printed = wait_for(lambda: re.search(r"playground: (http\S+)", (folder / "log").read_text()) or server.poll())
-        assert isinstance(printed, re.Match), (folder / "log").read_text()
+        printed = wait_for(lambda: re.search(r"playground: (http\S+)", log_file.read_text()) or server.poll())
+        assert isinstance(printed, re.Match), log_file.read_text()
         yield printed[1]
     finally:
         server.terminate()
@@ -278,6 +289,58 @@ def test_a_visitor_sees_text_bars_attention_and_one_line_for_a_prompt_too_long(a
     time.sleep(1)
     assert len(page("all('#problem')[0].innerText").strip().splitlines()) == 1
     assert text() == written
+
+
+@pytest.mark.slow
+def test_a_visitor_switches_marks_on_and_off_and_sees_the_sources_of_copies(
+    tiny_run: list[str], train_here: Callable[[list[str]], int], text_file: Path, tmp_path: Path, browser: Any
+) -> None:
+    def page(expression: str) -> Any:
+        return browser.execute_script(f"const all = s => [...document.querySelectorAll(s)]; return {expression}")
+
+    def press_switch() -> None:
+        browser.find_element("css selector", "#mark_copies input").click()
+
+    def marks() -> list[str]:
+        return page("all('#marked mark').map(e => e.textContent)")
+
+    cache = tmp_path / "new cache"
+    assert train_here([*tiny_run, "--block_size", "64", "--cache_dir", str(cache)]) == 0
+    sentence = text_file.read_text().splitlines()[3]
+    with serving_folder(tmp_path / "run") as address:
+        browser.get(address)
+        assert wait_for(lambda: "builds an index" in page("(all('#mark_copies')[0] || {}).innerText || ''"))
+        browser.find_element("css selector", "#prompt textarea").send_keys(sentence)
+        press_switch()
+        assert wait_for(lambda: page("all('#marked .marked').length"))
+        browser.find_element("id", "generate").click()
+        player = Player(load_model(tmp_path / "run"), load_tokenizer(tmp_path / "run"))
+        *_, (written, ids) = player.generate("test", sentence, Sampling(100, temperature=0.8, top_k=50), seed=0)
+        marker = CopyMarker(tmp_path / "run", player.tokenizer)
+        list(marker.build())
+        copies = MarkedText(marker).copies(ids)
+        assert wait_for(lambda: page("all('#marked .marked')[0].textContent") == written)
+        assert wait_for(lambda: marks() == [copy.text for copy in copies])
+        sources = page("all('#marked .copies li').map(e => e.textContent)")
+        assert [source.partition(" tokens")[0] for source in sources] == [f"1{copies[0].tokens}"]
+        press_switch()
+        assert wait_for(lambda: page("(all('#text textarea')[0] || {}).value") == written)
+        assert not marks()
+        press_switch()
+        assert wait_for(marks)
+        assert "builds an index" not in page("all('#mark_copies')[0].innerText")
+
+    for manifest in cache.glob("*/manifest.json"):
+        manifest.unlink()
+    with serving_folder(tmp_path / "run") as address:
+        browser.get(address)
+        assert wait_for(lambda: "was trained on is not in" in page("(all('#mark_copies')[0] || {}).innerText || ''"))
+        assert page("all('#mark_copies input')[0].disabled")
+    player = Player(tiny_model(), byte_tokenizer(eos_token="<|endoftext|>"))
+    with serving(player, tmp_path) as address:  # a model without a run
+        browser.get(address)
+        assert wait_for(lambda: page("all('#text textarea').length"))
+        assert not page("all('#mark_copies').length")
 
 
 @pytest.mark.slow
