@@ -21,13 +21,13 @@ from minigpt.utils.run_files import METRICS_FILE, read_metrics
 Curve = list[tuple[float, float]]  # seconds of training, validation loss
 
 NANOGPT_OPTIONS = (  # the recipe itself is config/train_shakespeare_char.py
-    "config/train_shakespeare_char.py --device=cpu --compile=False --log_interval=1 --eval_interval=5 --eval_iters=4"
+    "config/train_shakespeare_char.py --device=cpu --compile=False --log_interval=1 --eval_interval=10 --eval_iters=4"
 )
 PRESET = {  # the model of the recipe; the recipe of the quickstart, with the step size of a wider model
     "tokenizer": "char", "hidden_size": 384, "num_hidden_layers": 6, "num_attention_heads": 6, "block_size": 256,
     "dropout": 0.0, "per_device_train_batch_size": 8, "per_device_eval_batch_size": 32, "optimizer": "muon",
     "learning_rate": 5e-3, "muon_learning_rate": 0.02, "muon_momentum": 0.95, "lr_scheduler_type": "linear",
-    "warmup_steps": 10, "weight_decay": 0.1, "logging_steps": 5, "eval_steps": 50, "save_steps": 0,
+    "warmup_steps": 10, "weight_decay": 0.1, "logging_steps": 10, "eval_steps": 100, "save_steps": 0,
     "sample_max_new_tokens": 1, "report_to": "none",
 }  # fmt: skip
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
