@@ -26,7 +26,7 @@ def test_an_option_of_another_tool_gets_the_suggestion_of_minigpts(typed: str, s
 
 
 def test_every_suggestion_is_an_option_of_some_command() -> None:
-    known = {*TRAINER, "--max_new_tokens", "--prompt", "--num_return_sequences", "--dynamo_backend"}
+    known = {*TRAINER, "--max_new_tokens", "--prompt", "--num_return_sequences"}
     for suggestion in OTHER_NAMES.values():
         assert {word.rstrip(",") for word in suggestion.split() if word.startswith("--")} <= known
 
