@@ -20,9 +20,9 @@ def test_a_profile_is_read_by_accelerate_and_does_what_its_name_says(name: str) 
 
 
 @pytest.mark.parametrize(("folder", "files"), [("accelerate_configs", profiles()), ("configs", presets())])
-def test_the_readme_lists_exactly_the_files_that_exist(folder: str, files: dict[str, object]) -> None:
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    table = readme.split(f"| `{folder}/` | |\n")[1].split("\n\n")[0]
+def test_the_documentation_lists_exactly_the_files_that_exist(folder: str, files: dict[str, object]) -> None:
+    page = (ROOT / "docs" / "training.md").read_text(encoding="utf-8")
+    table = page.split(f"| `{folder}/` | |\n")[1].split("\n\n")[0]
     listed = set()
     for row in table.splitlines()[1:]:
         names = re.findall(r"`([\w.-]+)`", row.split("|")[1])
