@@ -47,6 +47,7 @@ def share(process: int, folder: str, results: "multiprocessing.Queue[object]") -
     results.put((process, metric.compute()))
 
 
+@pytest.mark.slow
 def test_two_processes_compute_what_one_computes(tmp_path: Path) -> None:
     context = multiprocessing.get_context("spawn")
     results = context.Queue()

@@ -18,6 +18,7 @@ def changed(config: Path, name: str, **options: object) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_a_configuration_equals_itself_to_the_last_bit(
     tiny_config: Path, tmp_path: Path, started: list[list[str]], capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -28,6 +28,7 @@ def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_engines_run_what_is_uploaded_and_the_card_names_it(hub: Hub, run_dir: Path, tmp_path: Path) -> None:
     options = ("ann/tiny", "--gguf", "f32", "--onnx")
     upload(run_dir, *options, hub=hub, home=tmp_path)

@@ -62,6 +62,7 @@ def test_space_is_published_in_one_commit_and_a_second_upload_sends_nothing(
     assert len(space.messages) == 2
 
 
+@pytest.mark.slow
 def test_static_space_holds_the_page_with_its_weights_instead_of_an_app(
     hub: Hub, run_dir: Path, tmp_path: Path
 ) -> None:
@@ -79,6 +80,7 @@ def test_static_space_holds_the_page_with_its_weights_instead_of_an_app(
     assert "nothing to upload: the Space ann/page already has these 3 files" in again
 
 
+@pytest.mark.slow
 def test_published_app_generates_what_the_model_generates(hub: Hub, run_dir: Path, tmp_path: Path) -> None:
     options = ["--space", "ann/demo", "--private", "--revision", "dev"]
     upload(run_dir, "ann/two", *options, hub=hub, home=tmp_path)

@@ -70,6 +70,7 @@ def test_the_forecast_is_in_minutes_of_this_run(run_dir: Path) -> None:
     assert forecast(run_dir, 0.005).loss == pytest.approx(before.loss)
 
 
+@pytest.mark.slow
 def test_the_command_trains_on(run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
     main(["plan", str(run_dir), "--more_minutes", "0.05"])
     command = capsys.readouterr().out.splitlines()[-1]

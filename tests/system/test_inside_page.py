@@ -24,6 +24,7 @@ def test_a_quotation_occurs_in_the_file_it_names(file: str, quotation: str) -> N
     assert stripped(quotation) in stripped((ROOT / file).read_text(encoding="utf-8"))
 
 
+@pytest.mark.slow
 def test_the_script_runs_the_page_and_draws_its_pictures(
     text_file: Path, tmp_path: Path, train_here: Callable[[list[str]], int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
