@@ -49,6 +49,7 @@ def test_runs_with_different_tokenizers_are_ranked_by_bits_per_byte(
     assert losses["bpe"] > losses["char"]  # type: ignore[operator]  # a token of bpe stands for more text
 
 
+@pytest.mark.slow
 def test_successive_halving_trains_the_best_longest(
     tiny_config: Path, tmp_path: Path, started: list[list[str]]
 ) -> None:

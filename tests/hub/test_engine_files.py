@@ -56,6 +56,7 @@ def test_engines_run_what_is_uploaded_and_the_card_names_it(hub: Hub, run_dir: P
     assert "llama" not in plain["README.md"].decode()
 
 
+@pytest.mark.slow
 def test_the_folder_of_onnx_is_a_gpt2_of_its_own(hub: Hub, run_dir: Path, tmp_path: Path) -> None:
     listed = upload(run_dir, "ann/none", "--onnx", "q4", "--dry_run", hub=hub, home=tmp_path)
     assert "ann/none" not in hub.repos

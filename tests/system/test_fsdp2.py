@@ -36,7 +36,7 @@ def train(
     return [json.loads(line) for line in Path(f"{report}.0").read_text().splitlines()]
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+@pytest.mark.parametrize("optimizer", ["muon", pytest.param("adamw", marks=pytest.mark.slow)])
 def test_two_sharded_ranks_train_as_one_process_and_resume_each_others_checkpoints(
     words: list[str], tmp_path: Path, optimizer: str
 ) -> None:
