@@ -235,6 +235,7 @@ def built_in_docs(tokenizer: PreTrainedTokenizerBase, rows: int, columns: int) -
 
 
 def main() -> None:
+    """Print the numbers of the page and draw its pictures into the folder of the command line."""
     parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
     parser.add_argument("--output_dir", type=Path, default=Path(), help="where the pictures go; default: here")
     folder = parser.parse_args().output_dir

@@ -11,7 +11,6 @@ import logging
 import tarfile
 import urllib.request
 from pathlib import Path
-from typing import Any
 
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
@@ -26,22 +25,6 @@ MERMAID_SHA512 = "V6K3C8EBdEsPFZXSKMJe6ppQOENxuHARr9GvHX4hh47lAbhMRD9qf4oEK7LoaR
 MERMAID_SCRIPT = "docs/site/mermaid.min.js"
 
 log = logging.getLogger(f"mkdocs.plugins.{__name__}")
-
-
-def on_config(config: MkDocsConfig) -> None:
-    """Drop the pages of the navigation that are not written yet."""
-    config.nav = existing_pages(config.nav)
-
-
-def existing_pages(entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    kept = []
-    for entry in entries:
-        ((title, target),) = entry.items()
-        if isinstance(target, list):
-            kept.append({title: existing_pages(target)})
-        elif (ROOT / target).is_file():
-            kept.append(entry)
-    return kept
 
 
 def on_files(files: Files, config: MkDocsConfig) -> None:
