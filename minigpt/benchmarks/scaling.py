@@ -177,6 +177,37 @@ def fitted_law(rows: Sequence[dict[str, Any]]) -> list[str]:
     return lines
 
 
+def rate_tables(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """A table for each question about rates: the loss by width and rate, and the best rate of each width."""
+    lines = []
+    for question, name in (("muon_rate", "Muon's rate"), ("adamw_rate", "AdamW's rate")):
+        asked = [row for row in rows if row["question"] == question]
+        rates = sorted({row[question] for row in asked})
+        if not asked:
+            continue
+        lines.append(f"| width, {name} | {' | '.join(f'{rate:g}' for rate in rates)} | best |")
+        lines.append("|---:" * (len(rates) + 2) + "|")
+        for width in sorted({row["hidden_size"] for row in asked}):
+            losses = {row[question]: row["bits_per_byte"] for row in asked if row["hidden_size"] == width}
+            cells = [f"{losses[rate]:.3f}" if rate in losses else "" for rate in rates]
+            lines.append(f"| {width} | {' | '.join(cells)} | {best_rate(losses):.3g} |")
+    return lines
+
+
+def best_rate(losses: dict[float, float]) -> float:
+    """The rate with the lowest loss, by a parabola over the logarithm through the lowest point and its neighbours.
+
+    losses: rate → loss, with rates a constant factor apart. If the lowest is the first or last of them, it is the best.
+    """
+    rates = sorted(losses)
+    lowest = min(range(len(rates)), key=lambda place: losses[rates[place]])
+    if lowest in (0, len(rates) - 1):
+        return rates[lowest]
+    below, here, above = (losses[rates[place]] for place in (lowest - 1, lowest, lowest + 1))
+    shift = (below - above) / (2 * (below - 2 * here + above))  # in steps of the grid, at most half of one
+    return rates[lowest] * (rates[lowest + 1] / rates[lowest]) ** shift
+
+
 def _relative_loss(law: ScalingLaw, run: Observation) -> float:
     return law.relative_loss(run.unigram_bits, run.layer_parameters, run.tokens, run.epochs)
 

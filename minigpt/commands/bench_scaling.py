@@ -42,12 +42,14 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 
 def run(args: argparse.Namespace) -> None:
     """Train all runs and say where the table is."""
-    from minigpt.benchmarks.scaling import RUNS_FILE, fitted_law, run_study
+    from minigpt.benchmarks.scaling import RUNS_FILE, fitted_law, rate_tables, run_study
 
     output_dir = Path(args.output_dir)
     rows = run_study(
         args.texts, output_dir, args.questions, args.parallel, report=lambda line: print(line, flush=True)
     )
     print(f"{len(rows)} runs: {output_dir / RUNS_FILE}")
+    for line in rate_tables(rows):
+        print(line)
     if {"law", "vocabulary", "repetition"} <= set(args.questions):
         print("\n".join(fitted_law(rows)))

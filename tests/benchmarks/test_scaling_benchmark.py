@@ -1,11 +1,12 @@
 """Laws of the scaling study: every run has a folder of its own, and the law of the runs is found again."""
 
+import math
 import re
 from typing import Any
 
 import pytest
 
-from minigpt.benchmarks.scaling import StudyRun, fitted_law, study_runs
+from minigpt.benchmarks.scaling import StudyRun, best_rate, fitted_law, rate_tables, study_runs
 from minigpt.planning.scaling_law import ScalingLaw
 
 LAW = ScalingLaw(0.5, 0.07, 0.4, 0.5, 0.4, 4.0, 0.006)
@@ -53,3 +54,19 @@ def test_the_law_is_found_and_predicts_runs_that_it_was_not_fitted_to() -> None:
 @pytest.mark.parametrize("count", [0, 11])
 def test_too_few_runs_are_said_to_be_too_few(count: int) -> None:
     assert fitted_law(rows()[:count]) == [f"{count} runs are too few for the law; give more texts"]
+
+
+@pytest.mark.parametrize("best", [0.011, 0.02, 0.033, 0.056])
+def test_the_best_rate_of_a_parabola_lies_between_the_rates_that_were_tried(best: float) -> None:
+    losses = {rate: 2 + 0.1 * math.log(rate / best) ** 2 for rate in (0.005, 0.01, 0.02, 0.04, 0.08)}
+    assert best_rate(losses) == pytest.approx(best)
+
+
+def test_the_best_rate_is_never_one_outside_of_those_that_were_tried() -> None:
+    assert best_rate({0.01: 3.0, 0.02: 2.0, 0.04: 1.0}) == 0.04
+    assert best_rate({0.01: 1.0, 0.02: 2.0, 0.04: 3.0}) == 0.01
+
+
+def test_the_table_of_rates_has_a_line_for_each_width() -> None:
+    lines = rate_tables(rows())
+    assert [line.split(" ")[1] for line in lines if line[2].isdigit()] == ["128", "256", "512"] * 2
