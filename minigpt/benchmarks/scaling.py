@@ -197,7 +197,7 @@ def rate_tables(rows: Sequence[dict[str, Any]]) -> list[str]:
 def best_rate(losses: dict[float, float]) -> float:
     """The rate with the lowest loss, by a parabola over the logarithm through the lowest point and its neighbours.
 
-    losses: rate → loss, with rates a constant factor apart. If the lowest is the first or last of them, it is the best.
+    losses: rate → loss, with rates a constant factor apart. If the lowest is the first or last, it is the best.
     """
     rates = sorted(losses)
     lowest = min(range(len(rates)), key=lambda place: losses[rates[place]])
