@@ -157,11 +157,14 @@ def test_the_memory_that_saving_takes_on_rank_0_falls_with_the_number_of_ranks(
     )
     program = [sys.executable, str(ROOT / "tests" / "support" / "save_memory.py"), *options.split()]
     grown = []
-    for ranks in (2, 4, 8):
-        processes = fork_server.start_ranks([*program, "--output_dir", str(tmp_path / str(ranks))], ranks, FSDP2)
+    for ranks in (1, 2, 4, 8):
+        output_dir = str(tmp_path / str(ranks))
+        processes = fork_server.start_ranks([*program, "--output_dir", output_dir], ranks, FSDP2 if ranks > 1 else {})
         finish(processes)
         grown.append(int(processes[0].stdout().split("grown by ")[1].split()[0]))
-    print(f"MiB on 2, 4 and 8 ranks: {grown}")
-    assert 487 / 2 < grown[0] < 0.7 * 487
-    assert grown[1] < 0.7 * grown[0]
-    assert grown[2] < 0.7 * grown[1]
+    print(f"MiB on 1, 2, 4 and 8 ranks: {grown}")
+    one, two, four, eight = grown
+    assert one < 487 / 10  # one process writes what it holds
+    assert 487 / 3 < two < 0.7 * 487  # its share; a part of it may have been free memory of the process
+    assert four < 0.7 * two
+    assert eight < 0.7 * four
