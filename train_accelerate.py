@@ -49,6 +49,7 @@ from minigpt.optim.lr_schedule import build_schedule, set_learning_rate
 from minigpt.optim.optimizer import build_optimizer
 from minigpt.planning.forecast import forecast
 from minigpt.training.accelerator import (
+    check_for_gpu,
     clear_gradients,
     exchange_gradients,
     on_device,
@@ -267,6 +268,7 @@ def take_step(run: Run, learning_rate: float) -> tuple[torch.Tensor, torch.Tenso
 def set_up(args: Arguments, output_dir: OutputDir, run_length: type[RunLength] = RunLength) -> Run:
     """Prepare everything before the first step. Nothing on disk changes until all of it is checked."""
     output_dir.check()
+    check_for_gpu(args)
     data_folders = prepare_data(args)  # may take hours, longer than a process group waits
     accelerator = start_accelerator(args)
     if accelerator.is_main_process:

@@ -300,7 +300,7 @@ class OptimizerArguments(Checked):
     num_decay_steps: int | None = option(
         "Steps of the linear decay of warmup_stable_decay (default: a fifth of the run)"
     )
-    warmup_steps: int = option("Steps of linear warm-up", 0)
+    warmup_steps: float = option("Steps of linear warm-up; below 1: this part of all steps", 0)
     scale_learning_rate: bool = option("Multiply the learning rates by the number of processes", False)
     weight_decay: float = option("Weight decay of matrices; biases and norms have none", 0.1)
     adam_beta1: float = option("Decay of AdamW's first moment", 0.9)
@@ -314,6 +314,8 @@ class OptimizerArguments(Checked):
     def problems(self) -> Iterator[str]:
         """A sentence for each value that cannot be, or excludes another."""
         yield from _below(self, 0, "learning_rate", "muon_learning_rate", "min_learning_rate", "warmup_steps")
+        if self.warmup_steps > 1 and self.warmup_steps % 1:
+            yield f"warmup_steps={self.warmup_steps:g} must be a whole number, or less than 1: a part of all steps"
         yield from _below(self, 0, "weight_decay", "adam_epsilon", "max_grad_norm", "max_skipped_steps")
         yield from _below(self, 1, "num_decay_steps", "muon_ns_steps")
         if self.num_decay_steps is not None and self.lr_scheduler_type != "warmup_stable_decay":

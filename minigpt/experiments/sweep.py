@@ -164,7 +164,7 @@ def _planned_round(
     plan, args = _planned(words, values, output_dir / trial_name(values))
     if divisor == 1:
         return plan, args
-    shorter = {"warmup_steps": str(args.warmup_steps // divisor)}
+    shorter = {"warmup_steps": str(args.warmup_steps if args.warmup_steps < 1 else args.warmup_steps // divisor)}
     if args.train_minutes:
         shorter["train_minutes"] = str(args.train_minutes / divisor)
     elif args.max_steps is not None:

@@ -52,6 +52,7 @@ def build_schedule(args: Arguments, max_steps: int, processes: int) -> Schedule:
 
     `num_decay_steps` defaults to a fifth of the run. Raises UserError if warm-up and decay take more than `max_steps`.
     """
+    is_part = args.warmup_steps < 1
     scale = processes if args.scale_learning_rate else 1
     num_decay_steps = None
     if args.lr_scheduler_type == "warmup_stable_decay":
@@ -59,7 +60,7 @@ def build_schedule(args: Arguments, max_steps: int, processes: int) -> Schedule:
     return Schedule(
         learning_rate=args.learning_rate * scale,
         min_learning_rate=args.min_learning_rate * scale,
-        warmup_steps=args.warmup_steps,
+        warmup_steps=math.ceil(args.warmup_steps * max_steps) if is_part else int(args.warmup_steps),
         max_steps=max_steps,
         lr_scheduler_type=args.lr_scheduler_type,
         num_decay_steps=num_decay_steps,

@@ -18,6 +18,7 @@ from accelerate.utils import (
     InitProcessGroupKwargs,
     ProjectConfiguration,
     TorchDynamoPlugin,
+    parse_flag_from_env,
     send_to_device,
 )
 from torch import nn
@@ -31,9 +32,22 @@ from minigpt.modeling.document_mask import document_mask
 from minigpt.training.out_of_memory import record_allocations
 from minigpt.training.run_log import requested_trackers
 from minigpt.utils.errors import UserError
+from minigpt.utils.hardware import why_no_gpu
 from minigpt.utils.malloc import keep_freed_memory
 
 COMPUTE_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def check_for_gpu(args: Arguments) -> None:
+    """Raises UserError if the launch profile is one for GPUs, and PyTorch sees none."""
+    precision = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")  # set by accelerate's launcher
+    on_cpu = args.use_cpu or parse_flag_from_env("ACCELERATE_USE_CPU")
+    if precision != "no" and not on_cpu and not torch.accelerator.is_available():
+        reason = why_no_gpu() or "PyTorch sees none"
+        raise UserError(
+            f"the launch profile is for GPUs (mixed_precision: {precision}), but {reason}; "
+            "train with the profile cpu or cpu_ddp, or give --use_cpu"
+        )
 
 
 def start_accelerator(args: Arguments) -> Accelerator:

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch import nn
+from transformers import TrainingArguments
 
 from minigpt.config.parser import parse_arguments
 from minigpt.optim.lr_schedule import Schedule, build_schedule, learning_rate_at, set_learning_rate
@@ -52,6 +53,14 @@ def test_stable_phase_and_linear_decay_equal_the_schedule_of_transformers(num_de
                 assert learning_rate_at(step, ours) == learning_rate_at(step, schedule("linear"))
         optimizer.step()
         reference.step()
+
+
+@pytest.mark.parametrize("warmup_steps", [0, 0.03, 0.5, 1, 7])
+@pytest.mark.parametrize("max_steps", [7, 110, 3001])
+def test_a_warm_up_below_1_is_a_part_of_all_steps_as_in_transformers(warmup_steps: float, max_steps: int) -> None:
+    words = ["--corpus", "python-docs", "--warmup_steps", str(warmup_steps)]
+    ours = build_schedule(parse_arguments(words), max_steps, processes=1).warmup_steps
+    assert ours == TrainingArguments(warmup_steps=warmup_steps).get_warmup_steps(max_steps)
 
 
 def rates_of_run(processes: int, *options: str) -> list[list[float]]:

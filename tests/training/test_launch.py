@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from minigpt.training.launch import launch, split_words
 from minigpt.utils.errors import UserError
@@ -72,6 +73,24 @@ def test_a_signal_to_the_launcher_saves_a_checkpoint_and_exits_with_75(
     assert len(find_checkpoints(tmp_path / "run")) == 1
     assert "Traceback" not in "".join(lines)
     assert lines[-1].startswith("stopped at step ")
+
+
+@pytest.mark.skipif(torch.accelerator.is_available(), reason="this machine has a GPU")
+@pytest.mark.parametrize(
+    "profile", ["multi_gpu", *(pytest.param(name, marks=pytest.mark.slow) for name in ("single_gpu", "fsdp2"))]
+)
+def test_a_profile_for_gpus_does_not_train_on_the_cpu_instead(
+    profile: str, tiny_run: list[str], tmp_path: Path
+) -> None:
+    words = [word for word in tiny_run if word != "--use_cpu"]
+    processes = [] if profile == "single_gpu" else ["--num_processes", "2"]
+    run = subprocess.run(
+        [*MINIGPT, "--profile", profile, *processes, *words], capture_output=True, text=True, cwd=ROOT, timeout=120
+    )
+    assert run.returncode == 2
+    (line,) = run.stderr.splitlines()
+    assert line.startswith("minigpt train: the launch profile is for GPUs (mixed_precision: bf16)")
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_bug_in_the_model_keeps_its_traceback_and_exits_with_1(tiny_run: list[str], tmp_path: Path) -> None:
