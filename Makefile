@@ -1,4 +1,4 @@
-# make train    a GPT of your own from nothing, in a few minutes
+# make train    a GPT of your own from nothing, in a few minutes; goes on with one that was stopped
 # make test     the tests                    make test-all   and the slow proofs
 # make soak     kill -9, damage, full disks, other numbers of processes: the tables of docs/reliability.md
 # make rehearsal   32 processes on four hosts of this machine, and what can happen to them: docs/scale.md (as root)
@@ -17,7 +17,7 @@ DOCS_READY := .venv-docs/ready
 .PHONY: train test test-all soak rehearsal fuzz check format wheel docs clean
 
 train: $(READY)
-	$(BIN)/minigpt train quickstart --overwrite_output_dir
+	$(BIN)/minigpt train quickstart $(if $(wildcard runs/quickstart/arguments.yaml),--resume_from_checkpoint latest)
 
 test: $(READY)
 	@echo "==> Running the tests on two processes"

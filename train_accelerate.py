@@ -9,6 +9,7 @@ preset `quickstart`.
 
 import math
 import os
+import shlex
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -185,6 +186,8 @@ def run_steps(run: Run, stop: StopRequest) -> int:
     log.print(f"done: {state.step} steps in {duration} of training; the model is in {args.run_dir}")
     if args.train_minutes:
         tell_outlook(run)
+    verb = "chat" if run.tokenizer.chat_template else "generate --interactive"
+    log.print(f"  try it: minigpt {verb} --model {shlex.quote(str(args.run_dir))}")
     log.close()
     stop.release()  # the model is complete: the upload may be interrupted
     run.pushes.finish()
@@ -235,7 +238,8 @@ def write_plot_and_card(run: Run) -> None:
 def tell_outlook(run: Run) -> None:
     """Say what as many minutes again would bring, if the fitted law knows such a run."""
     with suppress(UserError):
-        run.log.print(f"  forecast: {forecast(run.args.run_dir, run.args.train_minutes)}")
+        outlook = forecast(run.args.run_dir, run.args.train_minutes)
+        run.log.print(f"  forecast: {outlook}: {outlook.command}")
 
 
 def take_step(run: Run, learning_rate: float) -> tuple[torch.Tensor, torch.Tensor]:
@@ -340,7 +344,7 @@ def set_up(args: Arguments, output_dir: OutputDir, run_length: type[RunLength] =
         statistics=ModelStatistics(args, model, accelerator),
         validation=validation,
         hellaswag=hellaswag,
-        samples=SampleTexts(args, args.seed, tokenizer),
+        samples=SampleTexts(args, args.seed, tokenizer, shards.train.documents),
         optional_files=optional_files,
         skipped_steps=SkippedSteps(args, tokenizer, optional_files, accelerator),
         checkpoints=Checkpoints(args, tokenizer),

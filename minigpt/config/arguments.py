@@ -380,8 +380,9 @@ class RunArguments(Checked):
     )
     load_best_model_at_end: bool = option("Make the checkpoint with the lowest validation loss the final model", False)
     sample_steps: int = option("Steps between sample texts; 0: only at the end", 0)
-    sample_prompts: list[str] = option(
-        'Prompts of the sample texts, questions if the model learns to chat; "" is the start of a text', [""]
+    sample_prompts: list[str] | None = option(
+        'Prompts of the sample texts, questions if the model learns to chat (default: "", the start of a text, or a '
+        "new line if the training text is a single document)"
     )
     sample_max_new_tokens: int = option("Tokens per sample text", 100)
     report_to: list[str] = option(

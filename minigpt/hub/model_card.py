@@ -109,12 +109,17 @@ def write_card(run_dir: Path, repo_id: str | None = None) -> None:
     """Write README.md into the folder of a run, except where a person has edited it."""
     path = run_dir / CARD_FILE
     if not is_edited_card(path):
-        write_atomically(path, model_card(read_run_summary(run_dir), repo_id or run_dir.resolve().name))
+        write_atomically(path, model_card(read_run_summary(run_dir), repo_id or _local_name(run_dir)))
 
 
 def is_edited_card(path: Path) -> bool:
     """Whether there is a card at `path` that a person has edited. It must not be overwritten."""
     return path.is_file() and GENERATED_MARKER.encode() not in read_bytes(path)
+
+
+def _local_name(run_dir: Path) -> str:
+    """What loads the model from the folder where the run was started; of an absolute path only the last part."""
+    return run_dir.resolve().name if run_dir.is_absolute() or ".." in run_dir.parts else run_dir.as_posix()
 
 
 def _front_matter(summary: RunSummary, repo_id: str, license: str, engine_files: Sequence[str]) -> ModelCardData:

@@ -111,6 +111,7 @@ class TimedRun:
     predictions: Sequence[Prediction]
     combinations: int  # that were compared
     steps: int
+    step_tokens: int
 
     @property
     def bits_per_byte(self) -> float:
@@ -145,7 +146,7 @@ class TimedRun:
             f"text       {size}; letters: {alphabets or 'none'}; {vocabulary.bytes_per_token:.2f} bytes per token "
             f"with {vocabulary.size:,} ids",
             f"device     {self.tokens_per_s:,.0f} tokens/s, measured; about {self.steps:,} steps of "
-            f"{best.tokens / self.steps:,.0f} tokens in {minutes}",
+            f"{self.step_tokens:,} tokens in {minutes}",
             f"model      {best.combination}: the lowest predicted loss of {self.combinations} combinations",
             *(
                 f"             {other.relative_loss / best.relative_loss - 1:+.1%} with {other.combination}"
@@ -242,9 +243,12 @@ def choose_run(
     final = final.with_values(
         per_device_train_batch_size=micro_batch, gradient_accumulation_steps=samples // micro_batch
     )
-    steps = max(1, round(best.tokens / (samples_per_step(final, processes) * final.block_size)))
+    step_tokens = samples_per_step(final, processes) * final.block_size
+    steps = max(1, round(best.tokens / step_tokens))
     final = _with(final, given, _periods(steps)).with_values(train_minutes=float(f"{best.minutes:.3g}"))
-    return TimedRun(final, args.train_minutes, profile, difficulty, measured_ones, len(combinations), steps)
+    return TimedRun(
+        final, args.train_minutes, profile, difficulty, measured_ones, len(combinations), steps, step_tokens
+    )
 
 
 def _rate(combination: Combination, rates: Mapping[Combination, float], peak_flops: float) -> float:

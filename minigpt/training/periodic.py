@@ -60,11 +60,25 @@ class HellaSwagEvaluation:
             return summarize(evaluate(plain_model, self.tokenizer, self.rows, self.batch_size, accelerator))
 
 
+def default_prompt(tokenizer: PreTrainedTokenizerFast, documents: int | None) -> str:
+    """The start of a text, ""; a new line if there is only one text, whose start a model does not learn."""
+    if documents != 1 or tokenizer.chat_template:
+        return ""
+    try:
+        return "\n" if tokenizer("\n")["input_ids"] else ""
+    except Exception:  # the tokenizers library raises a bare Exception for a character without an id
+        return ""
+
+
 class SampleTexts:
     """A continuation of every sample prompt, or the answer to it, every `sample_steps` steps."""
 
-    def __init__(self, args: RunArguments, seed: int, tokenizer: PreTrainedTokenizerFast) -> None:
+    def __init__(
+        self, args: RunArguments, seed: int, tokenizer: PreTrainedTokenizerFast, documents: int | None = None
+    ) -> None:
+        """`documents` are those of the training text, None if unknown."""
         self.args, self.seed, self.tokenizer = args, seed, tokenizer
+        self.prompts = args.sample_prompts or [default_prompt(tokenizer, documents)]
 
     def due(self, state: TrainingState) -> bool:
         return state.is_due(self.args.sample_steps)
@@ -75,7 +89,7 @@ class SampleTexts:
         Text that cannot be sampled, as from weights that are not finite, does not end the training: the reason takes
         its place.
         """
-        written = sample_prompts(self.tokenizer, self.args.sample_prompts)
+        written = sample_prompts(self.tokenizer, self.prompts)
         try:
             with uncompiled(model, accelerator) as plain_model:
                 texts = sample_text(

@@ -71,7 +71,7 @@ def test_the_sample_prompts_of_a_preset_do_not_go_with_another_text(tmp_path: Pa
     given = ["--sample_prompts", "Given"]
     assert len(parse_arguments(["quickstart"]).sample_prompts) == 3
     for source in ("--train_file=a.txt", "--data=a", "--dataset-name=a"):
-        assert parse_arguments(["quickstart", source]).sample_prompts == [""]
+        assert parse_arguments(["quickstart", source]).sample_prompts is None
         assert parse_arguments(["quickstart", source, *given]).sample_prompts == ["Given"]
         assert parse_arguments(["quickstart", str(own), source]).sample_prompts == ["Mine"]
 

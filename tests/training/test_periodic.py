@@ -12,9 +12,9 @@ from minigpt.data.samples import Batch, Samples
 from minigpt.generation.conversation import Conversation
 from minigpt.generation.sampling import Sampling
 from minigpt.modeling.loss import IGNORE_INDEX
-from minigpt.training.periodic import SampleTexts, ValidationLoss
+from minigpt.training.periodic import SampleTexts, ValidationLoss, default_prompt
 from minigpt.utils.errors import UserError
-from support.tiny import byte_tokenizer, tiny_model
+from support.tiny import byte_tokenizer, letter_tokenizer, tiny_model
 
 
 def test_weights_that_are_not_finite_give_a_note_instead_of_a_sample() -> None:
@@ -28,6 +28,16 @@ def test_weights_that_are_not_finite_give_a_note_instead_of_a_sample() -> None:
     notes = samples.run(model, accelerator)
     assert notes.keys() == sound.keys()
     assert all(note.startswith("(no sample: probability tensor contains") for note in notes.values())
+
+
+@pytest.mark.parametrize(("documents", "prompt"), [(1, "\n"), (2, ""), (None, "")])
+def test_a_model_of_a_single_text_continues_a_new_line_since_it_knows_no_start(
+    documents: int | None, prompt: str
+) -> None:
+    args = RunArguments(sample_max_new_tokens=4, report_to=["none"])
+    samples = SampleTexts(args, 1, byte_tokenizer(eos_token="<|endoftext|>"), documents)
+    assert list(samples.run(tiny_model(), Accelerator(cpu=True))) == [prompt]
+    assert default_prompt(letter_tokenizer("abc"), documents) == ""
 
 
 def test_with_a_chat_template_a_sample_is_the_answer_to_its_prompt() -> None:
