@@ -75,6 +75,12 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         help="mean time between two failures of a node (default: what was published for Llama 3)",
     )
     add("--more_minutes", type=float, metavar="N", help="forecast the loss of a finished run after N more minutes")
+    add(
+        "--shorter_run",
+        type=Path,
+        metavar="RUN",
+        help="a shorter run of the same model, which makes the forecast better",
+    )
     add("--no_probe", action="store_true", help="do not measure the time of a step")
     add("--json", action="store_true", help="print the figures as JSON")
     args, words = parser.parse_known_args(argv)
@@ -87,6 +93,8 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
             )
         args.run_dir = Path(words[0])
         return args
+    if args.shorter_run is not None:
+        raise UserError("shorter_run belongs to --more_minutes")
     check_positive(args, "devices", "devices_per_node")
     if args.memory is not None and not 0 < args.memory < float("inf"):
         raise UserError(f"memory={args.memory} must be a number of GiB above 0")
@@ -114,7 +122,7 @@ def run(args: argparse.Namespace) -> None:
     if args.more_minutes is not None:
         from minigpt.planning.forecast import forecast
 
-        outlook = forecast(args.run_dir, args.more_minutes)
+        outlook = forecast(args.run_dir, args.more_minutes, args.shorter_run)
         print(json.dumps(outlook.as_dict(), indent=2) if args.json else f"{outlook}\n\n  {outlook.command}")
         return
     from minigpt.planning.plan import plan_run

@@ -1,7 +1,8 @@
 """What more training would bring: the loss of a finished run after some more minutes, by the fitted law.
 
 The law gives the ratio of the two losses, in which the difficulty of the text cancels. In more minutes the run reads
-more tokens at its speed; its learning rate rises again and decays until their end.
+more tokens at its speed; its learning rate rises again and decays until their end. A shorter run of the same model on
+the same text corrects the law: it shows how much this text still teaches.
 """
 
 import math
@@ -29,6 +30,7 @@ from minigpt.utils.run_files import (
 # Standard deviations: of a loss, relative; of the law, relative to the change that it predicts. From 18 runs on texts
 # that the law does not know, each continued for as long again: see docs/recipes.md
 RUN_SPREAD, LAW_SPREAD = 0.004, 0.45
+TREND_SPREAD = 0.25  # of the change that a shorter run has corrected; from the same runs
 
 
 @dataclass(frozen=True)
@@ -78,14 +80,77 @@ class Forecast:
         return f"minigpt train {preset} --resume_from_checkpoint latest --train_minutes {minutes:g}"
 
 
-def forecast(run_dir: Path, more_minutes: float) -> Forecast:
+@dataclass(frozen=True)
+class FinishedRun:
+    """What the forecast needs of a run: its size, what it has read, and the validation loss at its end."""
+
+    run_dir: Path
+    layer_parameters: int
+    vocab_size: int
+    text_tokens: int
+    tokens_read: int
+    elapsed_s: float
+    loss: float  # nats per token
+    bits_per_byte: float | None
+
+    def log_ratio(self, tokens: float) -> float:
+        """The logarithm of the loss after `tokens` over that of this run, by the fitted law."""
+        return log_ratio(self.layer_parameters, self.tokens_read, tokens, self.text_tokens)
+
+
+def forecast(run_dir: Path, more_minutes: float, shorter_run: Path | None = None) -> Forecast:
     """The forecast for a run that trained a model from scratch and is finished.
+
+    `shorter_run` is a run of the same model on the same text that ended earlier. The change that the law predicts is
+    then multiplied by how much larger or smaller the change from the shorter run to this one was than the law's.
 
     Raises UserError for any other run, and if it has no validation loss or no checkpoint to continue from.
     """
+    run = read_finished_run(run_dir)
+    change = run.log_ratio(run.tokens_read * (1 + 60 * more_minutes / run.elapsed_s))
+    spread = math.hypot(math.sqrt(2) * RUN_SPREAD, LAW_SPREAD * change)
+    if shorter_run is not None:
+        correction = _correction(read_finished_run(shorter_run), run)
+        change *= correction
+        spread = math.hypot(math.sqrt(2) * RUN_SPREAD, TREND_SPREAD * change)
+    return Forecast(
+        run_dir=run_dir,
+        elapsed_s=run.elapsed_s,
+        more_minutes=more_minutes,
+        loss_now=run.loss,
+        loss=run.loss * math.exp(change),
+        spread=spread,
+        bits_per_nat=run.bits_per_byte / run.loss if run.bits_per_byte else None,
+    )
+
+
+def _correction(shorter: FinishedRun, run: FinishedRun) -> float:
+    """The change of the loss between two runs, relative to the law's. Raises UserError if they do not match."""
+    for name in ("layer_parameters", "vocab_size", "text_tokens"):
+        values = getattr(shorter, name), getattr(run, name)
+        if values[0] != values[1]:
+            raise UserError(
+                f"shorter_run={shorter.run_dir} has {name}={values[0]} where {run.run_dir} has {values[1]}"
+            )
+    if shorter.tokens_read >= run.tokens_read:
+        raise UserError(
+            f"shorter_run={shorter.run_dir} has read {shorter.tokens_read:,} tokens, {run.run_dir} has read "
+            f"{run.tokens_read:,}; give a run that ended earlier"
+        )
+    expected = shorter.log_ratio(run.tokens_read)
+    if expected > -RUN_SPREAD:
+        raise UserError(
+            f"shorter_run={shorter.run_dir} is too near to {run.run_dir} to show a trend; give a shorter one"
+        )
+    return math.log(run.loss / shorter.loss) / expected
+
+
+def read_finished_run(run_dir: Path) -> FinishedRun:
+    """Raises UserError if `run_dir` holds no finished run of a model from scratch with a validation loss."""
     if not (run_dir / ARGUMENTS_FILE).is_file():
         raise UserError(f"{run_dir} is no folder of a run; more_minutes continues one")
-    if read_config(run_dir / ARGUMENTS_FILE).get("model_name_or_path"):
+    options = read_config(run_dir / ARGUMENTS_FILE)
+    if options.get("model_name_or_path"):
         raise UserError(f"{run_dir}: more_minutes is for models trained from scratch; the law knows no other")
     checkpoints = find_checkpoints(run_dir)
     if not checkpoints:
@@ -97,19 +162,13 @@ def forecast(run_dir: Path, more_minutes: float) -> Forecast:
     if not last:
         raise UserError(f"{run_dir} has no validation loss at its end")
     config = MiniGPTConfig.from_pretrained(run_dir)
-    layers = config.num_hidden_layers * layer_matrix_parameters(config)
-    train_tokens = read_json(run_dir / DATA_FILE, "the data of a run", ["splits"])["splits"]["train"]["tokens"]
-    block_size = read_config(run_dir / ARGUMENTS_FILE).get("block_size", 1024)
-    read = state.samples_seen * block_size
-    longer = read * (1 + 60 * more_minutes / state.elapsed_s)
-    change = log_ratio(layers, read, longer, train_tokens)
-    loss, bits_per_byte = last[-1]["val/loss"], last[-1].get("val/bits_per_byte")
-    return Forecast(
+    return FinishedRun(
         run_dir=run_dir,
+        layer_parameters=config.num_hidden_layers * layer_matrix_parameters(config),
+        vocab_size=config.vocab_size,
+        text_tokens=read_json(run_dir / DATA_FILE, "the data of a run", ["splits"])["splits"]["train"]["tokens"],
+        tokens_read=state.samples_seen * options.get("block_size", 1024),
         elapsed_s=state.elapsed_s,
-        more_minutes=more_minutes,
-        loss_now=loss,
-        loss=loss * math.exp(change),
-        spread=math.hypot(math.sqrt(2) * RUN_SPREAD, LAW_SPREAD * change),
-        bits_per_nat=bits_per_byte / loss if bits_per_byte else None,
+        loss=last[-1]["val/loss"],
+        bits_per_byte=last[-1].get("val/bits_per_byte"),
     )

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from minigpt.cli import main
-from minigpt.planning.forecast import forecast
+from minigpt.planning.forecast import forecast, read_finished_run
 from minigpt.utils.errors import UserError
 from minigpt.utils.run_files import METRICS_FILE
 
@@ -68,6 +68,47 @@ def test_the_forecast_is_in_minutes_of_this_run(run_dir: Path) -> None:
     values = json.loads(state.read_text(encoding="utf-8"))
     state.write_text(json.dumps(values | {"elapsed_s": values["elapsed_s"] / 2}), encoding="utf-8")
     assert forecast(run_dir, 0.005).loss == pytest.approx(before.loss)
+
+
+def rewrite(run_dir: Path, samples: int, loss: float) -> Path:
+    """Let a finished run have read so many samples and ended with this loss."""
+    state = next(run_dir.glob("checkpoint-12/training_state.json"))
+    values = json.loads(state.read_text(encoding="utf-8"))
+    state.write_text(json.dumps(values | {"samples_seen": samples}), encoding="utf-8")
+    (run_dir / METRICS_FILE).write_text(json.dumps({"step": 12, "val/loss": loss}) + "\n", encoding="utf-8")
+    return run_dir
+
+
+@pytest.mark.parametrize("share", [1.0, 0.5, 1.3, -0.2])
+def test_a_shorter_run_corrects_the_law_by_the_change_that_it_saw(share: float, run_dir: Path, tmp_path: Path) -> None:
+    """A text that teaches `share` of what the law expects; with -0.2 the model over-fits."""
+    shorter = rewrite(shutil.copytree(run_dir, tmp_path / "shorter"), 2000, 3.0)
+    seen, minutes = read_finished_run(shorter), read_finished_run(run_dir).elapsed_s / 60
+    rewrite(run_dir, 4000, 3.0 * math.exp(share * seen.log_ratio(2 * seen.tokens_read)))
+    expected = share * seen.log_ratio(4 * seen.tokens_read)
+    found = forecast(run_dir, minutes, shorter)
+    assert math.log(found.loss / 3.0) == pytest.approx(expected)
+    assert (found.loss == pytest.approx(forecast(run_dir, minutes).loss)) == (share == 1)
+
+
+@pytest.mark.parametrize(
+    ("samples", "vocab_size", "message"),
+    [
+        (4000, None, "give a run that ended earlier"),
+        (3990, None, "is too near to"),
+        (2000, 77, "has vocab_size=77 where"),
+    ],
+)
+def test_a_shorter_run_that_does_not_belong_is_refused(
+    samples: int, vocab_size: int | None, message: str, run_dir: Path, tmp_path: Path
+) -> None:
+    shorter = rewrite(shutil.copytree(run_dir, tmp_path / "shorter"), samples, 3.0)
+    rewrite(run_dir, 4000, 2.9)
+    if vocab_size is not None:
+        config = json.loads((shorter / "config.json").read_text(encoding="utf-8"))
+        (shorter / "config.json").write_text(json.dumps(config | {"vocab_size": vocab_size}), encoding="utf-8")
+    with pytest.raises(UserError, match=message):
+        forecast(run_dir, 1, shorter)
 
 
 @pytest.mark.slow
