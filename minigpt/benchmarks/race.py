@@ -93,13 +93,9 @@ def table(theirs: Curve, ours: Curve, minutes: float) -> str:
 
 def draw(theirs: Curve, ours: Curve, file: Path) -> None:
     """Both curves in one picture."""
-    import matplotlib
+    from minigpt.training.plot import COLORS, STYLE, import_pyplot
 
-    matplotlib.use("agg")
-    from matplotlib import pyplot
-
-    from minigpt.training.plot import COLORS, STYLE
-
+    pyplot = import_pyplot()
     with pyplot.rc_context(STYLE):
         figure, axes = pyplot.subplots(figsize=(7, 4), layout="constrained")
         for name, curve, color in (("nanoGPT", theirs, COLORS[1]), ("MiniGPT", ours, COLORS[0])):

@@ -226,13 +226,9 @@ def _share_of_machine(slot: int, parallel: int) -> dict[str, str]:
 
 def draw(sweep: Sweep, file: Path) -> None:
     """A panel for each option: the loss over its values, and a line through the best at each value."""
-    import matplotlib
+    from minigpt.training.plot import COLORS, STYLE, import_pyplot
 
-    matplotlib.use("agg")
-    from matplotlib import pyplot
-
-    from minigpt.training.plot import COLORS, STYLE
-
+    pyplot = import_pyplot()
     trials = [t for t in sweep.trials if not t.result.diverged and t.length == sweep.trials[0].length]
     if not trials:
         return

@@ -1,5 +1,6 @@
 """Draw the curves of runs: loss.png and loss.pdf."""
 
+import os
 from itertools import cycle
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,6 +31,17 @@ STYLE: dict[Any, Any] = {
 Curves = dict[str, np.ndarray]  # metric name → [2, N]: steps and values
 
 
+def import_pyplot() -> Any:
+    """matplotlib.pyplot for files. A notebook names a backend of its own, which is not installed for each program."""
+    os.environ["MPLBACKEND"] = "agg"  # read by the first import
+    import matplotlib
+
+    matplotlib.use("agg")
+    from matplotlib import pyplot
+
+    return pyplot
+
+
 def plot_runs(run_dirs: list[Path], output_dir: Path | None = None, overwrite: bool = False) -> list[Path]:
     """Draw the runs into one figure, in `output_dir`, and return the files written.
 
@@ -44,11 +56,7 @@ def plot_runs(run_dirs: list[Path], output_dir: Path | None = None, overwrite: b
         if file.exists() and not is_own_figure and not overwrite:
             raise UserError(f"{file} exists; give another folder with --output_dir, or --overwrite")
 
-    import matplotlib
-
-    matplotlib.use("agg")
-    from matplotlib import pyplot
-
+    pyplot = import_pyplot()
     runs = {_label(folder, run_dirs): _read_curves(folder) for folder in run_dirs}
     with pyplot.rc_context(STYLE):
         has_hellaswag = any(curves["hellaswag/acc_norm"].size for curves in runs.values())

@@ -1,6 +1,9 @@
 """Laws of the plotted curves: every run in one figure, and smoothing equals its closed form."""
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +31,14 @@ def test_one_and_several_runs_become_a_png_and_a_pdf(tmp_path: Path) -> None:
         assert png.parent == (folder or runs[0])
         assert png.read_bytes().startswith(b"\x89PNG")
         assert pdf.read_bytes().startswith(b"%PDF")
+
+
+def test_a_figure_is_drawn_from_a_notebook_whose_backend_is_not_installed(tmp_path: Path) -> None:
+    run_dir = write_run(tmp_path / "run", 5)
+    words = [sys.executable, "-m", "minigpt", "plot", str(run_dir)]
+    backend = {"MPLBACKEND": "module://not_installed.backend_inline"}
+    subprocess.run(words, env=os.environ | backend, check=True, capture_output=True)
+    assert (run_dir / "loss.png").is_file()
 
 
 def test_a_figure_of_several_runs_replaces_none_unless_told_to(
