@@ -36,7 +36,7 @@ def test_one_and_several_runs_become_a_png_and_a_pdf(tmp_path: Path) -> None:
 def test_a_figure_is_drawn_from_a_notebook_whose_backend_is_not_installed(tmp_path: Path) -> None:
     run_dir = write_run(tmp_path / "run", 5)
     words = [sys.executable, "-m", "minigpt", "plot", str(run_dir)]
-    backend = {"MPLBACKEND": "module://not_installed.backend_inline"}
+    backend = {"MPLBACKEND": "module://matplotlib_inline.backend_inline"}
     subprocess.run(words, env=os.environ | backend, check=True, capture_output=True)
     assert (run_dir / "loss.png").is_file()
 
