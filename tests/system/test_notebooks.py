@@ -25,6 +25,7 @@ def test_the_notebooks_run_one_after_the_other(tmp_path: Path, tmp_path_factory:
     """The second and the third use the model of the first."""
     python = environment(tmp_path_factory, "notebooks", ["nbclient", "ipykernel"])
     paths = [str(Path(python).parent), str(Path(sys.executable).parent), os.environ["PATH"]]
+    os.environ.pop("OMP_NUM_THREADS", None)
     settings = os.environ | {"PATH": os.pathsep.join(paths), "PYTHONPATH": str(ROOT)}
     for name in ("quickstart", "chat", "inside"):
         words = [python, "-c", EXECUTE, str(ROOT / "examples" / f"{name}.ipynb")]
