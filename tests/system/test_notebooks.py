@@ -21,11 +21,13 @@ print(nbformat.writes(notebook))
 
 
 @pytest.mark.slow
-def test_the_notebooks_run_one_after_the_other(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_the_notebooks_run_one_after_the_other(
+    tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The second and the third use the model of the first."""
     python = environment(tmp_path_factory, "notebooks", ["nbclient", "ipykernel"])
     paths = [str(Path(python).parent), str(Path(sys.executable).parent), os.environ["PATH"]]
-    os.environ.pop("OMP_NUM_THREADS", None)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)  # one test at a time has all cores
     settings = os.environ | {"PATH": os.pathsep.join(paths), "PYTHONPATH": str(ROOT)}
     for name in ("quickstart", "chat", "inside"):
         words = [python, "-c", EXECUTE, str(ROOT / "examples" / f"{name}.ipynb")]
