@@ -184,10 +184,7 @@ def run_steps(run: Run, stop: StopRequest) -> int:
         write_plot_and_card(run)
     duration = format_duration(state.elapsed_s)
     log.print(f"done: {state.step} steps in {duration} of training; the model is in {args.run_dir}")
-    if args.train_minutes:
-        tell_outlook(run)
-    verb = "chat" if run.tokenizer.chat_template else "generate --interactive"
-    log.print(f"  try it: minigpt {verb} --model {shlex.quote(str(args.run_dir))}")
+    tell_what_next(run)
     log.close()
     stop.release()  # the model is complete: the upload may be interrupted
     run.pushes.finish()
@@ -235,11 +232,15 @@ def write_plot_and_card(run: Run) -> None:
     run.optional_files.write("model cards", LINE_BYTES, lambda: write_card(run.args.run_dir))
 
 
-def tell_outlook(run: Run) -> None:
-    """Say what as many minutes again would bring, if the fitted law knows such a run."""
-    with suppress(UserError):
-        outlook = forecast(run.args.run_dir, run.args.train_minutes)
-        run.log.print(f"  forecast: {outlook}: {outlook.command}")
+def tell_what_next(run: Run) -> None:
+    """Say how to try the model and, if the fitted law knows such a run, what as many minutes again would bring."""
+    args = run.args
+    if args.train_minutes:
+        with suppress(UserError):
+            outlook = forecast(args.run_dir, args.train_minutes)
+            run.log.print(f"  forecast: {outlook}: {outlook.command}")
+    verb = "chat" if run.tokenizer.chat_template else "generate --interactive"
+    run.log.print(f"  try it: minigpt {verb} --model {shlex.quote(str(args.run_dir))}")
 
 
 def take_step(run: Run, learning_rate: float) -> tuple[torch.Tensor, torch.Tensor]:

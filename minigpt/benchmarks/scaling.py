@@ -1,6 +1,7 @@
 """The study behind `--train_minutes`: small models over shape, vocabulary, length and learning rate, on real texts."""
 
 import json
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
@@ -13,6 +14,7 @@ from minigpt.experiments.runs import PlannedRun
 from minigpt.planning.scaling_law import FEWEST_RUNS, Observation, ScalingLaw, fit
 from minigpt.planning.text_profile import profile_text
 from minigpt.utils.files import write_atomically
+from minigpt.utils.formatting import markdown_table
 from minigpt.utils.run_files import DATA_FILE
 
 PROGRAM = "minigpt bench scaling"
@@ -179,19 +181,21 @@ def fitted_law(rows: Sequence[dict[str, Any]]) -> list[str]:
 
 def rate_tables(rows: Sequence[dict[str, Any]]) -> list[str]:
     """A table for each question about rates: the loss by width and rate, and the best rate of each width."""
-    lines = []
+    tables = []
     for question, name in (("muon_rate", "Muon's rate"), ("adamw_rate", "AdamW's rate")):
-        asked = [row for row in rows if row["question"] == question]
-        rates = sorted({row[question] for row in asked})
-        if not asked:
-            continue
-        lines.append(f"| width, {name} | {' | '.join(f'{rate:g}' for rate in rates)} | best |")
-        lines.append("|---:" * (len(rates) + 2) + "|")
-        for width in sorted({row["hidden_size"] for row in asked}):
-            losses = {row[question]: row["bits_per_byte"] for row in asked if row["hidden_size"] == width}
-            cells = [f"{losses[rate]:.3f}" if rate in losses else "" for rate in rates]
-            lines.append(f"| {width} | {' | '.join(cells)} | {best_rate(losses):.3g} |")
-    return lines
+        losses: dict[int, dict[float, float]] = defaultdict(dict)  # width → rate → loss
+        for row in rows:
+            if row["question"] == question:
+                losses[row["hidden_size"]][row[question]] = row["bits_per_byte"]
+        if losses:
+            rates = sorted(set(chain(*losses.values())))
+            head = (f"width, {name}", *(f"{rate:g}" for rate in rates), "best")
+            cells = [
+                (f"{width}", *(f"{of_rate[rate]:.3f}" for rate in rates), f"{best_rate(of_rate):.3g}")
+                for width, of_rate in sorted(losses.items())
+            ]
+            tables.append(markdown_table(head, cells, numeric=True))
+    return tables
 
 
 def best_rate(losses: dict[float, float]) -> float:

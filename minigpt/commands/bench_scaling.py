@@ -49,7 +49,7 @@ def run(args: argparse.Namespace) -> None:
         args.texts, output_dir, args.questions, args.parallel, report=lambda line: print(line, flush=True)
     )
     print(f"{len(rows)} runs: {output_dir / RUNS_FILE}")
-    for line in rate_tables(rows):
-        print(line)
+    for table in rate_tables(rows):
+        print(f"\n{table}\n")
     if {"law", "vocabulary", "repetition"} <= set(args.questions):
         print("\n".join(fitted_law(rows)))

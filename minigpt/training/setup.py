@@ -66,7 +66,7 @@ def build_model(args: Arguments, tokenizer: PreTrainedTokenizerFast, resume_from
             "use the model's own tokenizer or a larger vocab_size"
         )
     enable_activation_checkpointing(model, args.gradient_checkpointing)
-    for prompt in sample_prompts(tokenizer, args.sample_prompts or []).values():
+    for prompt in sample_prompts(tokenizer, args.sample_prompts or [""]).values():
         prompt_ids(model, tokenizer, prompt)  # refuse a prompt that cannot be continued before training
     _complete_tokenizer(tokenizer, config.max_position_embeddings)
     model.generation_config.pad_token_id = tokenizer.pad_token_id
