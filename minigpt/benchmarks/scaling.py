@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from minigpt.config.parser import parse_arguments
-from minigpt.experiments.runs import PlannedRun
+from minigpt.experiments.runs import PlannedRun, Result
 from minigpt.planning.scaling_law import FEWEST_RUNS, Observation, ScalingLaw, fit
 from minigpt.planning.text_profile import profile_text
 from minigpt.utils.files import write_atomically
@@ -37,8 +37,8 @@ REPETITION = (
     (64, 2, 1500, 0.0, 0.0),
     (192, 4, 600, 0.0, 0.0),
 )
-RATE_WIDTHS = (128, 256, 512)
-MUON_RATES, ADAMW_RATES = (0.005, 0.01, 0.02, 0.04, 0.08), (0.005, 0.01, 0.02, 0.04, 0.08)
+RATE_SHAPES = ((128, 4), (256, 4), (512, 4), (128, 2), (128, 8))  # (hidden_size, num_hidden_layers)
+RATES = (0.0025, 0.005, 0.01, 0.02, 0.04, 0.08)  # of Muon or of AdamW, while the other has 0.02
 BASE = {
     "tokenizer": "bpe", "block_size": 128, "per_device_train_batch_size": 16, "optimizer": "muon",
     "learning_rate": 0.02, "muon_learning_rate": 0.02, "muon_momentum": 0.9, "muon_ns_steps": 3,
@@ -102,11 +102,11 @@ def study_runs(texts: Sequence[str]) -> Iterator[StudyRun]:
         yield StudyRun(
             "repetition", texts[-1], VOCABULARY, hidden_size, layers, steps, dropout=dropout, weight_decay=decay
         )
-    for hidden_size in RATE_WIDTHS:
-        for rate in MUON_RATES:
-            yield StudyRun("muon_rate", texts[0], VOCABULARY, hidden_size, 4, 120, muon_rate=rate, batch=8)
-        for rate in ADAMW_RATES:
-            yield StudyRun("adamw_rate", texts[0], VOCABULARY, hidden_size, 4, 120, adamw_rate=rate, batch=8)
+    for hidden_size, layers in RATE_SHAPES:
+        for rate in RATES:
+            yield StudyRun("muon_rate", texts[0], VOCABULARY, hidden_size, layers, 120, muon_rate=rate, batch=8)
+        for rate in RATES:
+            yield StudyRun("adamw_rate", texts[0], VOCABULARY, hidden_size, layers, 120, adamw_rate=rate, batch=8)
 
 
 def run_study(
@@ -121,15 +121,17 @@ def run_study(
     texts: name → the words that give its source, such as ["--train_file", "kjv.txt"].
     """
 
-    def train(study_run: StudyRun) -> dict[str, Any]:
+    def train(study_run: StudyRun) -> Result:
         plan = PlannedRun(study_run.words(texts[study_run.text]), output_dir / study_run.name)
         environment = {"OMP_NUM_THREADS": "1"} if parallel > 1 else {}
         result = plan.train(plan.arguments(PROGRAM), environment=environment)
-        row = asdict(study_run) | run_facts(study_run, result.run_dir)
-        row |= {"unigram_bits": unigram_bits[study_run.text, study_run.vocabulary]}
-        row |= {"bits_per_byte": result.bits_per_byte, "elapsed_s": result.elapsed_s}
         report(f"{study_run.name}: {result.bits_per_byte:.4f} bits per byte after {result.elapsed_s:.0f} s")
-        return row
+        return result
+
+    def row(study_run: StudyRun, result: Result) -> dict[str, Any]:
+        measured = {"bits_per_byte": result.bits_per_byte, "elapsed_s": result.elapsed_s}
+        text = {"unigram_bits": unigram_bits[study_run.text, study_run.vocabulary]}
+        return asdict(study_run) | run_facts(study_run, result.run_dir) | text | measured
 
     chosen = list(dict.fromkeys(run for run in study_runs(list(texts)) if run.question in questions))
     unigram_bits: dict[tuple[str, int], float] = {}
@@ -138,8 +140,10 @@ def run_study(
             args = parse_arguments(run.words(texts[run.text]), program=PROGRAM)
             sample = profile_text(args, (run.vocabulary,)).samples[0]
             unigram_bits[run.text, run.vocabulary] = sample.vocabulary.unigram_bits
+    by_name = {run.name: run for run in chosen}  # the same run may belong to two questions
     with ThreadPoolExecutor(parallel) as pool:
-        rows = list(pool.map(train, chosen))
+        results = dict(zip(by_name, pool.map(train, by_name.values()), strict=True))
+    rows = [row(run, results[run.name]) for run in chosen]
     write_atomically(output_dir / RUNS_FILE, "".join(json.dumps(row) + "\n" for row in rows))
     return rows
 
@@ -180,19 +184,19 @@ def fitted_law(rows: Sequence[dict[str, Any]]) -> list[str]:
 
 
 def rate_tables(rows: Sequence[dict[str, Any]]) -> list[str]:
-    """A table for each question about rates: the loss by width and rate, and the best rate of each width."""
+    """A table for each question about rates: the loss by shape and rate, and the best rate of each shape."""
     tables = []
     for question, name in (("muon_rate", "Muon's rate"), ("adamw_rate", "AdamW's rate")):
-        losses: dict[int, dict[float, float]] = defaultdict(dict)  # width → rate → loss
+        losses: dict[tuple[int, int], dict[float, float]] = defaultdict(dict)  # width, layers → rate → loss
         for row in rows:
             if row["question"] == question:
-                losses[row["hidden_size"]][row[question]] = row["bits_per_byte"]
+                losses[row["hidden_size"], row["layers"]][row[question]] = row["bits_per_byte"]
         if losses:
             rates = sorted(set(chain(*losses.values())))
-            head = (f"width, {name}", *(f"{rate:g}" for rate in rates), "best")
+            head = (f"width x layers, {name}", *(f"{rate:g}" for rate in rates), "best")
             cells = [
-                (f"{width}", *(f"{of_rate[rate]:.3f}" for rate in rates), f"{best_rate(of_rate):.3g}")
-                for width, of_rate in sorted(losses.items())
+                (f"{width} x {layers}", *(f"{of_rate[rate]:.3f}" for rate in rates), f"{best_rate(of_rate):.3g}")
+                for (width, layers), of_rate in sorted(losses.items())
             ]
             tables.append(markdown_table(head, cells, numeric=True))
     return tables

@@ -67,8 +67,8 @@ def test_the_best_rate_is_never_one_outside_of_those_that_were_tried() -> None:
     assert best_rate({0.01: 1.0, 0.02: 2.0, 0.04: 3.0}) == 0.01
 
 
-def test_the_table_of_rates_has_a_line_for_each_width() -> None:
+def test_the_table_of_rates_has_a_line_for_each_shape() -> None:
     for table in rate_tables(rows()):
-        widths = [line.split("|")[1].strip() for line in table.splitlines()[2:]]
-        assert widths == ["128", "256", "512"]
+        shapes = [line.split("|")[1].strip() for line in table.splitlines()[2:]]
+        assert shapes == ["128 x 2", "128 x 4", "128 x 8", "256 x 4", "512 x 4"]
     assert len(rate_tables(rows())) == 2
