@@ -1,5 +1,6 @@
-"""How hard a text is: a tiny model is trained on a sample of it for some seconds."""
+"""How hard a text is: tiny models are trained on a sample of it for some seconds."""
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -14,23 +15,30 @@ from minigpt.planning.scaling_law import LAW
 from minigpt.planning.text_profile import TokenizedSample
 from modeling_minigpt import MiniGPTForCausalLM
 
-LARGEST_VOCABULARY = 4096  # a small one makes a fast model; with 2,048 less of the text is learned than in longer runs
-HIDDEN_SIZE, LAYERS, HEADS, BLOCK_SIZE, BATCH_SIZE, STEPS = 64, 2, 2, 128, 16, 120
+VOCABULARY_SIZES = (2048, 8192)  # small ones make a fast model
+HIDDEN_SIZE, LAYERS, HEADS, BLOCK_SIZE, BATCH_SIZE, STEPS = 64, 2, 2, 128, 16, 240
 SEED = 1337
 
 
-def measure_difficulty(args: Arguments, samples: Sequence[TokenizedSample], device: torch.device) -> float:
-    """The difficulty of a text in the fitted law: the loss of the pilot over what the law says for difficulty 1.
+def measure_difficulties(args: Arguments, samples: Sequence[TokenizedSample], device: torch.device) -> list[float]:
+    """The difficulty of a text in the fitted law, in the tokens of each sample.
 
+    It is the loss of a pilot over what the law says for difficulty 1. What a text gains from a larger vocabulary
+    differs from text to text, so there are two pilots; between and beyond their vocabularies, the logarithm of the
+    difficulty is taken as linear in that of the size.
     `args` have the recipe; `samples` are those of a profile.
     """
-    small = [sample for sample in samples if sample.vocabulary.size <= LARGEST_VOCABULARY]
-    sample = small[-1] if small else samples[0]
-    bits = pilot_bits_per_byte(args, sample, device)
-    tokens = STEPS * BATCH_SIZE * BLOCK_SIZE
-    layer_parameters = 12 * LAYERS * HIDDEN_SIZE**2
-    expected = LAW.relative_loss(sample.vocabulary.unigram_bits, layer_parameters, tokens, tokens / len(sample.train))
-    return bits / expected
+    sizes = [sample.vocabulary.size for sample in samples]
+    pilots = sorted({min(sizes, key=lambda size: abs(math.log(size / wanted))) for wanted in VOCABULARY_SIZES})
+    tokens, layer_parameters = STEPS * BATCH_SIZE * BLOCK_SIZE, 12 * LAYERS * HIDDEN_SIZE**2
+    logs = []
+    for size in pilots:
+        sample = samples[sizes.index(size)]
+        unigram_bits, epochs = sample.vocabulary.unigram_bits, tokens / len(sample.train)
+        expected = LAW.relative_loss(unigram_bits, layer_parameters, tokens, epochs)
+        logs.append(math.log(pilot_bits_per_byte(args, sample, device) / expected))
+    line = np.polynomial.Polynomial.fit(np.log(pilots), logs, deg=len(pilots) - 1)
+    return [math.exp(line(math.log(size))) for size in sizes]
 
 
 def pilot_bits_per_byte(args: Arguments, sample: TokenizedSample, device: torch.device) -> float:

@@ -18,7 +18,7 @@ import yaml
 from minigpt.config.arguments import Arguments
 from minigpt.data.datamodule import samples_per_step
 from minigpt.planning.memory import largest_that_fits
-from minigpt.planning.pilot import measure_difficulty
+from minigpt.planning.pilot import HIDDEN_SIZE, measure_difficulties
 from minigpt.planning.plan import training_setup
 from minigpt.planning.scaling_law import DROPOUT, DROPOUT_COST, LAW, LAW_WITH_DROPOUT
 from minigpt.planning.step_time import measure_step_time
@@ -40,10 +40,9 @@ LAYERS = {
     64: 2, 96: 3, 128: 4, 192: 4, 256: 6, 320: 6, 384: 8, 512: 8, 640: 10, 768: 12, 1024: 16, 1280: 20, 1600: 24
 }  # fmt: skip
 RECIPE: dict[str, Any] = {
-    "optimizer": "muon", "muon_learning_rate": 0.02, "muon_momentum": 0.9, "muon_ns_steps": 3, "weight_decay": 0.0,
+    "optimizer": "muon", "muon_momentum": 0.9, "muon_ns_steps": 3, "weight_decay": 0.0,
     "lr_scheduler_type": "linear", "warmup_steps": 10,
 }  # fmt: skip
-LEARNING_RATE = 0.02  # of AdamW for embeddings and vectors next to Muon, up to a width of 192
 MEASURING_S, MAX_MEASURED = 1.5, 8  # seconds of measuring a combination, and how many are measured at most
 CLOSE = 1.005  # the search ends when no combination can be better by more
 CPU_MARGIN = 0.2  # share of the free memory that is left to others
@@ -76,7 +75,7 @@ class Combination:
 
 @dataclass(frozen=True)
 class Prediction:
-    """What a combination reaches in some minutes: tokens that it reads, and its loss in the fitted law.
+    """What a combination reaches in some minutes: tokens that it reads, and its loss on the validation text.
 
     `epochs` is how often it reads the training text; None if the length of the text is unknown.
     """
@@ -86,7 +85,7 @@ class Prediction:
     tokens: float
     epochs: float | None
     dropout: float
-    relative_loss: float
+    bits_per_byte: float
 
 
 @dataclass(frozen=True)
@@ -107,7 +106,6 @@ class TimedRun:
     args: Arguments
     minutes: float  # that were given; the run may be shorter
     profile: TextProfile
-    difficulty: float
     predictions: Sequence[Prediction]
     combinations: int  # that were compared
     steps: int
@@ -116,7 +114,7 @@ class TimedRun:
     @property
     def bits_per_byte(self) -> float:
         """The predicted loss on the validation text."""
-        return self.difficulty * self.predictions[0].relative_loss
+        return self.predictions[0].bits_per_byte
 
     @property
     def tokens_per_s(self) -> float:
@@ -149,7 +147,7 @@ class TimedRun:
             f"{self.step_tokens:,} tokens in {minutes}",
             f"model      {best.combination}: the lowest predicted loss of {self.combinations} combinations",
             *(
-                f"             {other.relative_loss / best.relative_loss - 1:+.1%} with {other.combination}"
+                f"             {other.bits_per_byte / best.bits_per_byte - 1:+.1%} with {other.combination}"
                 for other in self.predictions[1:4]
             ),
         ]
@@ -174,8 +172,8 @@ class Device(Protocol):
 
     processes: int  # that train at the same time, each as fast as one alone
 
-    def difficulty(self, args: Arguments, profile: TextProfile) -> float:
-        """The difficulty of the text in the fitted law."""
+    def difficulties(self, args: Arguments, profile: TextProfile) -> list[float]:
+        """The difficulty of the text in the fitted law, in the tokens of each of the profile's samples."""
 
     def peak_flops(self) -> float:
         """FLOP/s that no model exceeds."""
@@ -200,24 +198,25 @@ def choose_run(
     args = _with(args, given, {"validation_split_percentage": validation_percentage(args)})
     report("looking at the text ...")
     profile = profile_text(args, (args.tokenizer_vocab_size,) if "tokenizer_vocab_size" in given else VOCABULARY_SIZES)
-    report("training a tiny model on a sample of it ...")
-    difficulty = device.difficulty(_with(args, set(), RECIPE | {"learning_rate": LEARNING_RATE}), profile)
+    report("training tiny models on a sample of it ...")
+    difficulties = device.difficulties(_with(args, set(), RECIPE | learning_rates(HIDDEN_SIZE)), profile)
+    vocabularies = [sample.vocabulary for sample in profile.samples]
+    difficulty = dict(zip(vocabularies, difficulties, strict=True))
     combinations = list(_combinations(args, profile))
     rates: dict[Combination, float] = {}  # measured FLOP/s of one process
     micro_batches: dict[Combination, int] = {}  # the largest that fit
     peak_flops = device.peak_flops()
 
     def predict(combination: Combination) -> Prediction:
-        return _predict(
-            combination, args.train_minutes, device.processes * _rate(combination, rates, peak_flops), profile
-        )
+        rate = device.processes * _rate(combination, rates, peak_flops)
+        return _predict(combination, difficulty[combination.vocabulary], args.train_minutes, rate, profile.train_bytes)
 
     while combinations:
-        predictions = sorted(map(predict, combinations), key=lambda prediction: prediction.relative_loss)
+        predictions = sorted(map(predict, combinations), key=lambda prediction: prediction.bits_per_byte)
         hope = predictions[0]
         measured_ones = [prediction for prediction in predictions if prediction.combination in rates]
         if measured_ones and (
-            measured_ones[0].relative_loss <= CLOSE * hope.relative_loss or len(rates) == MAX_MEASURED
+            measured_ones[0].bits_per_byte <= CLOSE * hope.bits_per_byte or len(rates) == MAX_MEASURED
         ):
             break
         report(f"measuring {hope.combination} ...")
@@ -246,9 +245,7 @@ def choose_run(
     step_tokens = samples_per_step(final, processes) * final.block_size
     steps = max(1, round(best.tokens / step_tokens))
     final = _with(final, given, _periods(steps)).with_values(train_minutes=float(f"{best.minutes:.3g}"))
-    return TimedRun(
-        final, args.train_minutes, profile, difficulty, measured_ones, len(combinations), steps, step_tokens
-    )
+    return TimedRun(final, args.train_minutes, profile, measured_ones, len(combinations), steps, step_tokens)
 
 
 def _rate(combination: Combination, rates: Mapping[Combination, float], peak_flops: float) -> float:
@@ -262,7 +259,9 @@ def _rate(combination: Combination, rates: Mapping[Combination, float], peak_flo
     return rates[min(larger, key=lambda other: other.flops_per_token)] if larger else peak_flops
 
 
-def _predict(combination: Combination, minutes: float, rate: float, profile: TextProfile) -> Prediction:
+def _predict(
+    combination: Combination, difficulty: float, minutes: float, rate: float, train_bytes: float | None
+) -> Prediction:
     """The best that a combination can reach within the time, at `rate` FLOP/s.
 
     Where the text is repeated, dropout may help, and so may less time.
@@ -270,7 +269,7 @@ def _predict(combination: Combination, minutes: float, rate: float, profile: Tex
     vocabulary = combination.vocabulary
     lengths = minutes / 2 ** (torch.arange(41, dtype=torch.float64) / 4)
     tokens = 60 * lengths * rate / combination.flops_per_token
-    epochs = tokens * vocabulary.bytes_per_token / (profile.train_bytes or math.inf)
+    epochs = tokens * vocabulary.bytes_per_token / (train_bytes or math.inf)
     run = vocabulary.unigram_bits, combination.layer_parameters, tokens, epochs
     losses = {
         0.0: LAW.relative_losses(*run),
@@ -282,9 +281,9 @@ def _predict(combination: Combination, minutes: float, rate: float, profile: Tex
         combination=combination,
         minutes=float(lengths[best]),
         tokens=float(tokens[best]),
-        epochs=float(epochs[best]) if profile.train_bytes is not None else None,
+        epochs=float(epochs[best]) if train_bytes is not None else None,
         dropout=dropout,
-        relative_loss=float(losses[dropout][best]),
+        bits_per_byte=difficulty * float(losses[dropout][best]),
     )
 
 
@@ -324,9 +323,22 @@ def _options(args: Arguments, given: Set[str], prediction: Prediction, processes
             "block_size": block_size,
             "dropout": prediction.dropout,
             "per_device_train_batch_size": max(1, _power_of_two(step_tokens) // block_size // parallel),
-            "learning_rate": LEARNING_RATE * min(1, 192 / width) if is_muon else 2e-3 * min(1, 256 / width),
+            **learning_rates(width, is_muon),
         },
     )
+
+
+def learning_rates(width: int, is_muon: bool = True) -> dict[str, float]:
+    """The learning rates of a model of this width. With Muon, `learning_rate` is that of embeddings and vectors.
+
+    The best rates fall with the width, that of Muon's matrices more slowly: see docs/recipes.md.
+    """
+    if is_muon:
+        ratio = min(1, 192 / width)
+        rates = {"learning_rate": 0.02 * ratio, "muon_learning_rate": 0.02 * ratio**0.5}
+    else:
+        rates = {"learning_rate": 2e-3 * min(1, 256 / width)}
+    return {name: float(f"{rate:.2g}") for name, rate in rates.items()}
 
 
 def _periods(steps: int) -> dict[str, Any]:
@@ -369,8 +381,8 @@ class _ThisDevice:
             self.processes = processes
             self.memory_bytes = (1 - GPU_MARGIN) * torch.cuda.get_device_properties(0).total_memory
 
-    def difficulty(self, args: Arguments, profile: TextProfile) -> float:
-        return measure_difficulty(args, profile.samples, self.device)
+    def difficulties(self, args: Arguments, profile: TextProfile) -> list[float]:
+        return measure_difficulties(args, profile.samples, self.device)
 
     def peak_flops(self) -> float:
         return matrix_product_flops(self.device.type, self.precision != "no", rounds=3)

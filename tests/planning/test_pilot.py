@@ -6,12 +6,13 @@ import torch
 
 from minigpt.config.parser import parse_arguments
 from minigpt.planning import pilot
-from minigpt.planning.pilot import measure_difficulty, pilot_bits_per_byte
+from minigpt.planning.pilot import measure_difficulties, pilot_bits_per_byte
+from minigpt.planning.scaling_law import LAW
 from minigpt.planning.text_profile import TokenizedSample, Vocabulary, unigram_bits
-from minigpt.planning.time_budget import RECIPE
+from minigpt.planning.time_budget import RECIPE, learning_rates
 
 CPU = torch.device("cpu")
-ARGS = parse_arguments(["--corpus", "python-docs", "--learning_rate", "0.02"]).with_values(**RECIPE)
+ARGS = parse_arguments(["--corpus", "python-docs"]).with_values(**RECIPE, **learning_rates(pilot.HIDDEN_SIZE))
 
 
 @pytest.fixture(autouse=True)
@@ -48,8 +49,21 @@ def test_a_harder_text_is_more_difficult() -> None:
     generator = np.random.default_rng(0)
     easy = np.tile(np.arange(64), 200)
     hard = np.where(generator.random(len(easy)) < 0.5, generator.permutation(easy), easy)
-    assert measure_difficulty(ARGS, [sample(easy)], CPU) < measure_difficulty(ARGS, [sample(hard)], CPU)
+    (of_easy,), (of_hard,) = (measure_difficulties(ARGS, [sample(ids)], CPU) for ids in (easy, hard))
+    assert of_easy < of_hard
 
 
 def test_a_text_shorter_than_a_block_is_repeated() -> None:
     assert pilot_bits_per_byte(ARGS, sample(np.arange(20) % 8), CPU) > 0
+
+
+def test_the_difficulty_between_two_vocabularies_lies_on_their_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The pilots have the losses of the law for 0.6 with 2,048 ids and for 0.726 with 8,192."""
+    ids = np.zeros(1000, np.int64)
+    samples = [TokenizedSample(Vocabulary(size, 3.0, 3.0), ids, ids, 30) for size in (1024, 2048, 4096, 8192, 16384)]
+    tokens = pilot.STEPS * pilot.BATCH_SIZE * pilot.BLOCK_SIZE
+    easiest = LAW.relative_loss(3.0, 12 * pilot.LAYERS * pilot.HIDDEN_SIZE**2, tokens, tokens / len(ids))
+    losses = {2048: 0.6 * easiest, 8192: 0.726 * easiest}
+    monkeypatch.setattr(pilot, "pilot_bits_per_byte", lambda args, sample, device: losses[sample.vocabulary.size])
+    factors = [1.1**-1, 1, 1.1, 1.1**2, 1.1**3]
+    assert measure_difficulties(ARGS, samples, CPU) == pytest.approx([0.6 * factor for factor in factors])
