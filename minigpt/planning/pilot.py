@@ -15,7 +15,7 @@ from minigpt.planning.scaling_law import LAW
 from minigpt.planning.text_profile import TokenizedSample
 from modeling_minigpt import MiniGPTForCausalLM
 
-VOCABULARY_SIZES = (2048, 8192)  # small ones make a fast model
+VOCABULARY_SIZES = (512, 2048, 8192)
 HIDDEN_SIZE, LAYERS, HEADS, BLOCK_SIZE, BATCH_SIZE, STEPS = 64, 2, 2, 128, 16, 240
 SEED = 1337
 
@@ -24,8 +24,8 @@ def measure_difficulties(args: Arguments, samples: Sequence[TokenizedSample], de
     """The difficulty of a text in the fitted law, in the tokens of each sample.
 
     It is the loss of a pilot over what the law says for difficulty 1. What a text gains from a larger vocabulary
-    differs from text to text, so there are two pilots; between and beyond their vocabularies, the logarithm of the
-    difficulty is taken as linear in that of the size.
+    differs from text to text, so there are three pilots. Between and beyond their vocabularies, the logarithm of the
+    difficulty is that of a parabola over the logarithm of the size.
     `args` have the recipe; `samples` are those of a profile.
     """
     sizes = [sample.vocabulary.size for sample in samples]
@@ -37,8 +37,8 @@ def measure_difficulties(args: Arguments, samples: Sequence[TokenizedSample], de
         unigram_bits, epochs = sample.vocabulary.unigram_bits, tokens / len(sample.train)
         expected = LAW.relative_loss(unigram_bits, layer_parameters, tokens, epochs)
         logs.append(math.log(pilot_bits_per_byte(args, sample, device) / expected))
-    line = np.polynomial.Polynomial.fit(np.log(pilots), logs, deg=len(pilots) - 1)
-    return [math.exp(line(math.log(size))) for size in sizes]
+    curve = np.polynomial.Polynomial.fit(np.log(pilots), logs, deg=len(pilots) - 1)
+    return [math.exp(curve(math.log(size))) for size in sizes]
 
 
 def pilot_bits_per_byte(args: Arguments, sample: TokenizedSample, device: torch.device) -> float:

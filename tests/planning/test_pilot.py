@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from minigpt.config.arguments import Arguments
 from minigpt.config.parser import parse_arguments
 from minigpt.planning import pilot
 from minigpt.planning.pilot import measure_difficulties, pilot_bits_per_byte
@@ -57,13 +58,21 @@ def test_a_text_shorter_than_a_block_is_repeated() -> None:
     assert pilot_bits_per_byte(ARGS, sample(np.arange(20) % 8), CPU) > 0
 
 
-def test_the_difficulty_between_two_vocabularies_lies_on_their_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The pilots have the losses of the law for 0.6 with 2,048 ids and for 0.726 with 8,192."""
+def test_the_difficulty_of_other_vocabularies_lies_on_the_parabola_of_the_pilots(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The pilots have the losses of the law for these difficulties with 512, 2,048 and 8,192 ids."""
+    difficulties = {size: 0.6 * 1.01 ** (octaves**2) for octaves, size in enumerate((1024, 2048, 4096, 8192, 16384))}
+    difficulties[512] = 0.6 * 1.01
     ids = np.zeros(1000, np.int64)
-    samples = [TokenizedSample(Vocabulary(size, 3.0, 3.0), ids, ids, 30) for size in (1024, 2048, 4096, 8192, 16384)]
+    samples = [TokenizedSample(Vocabulary(size, 3.0, 3.0), ids, ids, 30) for size in sorted(difficulties)]
     tokens = pilot.STEPS * pilot.BATCH_SIZE * pilot.BLOCK_SIZE
     easiest = LAW.relative_loss(3.0, 12 * pilot.LAYERS * pilot.HIDDEN_SIZE**2, tokens, tokens / len(ids))
-    losses = {2048: 0.6 * easiest, 8192: 0.726 * easiest}
-    monkeypatch.setattr(pilot, "pilot_bits_per_byte", lambda args, sample, device: losses[sample.vocabulary.size])
-    factors = [1.1**-1, 1, 1.1, 1.1**2, 1.1**3]
-    assert measure_difficulties(ARGS, samples, CPU) == pytest.approx([0.6 * factor for factor in factors])
+
+    def loss(args: Arguments, sample: TokenizedSample, device: torch.device) -> float:
+        assert sample.vocabulary.size in pilot.VOCABULARY_SIZES
+        return easiest * difficulties[sample.vocabulary.size]
+
+    monkeypatch.setattr(pilot, "pilot_bits_per_byte", loss)
+    expected = [difficulties[sample.vocabulary.size] for sample in samples]
+    assert measure_difficulties(ARGS, samples, CPU) == pytest.approx(expected)
