@@ -11,7 +11,7 @@ from typing import Any
 
 from minigpt.config.parser import parse_arguments
 from minigpt.experiments.runs import PlannedRun, Result
-from minigpt.planning.scaling_law import FEWEST_RUNS, Observation, ScalingLaw, fit
+from minigpt.planning.scaling_law import FEWEST_RUNS, ModelSize, Observation, ScalingLaw, fit
 from minigpt.planning.text_profile import profile_text
 from minigpt.utils.files import write_atomically
 from minigpt.utils.formatting import markdown_table
@@ -154,7 +154,7 @@ def fitted_law(rows: Sequence[dict[str, Any]]) -> list[str]:
         Observation(
             row["text"],
             row["unigram_bits"],
-            row["layer_parameters"],
+            ModelSize(row["layer_parameters"], row["parameters"] - row["layer_parameters"]),
             row["tokens"],
             row["epochs"],
             row["bits_per_byte"],
@@ -174,7 +174,7 @@ def fitted_law(rows: Sequence[dict[str, Any]]) -> list[str]:
     )
     for text in difficulty:
         others, own = [run for run in runs if run.text != text], [run for run in runs if run.text == text]
-        shortest = min(own, key=lambda run: (run.tokens, run.layer_parameters))
+        shortest = min(own, key=lambda run: (run.tokens, run.size.layers))
         unseen, _ = fit(others)
         level = shortest.bits_per_byte / _relative_loss(unseen, shortest)
         rest = [run for run in own if run is not shortest]
@@ -217,7 +217,7 @@ def best_rate(losses: dict[float, float]) -> float:
 
 
 def _relative_loss(law: ScalingLaw, run: Observation) -> float:
-    return law.relative_loss(run.unigram_bits, run.layer_parameters, run.tokens, run.epochs)
+    return law.relative_loss(run.unigram_bits, run.size, run.tokens, run.epochs)
 
 
 def _errors(law: ScalingLaw, difficulty: dict[str, float], runs: Sequence[Observation]) -> str:

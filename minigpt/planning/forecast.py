@@ -13,7 +13,7 @@ from typing import Any
 from configuration_minigpt import MiniGPTConfig
 from minigpt.config.parser import read_config
 from minigpt.planning.memory import layer_matrix_parameters
-from minigpt.planning.scaling_law import log_ratio
+from minigpt.planning.scaling_law import ModelSize, log_ratio
 from minigpt.training.state import TrainingState
 from minigpt.utils.errors import UserError
 from minigpt.utils.files import read_json
@@ -85,8 +85,9 @@ class FinishedRun:
     """What the forecast needs of a run: its size, what it has read, and the validation loss at its end."""
 
     run_dir: Path
-    layer_parameters: int
+    hidden_size: int
     vocab_size: int
+    layer_parameters: int  # of the matrices
     text_tokens: int
     tokens_read: int
     elapsed_s: float
@@ -95,7 +96,8 @@ class FinishedRun:
 
     def log_ratio(self, tokens: float) -> float:
         """The logarithm of the loss after `tokens` over that of this run, by the fitted law."""
-        return log_ratio(self.layer_parameters, self.tokens_read, tokens, self.text_tokens)
+        size = ModelSize(self.layer_parameters, self.vocab_size * self.hidden_size)
+        return log_ratio(size, self.tokens_read, tokens, self.text_tokens)
 
 
 def forecast(run_dir: Path, more_minutes: float, shorter_run: Path | None = None) -> Forecast:
@@ -126,7 +128,7 @@ def forecast(run_dir: Path, more_minutes: float, shorter_run: Path | None = None
 
 def _correction(shorter: FinishedRun, run: FinishedRun) -> float:
     """The change of the loss between two runs, relative to the law's. Raises UserError if they do not match."""
-    for name in ("layer_parameters", "vocab_size", "text_tokens"):
+    for name in ("hidden_size", "vocab_size", "layer_parameters", "text_tokens"):
         values = getattr(shorter, name), getattr(run, name)
         if values[0] != values[1]:
             raise UserError(
@@ -164,8 +166,9 @@ def read_finished_run(run_dir: Path) -> FinishedRun:
     config = MiniGPTConfig.from_pretrained(run_dir)
     return FinishedRun(
         run_dir=run_dir,
-        layer_parameters=config.num_hidden_layers * layer_matrix_parameters(config),
+        hidden_size=config.hidden_size,
         vocab_size=config.vocab_size,
+        layer_parameters=config.num_hidden_layers * layer_matrix_parameters(config),
         text_tokens=read_json(run_dir / DATA_FILE, "the data of a run", ["splits"])["splits"]["train"]["tokens"],
         tokens_read=state.samples_seen * options.get("block_size", 1024),
         elapsed_s=state.elapsed_s,

@@ -11,7 +11,7 @@ from minigpt.config.arguments import Arguments
 from minigpt.modeling.loss import in_place_cross_entropy
 from minigpt.optim.lr_schedule import build_schedule, learning_rate_at, set_learning_rate
 from minigpt.optim.optimizer import build_optimizer
-from minigpt.planning.scaling_law import LAW
+from minigpt.planning.scaling_law import LAW, ModelSize
 from minigpt.planning.text_profile import TokenizedSample
 from modeling_minigpt import MiniGPTForCausalLM
 
@@ -30,12 +30,12 @@ def measure_difficulties(args: Arguments, samples: Sequence[TokenizedSample], de
     """
     sizes = [sample.vocabulary.size for sample in samples]
     pilots = sorted({min(sizes, key=lambda size: abs(math.log(size / wanted))) for wanted in VOCABULARY_SIZES})
-    tokens, layer_parameters = STEPS * BATCH_SIZE * BLOCK_SIZE, 12 * LAYERS * HIDDEN_SIZE**2
+    tokens = STEPS * BATCH_SIZE * BLOCK_SIZE
     logs = []
     for size in pilots:
         sample = samples[sizes.index(size)]
-        unigram_bits, epochs = sample.vocabulary.unigram_bits, tokens / len(sample.train)
-        expected = LAW.relative_loss(unigram_bits, layer_parameters, tokens, epochs)
+        model = ModelSize(12 * LAYERS * HIDDEN_SIZE**2, size * HIDDEN_SIZE)
+        expected = LAW.relative_loss(sample.vocabulary.unigram_bits, model, tokens, tokens / len(sample.train))
         logs.append(math.log(pilot_bits_per_byte(args, sample, device) / expected))
     curve = np.polynomial.Polynomial.fit(np.log(pilots), logs, deg=len(pilots) - 1)
     return [math.exp(curve(math.log(size))) for size in sizes]

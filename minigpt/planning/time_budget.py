@@ -20,7 +20,7 @@ from minigpt.data.datamodule import samples_per_step
 from minigpt.planning.memory import largest_that_fits
 from minigpt.planning.pilot import HIDDEN_SIZE, measure_difficulties
 from minigpt.planning.plan import training_setup
-from minigpt.planning.scaling_law import DROPOUT, DROPOUT_COST, LAW, LAW_WITH_DROPOUT
+from minigpt.planning.scaling_law import DROPOUT, DROPOUT_COST, LAW, LAW_WITH_DROPOUT, ModelSize
 from minigpt.planning.step_time import measure_step_time
 from minigpt.planning.target_hardware import GPU_MARGIN
 from minigpt.planning.text_profile import (
@@ -60,14 +60,14 @@ class Combination:
     vocabulary: Vocabulary
 
     @property
-    def layer_parameters(self) -> int:
-        """Weights of the layers' matrices."""
-        return 12 * self.num_hidden_layers * self.hidden_size**2
+    def size(self) -> ModelSize:
+        layers = 12 * self.num_hidden_layers * self.hidden_size**2
+        return ModelSize(layers, self.vocabulary.size * self.hidden_size)
 
     @property
-    def flops_per_token(self) -> int:
+    def flops_per_token(self) -> float:
         """FLOPs of forward and backward pass, without attention."""
-        return 6 * (self.layer_parameters + self.vocabulary.size * self.hidden_size)
+        return 6 * (self.size.layers + self.size.embeddings)
 
     def __str__(self) -> str:
         return f"{self.hidden_size} wide, {self.num_hidden_layers} layers, {self.vocabulary.size:,} ids"
@@ -270,7 +270,7 @@ def _predict(
     lengths = minutes / 2 ** (torch.arange(41, dtype=torch.float64) / 4)
     tokens = 60 * lengths * rate / combination.flops_per_token
     epochs = tokens * vocabulary.bytes_per_token / (train_bytes or math.inf)
-    run = vocabulary.unigram_bits, combination.layer_parameters, tokens, epochs
+    run = vocabulary.unigram_bits, combination.size, tokens, epochs
     losses = {
         0.0: LAW.relative_losses(*run),
         DROPOUT: DROPOUT_COST * LAW_WITH_DROPOUT.relative_losses(*run),

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from minigpt.benchmarks.scaling import StudyRun, best_rate, fitted_law, rate_tables, study_runs
-from minigpt.planning.scaling_law import ScalingLaw
+from minigpt.planning.scaling_law import ModelSize, ScalingLaw
 
 LAW = ScalingLaw(0.5, 0.07, 0.4, 0.5, 0.4, 4.0, 0.006)
 TEXTS = ["code", "bible", "docs"]
@@ -19,8 +19,10 @@ def rows() -> list[dict[str, Any]]:
     for run in study_runs(TEXTS):
         tokens = run.steps * run.batch * 128
         layers, bits = 12 * run.layers * run.hidden_size**2, 4 - run.vocabulary / 10_000
-        loss = LAW.relative_loss(bits, layers, tokens, tokens / 1e6) * (1 + TEXTS.index(run.text)) / 4
-        row = vars(run) | {"unigram_bits": bits, "layer_parameters": layers, "tokens": tokens, "epochs": tokens / 1e6}
+        size = ModelSize(layers, run.vocabulary * run.hidden_size)
+        loss = LAW.relative_loss(bits, size, tokens, tokens / 1e6) * (1 + TEXTS.index(run.text)) / 4
+        row = vars(run) | {"unigram_bits": bits, "tokens": tokens, "epochs": tokens / 1e6}
+        row |= {"layer_parameters": size.layers, "parameters": size.layers + size.embeddings}
         found.append(row | {"bits_per_byte": loss})
     return found
 

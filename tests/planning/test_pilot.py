@@ -8,7 +8,7 @@ from minigpt.config.arguments import Arguments
 from minigpt.config.parser import parse_arguments
 from minigpt.planning import pilot
 from minigpt.planning.pilot import measure_difficulties, pilot_bits_per_byte
-from minigpt.planning.scaling_law import LAW
+from minigpt.planning.scaling_law import LAW, ModelSize
 from minigpt.planning.text_profile import TokenizedSample, Vocabulary, unigram_bits
 from minigpt.planning.time_budget import RECIPE, learning_rates
 
@@ -66,12 +66,13 @@ def test_the_difficulty_of_other_vocabularies_lies_on_the_parabola_of_the_pilots
     difficulties[512] = 0.6 * 1.01
     ids = np.zeros(1000, np.int64)
     samples = [TokenizedSample(Vocabulary(size, 3.0, 3.0), ids, ids, 30) for size in sorted(difficulties)]
-    tokens = pilot.STEPS * pilot.BATCH_SIZE * pilot.BLOCK_SIZE
-    easiest = LAW.relative_loss(3.0, 12 * pilot.LAYERS * pilot.HIDDEN_SIZE**2, tokens, tokens / len(ids))
+    tokens, layers = pilot.STEPS * pilot.BATCH_SIZE * pilot.BLOCK_SIZE, 12 * pilot.LAYERS * pilot.HIDDEN_SIZE**2
 
     def loss(args: Arguments, sample: TokenizedSample, device: torch.device) -> float:
-        assert sample.vocabulary.size in pilot.VOCABULARY_SIZES
-        return easiest * difficulties[sample.vocabulary.size]
+        size = sample.vocabulary.size
+        assert size in pilot.VOCABULARY_SIZES
+        easiest = LAW.relative_loss(3.0, ModelSize(layers, size * pilot.HIDDEN_SIZE), tokens, tokens / len(ids))
+        return easiest * difficulties[size]
 
     monkeypatch.setattr(pilot, "pilot_bits_per_byte", loss)
     expected = [difficulties[sample.vocabulary.size] for sample in samples]

@@ -7,21 +7,22 @@ import pytest
 
 from minigpt.config.arguments import Arguments
 from minigpt.config.parser import parse_arguments
-from minigpt.planning.scaling_law import DROPOUT_COST, LAW, LAW_WITH_DROPOUT
+from minigpt.planning.scaling_law import DROPOUT_COST, LAW, LAW_WITH_DROPOUT, ModelSize
 from minigpt.planning.text_profile import TextProfile, TokenizedSample, Vocabulary
 from minigpt.planning.time_budget import CLOSE, LAYERS, MeasuredSpeed, TimedRun, choose_run
 from minigpt.utils.errors import UserError
 
 PEAK = 1e11
+TEXT_BYTES = 2e7
 VOCABULARIES = [Vocabulary(512, 1.9, 3.9), Vocabulary(2048, 3.0, 3.0), Vocabulary(8192, 3.9, 2.5)]
 DIFFICULTIES = [0.49, 0.5, 0.53]  # with each of them
 
 
 @pytest.fixture(autouse=True)
 def profile(monkeypatch: pytest.MonkeyPatch) -> TextProfile:
-    """A text of 5 MB with three vocabularies, instead of one that would have to be looked at for each test."""
+    """A text with three vocabularies, instead of one that would have to be looked at for each test."""
     ids = np.zeros(1, np.int64)
-    text = TextProfile(5e6, {"LATIN": 1.0}, [TokenizedSample(each, ids, ids, 1) for each in VOCABULARIES])
+    text = TextProfile(TEXT_BYTES, {"LATIN": 1.0}, [TokenizedSample(each, ids, ids, 1) for each in VOCABULARIES])
     monkeypatch.setattr("minigpt.planning.time_budget.profile_text", lambda args, sizes: text)
     return text
 
@@ -77,9 +78,9 @@ def test_no_combination_is_predicted_to_be_better_than_the_chosen_one(minutes: f
             * cost
             * law.relative_loss(
                 vocabulary.unigram_bits,
-                12 * layers * width**2,
+                ModelSize(12 * layers * width**2, vocabulary.size * width),
                 60 * time * measured.tokens_per_s,
-                60 * time * measured.tokens_per_s * vocabulary.bytes_per_token / 5e6,
+                60 * time * measured.tokens_per_s * vocabulary.bytes_per_token / TEXT_BYTES,
             )
             for law, cost in ((LAW, 1.0), (LAW_WITH_DROPOUT, DROPOUT_COST))
             for time in shorter
