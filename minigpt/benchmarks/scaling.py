@@ -231,10 +231,10 @@ def run_facts(study_run: StudyRun, run_dir: Path) -> dict[str, float]:
     data = json.loads((run_dir / DATA_FILE).read_text(encoding="utf-8"))
     train = data["splits"]["train"]
     tokens = study_run.steps * study_run.batch * 128
-    in_layers = 12 * study_run.layers * study_run.hidden_size**2
+    size = ModelSize.of(study_run.hidden_size, study_run.layers, study_run.vocabulary)
     return {
-        "layer_parameters": in_layers,
-        "parameters": in_layers + study_run.vocabulary * study_run.hidden_size,
+        "layer_parameters": size.layers,
+        "parameters": size.layers + size.embeddings,
         "tokens": tokens,
         "text_bytes": tokens * train["text_bytes"] / train["tokens"],
         "epochs": tokens / train["tokens"],

@@ -27,8 +27,8 @@ from minigpt.utils.run_files import (
     read_metrics,
 )
 
-# Standard deviations: of a loss, relative; of the law, relative to the change that it predicts. From 18 runs on texts
-# that the law does not know, each continued for as long again: see docs/recipes.md
+# Standard deviations: of a loss, relative; of the law, relative to the change that it predicts. From 18 runs that
+# were continued for as long again, with the first fit of the law: see docs/recipes.md
 RUN_SPREAD, LAW_SPREAD = 0.004, 0.45
 TREND_SPREAD = 0.4  # of the change that a shorter run has corrected; from 18 other runs, see there
 

@@ -34,7 +34,7 @@ def measure_difficulties(args: Arguments, samples: Sequence[TokenizedSample], de
     logs = []
     for size in pilots:
         sample = samples[sizes.index(size)]
-        model = ModelSize(12 * LAYERS * HIDDEN_SIZE**2, size * HIDDEN_SIZE)
+        model = ModelSize.of(HIDDEN_SIZE, LAYERS, size)
         expected = LAW.relative_loss(sample.vocabulary.unigram_bits, model, tokens, tokens / len(sample.train))
         logs.append(math.log(pilot_bits_per_byte(args, sample, device) / expected))
     curve = np.polynomial.Polynomial.fit(np.log(pilots), logs, deg=len(pilots) - 1)

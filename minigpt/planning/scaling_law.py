@@ -32,6 +32,11 @@ class ModelSize:
     layers: float
     embeddings: float
 
+    @classmethod
+    def of(cls, hidden_size: int, num_hidden_layers: int, vocab_size: int) -> "ModelSize":
+        """That of a model with GPT-2's proportions."""
+        return cls(12 * num_hidden_layers * hidden_size**2, vocab_size * hidden_size)
+
 
 @dataclass(frozen=True)
 class Observation:
@@ -135,7 +140,7 @@ def _relative_loss(
     return unigram**vocabulary * (1 + capacity * layers**-alpha + reading * read**-beta + over_fitting)
 
 
-# From 67 runs on twelve texts: see docs/recipes.md
+# Fitted to 27 runs on three texts, and to what a first fit says of its 43 runs on nine others: see docs/recipes.md
 LAW = ScalingLaw(0.5521, 0.0886, 0.36, 0.3658, 0.4909, 1.831, 0.0023)
 # With this dropout repetition does less harm, at the price of a slower start; from four pairs of runs
 DROPOUT, DROPOUT_COST, DROPOUT_RELIEF = 0.1, 1.03, 3.0

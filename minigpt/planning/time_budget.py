@@ -61,8 +61,7 @@ class Combination:
 
     @property
     def size(self) -> ModelSize:
-        layers = 12 * self.num_hidden_layers * self.hidden_size**2
-        return ModelSize(layers, self.vocabulary.size * self.hidden_size)
+        return ModelSize.of(self.hidden_size, self.num_hidden_layers, self.vocabulary.size)
 
     @property
     def flops_per_token(self) -> float:
