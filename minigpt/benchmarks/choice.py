@@ -60,12 +60,12 @@ class Choice:
 class Continuation:
     """A run of the grid that was continued: the forecast before, and the loss that followed.
 
-    `by_trend` is the forecast from this run and one of half the time; None if the study has no such run.
+    `with_shorter` is the forecast from this run and one of half the time; None if the study has no such run.
     """
 
     name: str
     forecast: Forecast
-    by_trend: Forecast | None
+    with_shorter: Forecast | None
     then: Result
 
     @property
@@ -74,8 +74,8 @@ class Continuation:
         return self.forecast.loss - self.then.loss
 
     @property
-    def error_by_trend(self) -> float | None:
-        return None if self.by_trend is None else self.by_trend.loss - self.then.loss
+    def error_with_shorter(self) -> float | None:
+        return None if self.with_shorter is None else self.with_shorter.loss - self.then.loss
 
 
 class Study:
@@ -134,12 +134,12 @@ class Study:
     def _continued(self, choice: Choice, name: str, result: Result) -> Continuation:
         outlook = forecast(result.run_dir, choice.minutes)
         half = self.output_dir / f"{choice.text}-{choice.minutes / 2:g}-{name}"
-        by_trend = forecast(result.run_dir, choice.minutes, half) if half.is_dir() else None
+        with_shorter = forecast(result.run_dir, choice.minutes, half) if half.is_dir() else None
         options = [str(result.run_dir / ARGUMENTS_FILE), "--train_minutes", f"{2 * choice.minutes:g}"]
         run = PlannedRun(options, result.run_dir.with_name(f"{result.run_dir.name}-continued"))
         then = run.train_on(result.run_dir, environment=self.environment)
         self.report(f"{run.run_dir.name}: forecast {outlook.loss:.4f}, then {then.loss:.4f}")
-        return Continuation(f"{choice.text}, {choice.minutes:g} min, {name}", outlook, by_trend, then)
+        return Continuation(f"{choice.text}, {choice.minutes:g} min, {name}", outlook, with_shorter, then)
 
     def _train_preset(self, options: Mapping[str, Any], name: str) -> Result:
         preset = self.output_dir / f"{name}.yaml"
@@ -185,16 +185,16 @@ def choices_table(choices: Sequence[Choice]) -> str:
 
 def continuations_table(continuations: Sequence[Continuation]) -> str:
     """Losses in nats per token."""
-    head = ("run", "loss", "forecast", "interval", "then", "error", "by trend", "interval", "error")
+    head = ("run", "loss", "forecast", "interval", "then", "error", "with a shorter run", "interval", "error")
     rows = []
     for run in continuations:
         low, high = run.forecast.interval
         losses = (f"{run.forecast.loss_now:.3f}", f"{run.forecast.loss:.3f}", f"{low:.3f} to {high:.3f}")
-        trend = ("", "", "")
-        if run.by_trend is not None:
-            low, high = run.by_trend.interval
-            trend = (f"{run.by_trend.loss:.3f}", f"{low:.3f} to {high:.3f}", f"{run.error_by_trend:+.3f}")
-        rows.append((run.name, *losses, f"{run.then.loss:.3f}", f"{run.error:+.3f}", *trend))
+        shorter = ("", "", "")
+        if run.with_shorter is not None:
+            low, high = run.with_shorter.interval
+            shorter = (f"{run.with_shorter.loss:.3f}", f"{low:.3f} to {high:.3f}", f"{run.error_with_shorter:+.3f}")
+        rows.append((run.name, *losses, f"{run.then.loss:.3f}", f"{run.error:+.3f}", *shorter))
     return markdown_table(head, rows)
 
 
@@ -215,7 +215,12 @@ def figures(choices: Sequence[Choice], continuations: Sequence[Continuation]) ->
         ],
         "continuations": [
             run.forecast.as_dict()
-            | {"run": run.name, "loss_then": run.then.loss, "error": run.error, "error_by_trend": run.error_by_trend}
+            | {
+                "run": run.name,
+                "loss_then": run.then.loss,
+                "error": run.error,
+                "error_with_shorter": run.error_with_shorter,
+            }
             for run in continuations
         ],
     }

@@ -9,10 +9,8 @@ from itertools import chain, repeat
 from pathlib import Path
 from typing import Any
 
-from minigpt.config.parser import parse_arguments
 from minigpt.experiments.runs import PlannedRun, Result
-from minigpt.planning.scaling_law import FEWEST_RUNS, ModelSize, Observation, ScalingLaw, fit
-from minigpt.planning.text_profile import profile_text
+from minigpt.planning.scaling_law import FEWEST_RUNS, Fit, ModelSize, Observation, fit, fit_texts
 from minigpt.utils.files import write_atomically
 from minigpt.utils.formatting import markdown_table
 from minigpt.utils.run_files import DATA_FILE
@@ -130,16 +128,9 @@ def run_study(
 
     def row(study_run: StudyRun, result: Result) -> dict[str, Any]:
         measured = {"bits_per_byte": result.bits_per_byte, "elapsed_s": result.elapsed_s}
-        text = {"unigram_bits": unigram_bits[study_run.text, study_run.vocabulary]}
-        return asdict(study_run) | run_facts(study_run, result.run_dir) | text | measured
+        return asdict(study_run) | run_facts(study_run, result.run_dir) | measured
 
     chosen = list(dict.fromkeys(run for run in study_runs(list(texts)) if run.question in questions))
-    unigram_bits: dict[tuple[str, int], float] = {}
-    for run in chosen:
-        if (run.text, run.vocabulary) not in unigram_bits:
-            args = parse_arguments(run.words(texts[run.text]), program=PROGRAM)
-            sample = profile_text(args, (run.vocabulary,)).samples[0]
-            unigram_bits[run.text, run.vocabulary] = sample.vocabulary.unigram_bits
     by_name = {run.name: run for run in chosen}  # the same run may belong to two questions
     with ThreadPoolExecutor(parallel) as pool:
         results = dict(zip(by_name, pool.map(train, by_name.values()), strict=True))
@@ -153,33 +144,31 @@ def fitted_law(rows: Sequence[dict[str, Any]]) -> list[str]:
     runs = [
         Observation(
             row["text"],
-            row["unigram_bits"],
+            row["vocabulary"],
             ModelSize(row["layer_parameters"], row["parameters"] - row["layer_parameters"]),
             row["tokens"],
             row["epochs"],
             row["bits_per_byte"],
         )
         for row in rows
-        if row["question"] in ("law", "vocabulary", "repetition") and not row["dropout"] and not row["weight_decay"]
+        if row["question"] in ("law", "repetition") and not row["dropout"] and not row["weight_decay"]
     ]
     if len(runs) < FEWEST_RUNS:
         return [f"{len(runs)} runs are too few for the law; give more texts"]
-    law, difficulty = fit(runs)
-    lines = [f"{law}", f"difficulty: {', '.join(f'{text} {value:.3f}' for text, value in difficulty.items())}"]
-    lines.append(f"error on these {len(runs)} runs: {_errors(law, difficulty, runs)}")
+    found = fit(runs)
+    lines = [f"{found.law}"]
+    lines.append(f"slopes: {', '.join(f'{text} {value:.2f}' for text, value in found.slope.items())}")
+    lines.append(f"error on these {len(runs)} runs: {_errors(found, runs)}")
     longest = max(run.tokens for run in runs)
     shorter = [run for run in runs if run.tokens < longest]
-    lines.append(
-        f"on the longest, fitted to the others: {_errors(*fit(shorter), [r for r in runs if r.tokens == longest])}"
-    )
-    for text in difficulty:
+    rest = [run for run in runs if run.tokens == longest]
+    lines.append(f"on the longest, fitted to the others: {_errors(fit(shorter), rest)}")
+    for text in found.slope:
         others, own = [run for run in runs if run.text != text], [run for run in runs if run.text == text]
-        shortest = min(own, key=lambda run: (run.tokens, run.size.layers))
-        unseen, _ = fit(others)
-        level = shortest.bits_per_byte / _relative_loss(unseen, shortest)
-        rest = [run for run in own if run is not shortest]
-        if rest:
-            lines.append(f"on {text}, fitted to other texts and one run: {_errors(unseen, {text: level}, rest)}")
+        if len(others) >= FEWEST_RUNS and len(own) > len({run.vocab_size for run in own}):
+            lines.append(
+                f"on {text}, with the constants of the other texts: {_errors(fit_texts(own, fit(others).law), own)}"
+            )
     return lines
 
 
@@ -216,12 +205,8 @@ def best_rate(losses: dict[float, float]) -> float:
     return rates[lowest] * (rates[lowest + 1] / rates[lowest]) ** shift
 
 
-def _relative_loss(law: ScalingLaw, run: Observation) -> float:
-    return law.relative_loss(run.unigram_bits, run.size, run.tokens, run.epochs)
-
-
-def _errors(law: ScalingLaw, difficulty: dict[str, float], runs: Sequence[Observation]) -> str:
-    errors = [difficulty[run.text] * _relative_loss(law, run) / run.bits_per_byte - 1 for run in runs]
+def _errors(found: Fit, runs: Sequence[Observation]) -> str:
+    errors = [found.predict(run) / run.loss - 1 for run in runs]
     mean_square = sum(error**2 for error in errors) / len(errors)
     return f"{mean_square**0.5:.1%} (root mean square), largest {max(errors, key=abs):+.1%}"
 

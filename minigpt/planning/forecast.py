@@ -2,7 +2,7 @@
 
 The law gives the ratio of the two losses, in which the difficulty of the text cancels. In more minutes the run reads
 more tokens at its speed; its learning rate rises again and decays until their end. A shorter run of the same model on
-the same text corrects the law: it shows how much this text still teaches.
+the same text shows how much the loss falls on this text while more is read, the slope in the law.
 """
 
 import math
@@ -13,7 +13,7 @@ from typing import Any
 from configuration_minigpt import MiniGPTConfig
 from minigpt.config.parser import read_config
 from minigpt.planning.memory import layer_matrix_parameters
-from minigpt.planning.scaling_law import ModelSize, log_ratio
+from minigpt.planning.scaling_law import LAW, ModelSize, Observation, fit_texts
 from minigpt.training.state import TrainingState
 from minigpt.utils.errors import UserError
 from minigpt.utils.files import read_json
@@ -27,10 +27,11 @@ from minigpt.utils.run_files import (
     read_metrics,
 )
 
-# Standard deviations: of a loss, relative; of the law, relative to the change that it predicts. From 18 runs that
-# were continued for as long again, with the first fit of the law: see docs/recipes.md
-RUN_SPREAD, LAW_SPREAD = 0.004, 0.45
-TREND_SPREAD = 0.4  # of the change that a shorter run has corrected; from 18 other runs, see there
+# Standard deviations: of a loss, relative; of the change that the law predicts, relative to it, with the slope of a
+# typical text and with one that was fitted: see docs/recipes.md
+RUN_SPREAD, LAW_SPREAD, SLOPE_SPREAD = 0.004, 0.45, 0.4
+LONGEST_SHARE = 0.8  # of the tokens of a run, for a shorter one that shows the slope
+TEXT = "text"  # the only one
 
 
 @dataclass(frozen=True)
@@ -94,57 +95,52 @@ class FinishedRun:
     loss: float  # nats per token
     bits_per_byte: float | None
 
-    def log_ratio(self, tokens: float) -> float:
-        """The logarithm of the loss after `tokens` over that of this run, by the fitted law."""
+    def after(self, tokens: float, loss: float = math.nan) -> Observation:
+        """The same model on the same text after so many tokens."""
         size = ModelSize(self.layer_parameters, self.vocab_size * self.hidden_size)
-        return log_ratio(size, self.tokens_read, tokens, self.text_tokens)
+        return Observation(TEXT, self.vocab_size, size, tokens, tokens / self.text_tokens, loss)
 
 
 def forecast(run_dir: Path, more_minutes: float, shorter_run: Path | None = None) -> Forecast:
     """The forecast for a run that trained a model from scratch and is finished.
 
-    `shorter_run` is a run of the same model on the same text that ended earlier. The change that the law predicts is
-    then multiplied by how much larger or smaller the change from the shorter run to this one was than the law's.
+    `shorter_run` is a run of the same model on the same text that ended earlier; without one, the slope is that of a
+    typical text.
 
     Raises UserError for any other run, and if it has no validation loss or no checkpoint to continue from.
     """
     run = read_finished_run(run_dir)
-    change = run.log_ratio(run.tokens_read * (1 + 60 * more_minutes / run.elapsed_s))
-    spread = math.hypot(math.sqrt(2) * RUN_SPREAD, LAW_SPREAD * change)
+    known = [run.after(run.tokens_read, run.loss)]
     if shorter_run is not None:
-        correction = _correction(read_finished_run(shorter_run), run)
-        change *= correction
-        spread = math.hypot(math.sqrt(2) * RUN_SPREAD, TREND_SPREAD * change)
+        known.append(_matching(read_finished_run(shorter_run), run))
+    text = fit_texts(known, LAW)
+    longer = run.after(run.tokens_read * (1 + 60 * more_minutes / run.elapsed_s))
+    change = math.log(text.predict(longer) / text.predict(known[0]))
     return Forecast(
         run_dir=run_dir,
         elapsed_s=run.elapsed_s,
         more_minutes=more_minutes,
         loss_now=run.loss,
         loss=run.loss * math.exp(change),
-        spread=spread,
+        spread=math.hypot(math.sqrt(2) * RUN_SPREAD, (LAW_SPREAD if shorter_run is None else SLOPE_SPREAD) * change),
         bits_per_nat=run.bits_per_byte / run.loss if run.bits_per_byte else None,
     )
 
 
-def _correction(shorter: FinishedRun, run: FinishedRun) -> float:
-    """The change of the loss between two runs, relative to the law's. Raises UserError if they do not match."""
+def _matching(shorter: FinishedRun, run: FinishedRun) -> Observation:
+    """The shorter run. Raises UserError if it does not belong to the other one."""
     for name in ("hidden_size", "vocab_size", "layer_parameters", "text_tokens"):
         values = getattr(shorter, name), getattr(run, name)
         if values[0] != values[1]:
             raise UserError(
                 f"shorter_run={shorter.run_dir} has {name}={values[0]} where {run.run_dir} has {values[1]}"
             )
-    if shorter.tokens_read >= run.tokens_read:
+    if shorter.tokens_read > LONGEST_SHARE * run.tokens_read:
         raise UserError(
             f"shorter_run={shorter.run_dir} has read {shorter.tokens_read:,} tokens, {run.run_dir} has read "
-            f"{run.tokens_read:,}; give a run that ended earlier"
+            f"{run.tokens_read:,}; give a run of at most {LONGEST_SHARE:.0%} of that"
         )
-    expected = shorter.log_ratio(run.tokens_read)
-    if expected > -RUN_SPREAD:
-        raise UserError(
-            f"shorter_run={shorter.run_dir} is too near to {run.run_dir} to show a trend; give a shorter one"
-        )
-    return math.log(run.loss / shorter.loss) / expected
+    return shorter.after(shorter.tokens_read, shorter.loss)
 
 
 def read_finished_run(run_dir: Path) -> FinishedRun:

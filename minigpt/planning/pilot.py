@@ -1,7 +1,8 @@
-"""How hard a text is: tiny models are trained on a sample of it for some seconds."""
+"""What the fitted law must know of a text: tiny models are trained on a sample of it for some seconds."""
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -11,39 +12,55 @@ from minigpt.config.arguments import Arguments
 from minigpt.modeling.loss import in_place_cross_entropy
 from minigpt.optim.lr_schedule import build_schedule, learning_rate_at, set_learning_rate
 from minigpt.optim.optimizer import build_optimizer
-from minigpt.planning.scaling_law import LAW, ModelSize
+from minigpt.planning.scaling_law import LAW, ModelSize, Observation, fit_texts
 from minigpt.planning.text_profile import TokenizedSample
 from modeling_minigpt import MiniGPTForCausalLM
 
 VOCABULARY_SIZES = (512, 2048, 8192)
-HIDDEN_SIZE, LAYERS, HEADS, BLOCK_SIZE, BATCH_SIZE, STEPS = 64, 2, 2, 128, 16, 240
+HIDDEN_SIZE, LAYERS, HEADS, BLOCK_SIZE, BATCH_SIZE = 64, 2, 2, 128, 16
+STEPS, SHORT_STEPS = 240, 60
 SEED = 1337
+TEXT = "text"  # the only one
 
 
-def measure_difficulties(args: Arguments, samples: Sequence[TokenizedSample], device: torch.device) -> list[float]:
-    """The difficulty of a text in the fitted law, in the tokens of each sample.
+@dataclass(frozen=True)
+class TextNumbers:
+    """What the fitted law must know of a text: its difficulty with each of some tokenizers, and its slope."""
 
-    It is the loss of a pilot over what the law says for difficulty 1. What a text gains from a larger vocabulary
-    differs from text to text, so there are three pilots. Between and beyond their vocabularies, the logarithm of the
-    difficulty is that of a parabola over the logarithm of the size.
-    `args` have the recipe; `samples` are those of a profile.
+    difficulties: Sequence[float]
+    slope: float
+
+
+def measure_text(args: Arguments, samples: Sequence[TokenizedSample], device: torch.device) -> TextNumbers:
+    """The numbers of a text, with the tokenizers of the samples of its profile. `args` have the recipe.
+
+    What a text gains from a larger vocabulary differs from text to text, so there are three pilots. Between and beyond
+    their vocabularies, the logarithm of the difficulty is that of a parabola over the logarithm of the size. Two short
+    pilots more show how much the loss falls while more is read.
     """
     sizes = [sample.vocabulary.size for sample in samples]
     pilots = sorted({min(sizes, key=lambda size: abs(math.log(size / wanted))) for wanted in VOCABULARY_SIZES})
-    tokens = STEPS * BATCH_SIZE * BLOCK_SIZE
-    logs = []
-    for size in pilots:
-        sample = samples[sizes.index(size)]
-        model = ModelSize.of(HIDDEN_SIZE, LAYERS, size)
-        expected = LAW.relative_loss(sample.vocabulary.unigram_bits, model, tokens, tokens / len(sample.train))
-        logs.append(math.log(pilot_bits_per_byte(args, sample, device) / expected))
-    curve = np.polynomial.Polynomial.fit(np.log(pilots), logs, deg=len(pilots) - 1)
-    return [math.exp(curve(math.log(size))) for size in sizes]
+    runs = [
+        _pilot(args, samples[sizes.index(size)], device, steps)
+        for steps, vocabularies in ((STEPS, pilots), (SHORT_STEPS, pilots[:2]))
+        for size in vocabularies
+    ]
+    slope = fit_texts(runs, LAW).slope[TEXT]
+    logs = [math.log(run.loss / LAW.relative_loss(run.size, run.tokens, run.epochs, slope)) for run in runs]
+    curve = np.polynomial.Polynomial.fit(np.log(pilots), logs[: len(pilots)], deg=len(pilots) - 1)
+    return TextNumbers([math.exp(curve(math.log(size))) for size in sizes], slope)
 
 
-def pilot_bits_per_byte(args: Arguments, sample: TokenizedSample, device: torch.device) -> float:
-    """Bits per byte of the validation sample after the pilot's training."""
-    args = args.with_values(max_steps=STEPS, train_minutes=0.0, scale_learning_rate=False)
+def _pilot(args: Arguments, sample: TokenizedSample, device: torch.device, steps: int) -> Observation:
+    size, tokens = sample.vocabulary.size, steps * BATCH_SIZE * BLOCK_SIZE
+    model = ModelSize.of(HIDDEN_SIZE, LAYERS, size)
+    loss = pilot_bits_per_byte(args, sample, device, steps)
+    return Observation(TEXT, size, model, tokens, tokens / len(sample.train), loss)
+
+
+def pilot_bits_per_byte(args: Arguments, sample: TokenizedSample, device: torch.device, steps: int) -> float:
+    """Bits per byte of the validation sample after so many steps of training."""
+    args = args.with_values(max_steps=steps, train_minutes=0.0, scale_learning_rate=False)
     generator = torch.Generator().manual_seed(SEED)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(SEED)
@@ -55,9 +72,9 @@ def pilot_bits_per_byte(args: Arguments, sample: TokenizedSample, device: torch.
         model = MiniGPTForCausalLM(config).train()
     model.to(device)
     model.loss_function = in_place_cross_entropy
-    optimizer, schedule = build_optimizer(model, args, device), build_schedule(args, STEPS, processes=1)
+    optimizer, schedule = build_optimizer(model, args, device), build_schedule(args, steps, processes=1)
     inputs, targets = _blocks(sample.train)
-    for step in range(STEPS):
+    for step in range(steps):
         set_learning_rate(optimizer, learning_rate_at(step, schedule))
         rows = torch.randint(len(inputs), (BATCH_SIZE,), generator=generator)
         loss = _summed_loss(model, inputs[rows].to(device), targets[rows].to(device)) / (BATCH_SIZE * BLOCK_SIZE)

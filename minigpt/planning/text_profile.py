@@ -26,11 +26,10 @@ VALIDATION_BYTES = 200_000  # of text to hold out, and at most a tenth of it
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """A tokenizer on this text. `unigram_bits` are the bits per byte of a model that knows only token frequencies."""
+    """A tokenizer on this text."""
 
     size: int
     bytes_per_token: float
-    unigram_bits: float
 
 
 @dataclass(frozen=True)
@@ -139,26 +138,14 @@ def nested_tokenizers(largest: Tokenizer, sizes: Sequence[int]) -> Iterator[Toke
 
 
 def tokenize(tokenizer: Tokenizer, train: Sequence[str], validation: Sequence[str]) -> TokenizedSample:
-    """The samples in the tokens of `tokenizer`, and how well the frequencies in one predict the other."""
+    """The samples in the tokens of `tokenizer`."""
     train_ids, ids = (
         np.concatenate([encoding.ids for encoding in tokenizer.encode_batch_fast(list(texts))]).astype(np.int64)
         for texts in (train, validation)
     )
     size = max(len(tokenizer.get_vocab(with_added_tokens=False)) + 1, int(max(train_ids.max(), ids.max())) + 1)
     validation_bytes = sum(len(text.encode()) for text in validation)
-    bits = unigram_bits(train_ids, ids, size) / validation_bytes
-    return TokenizedSample(Vocabulary(size, validation_bytes / len(ids), bits), train_ids, ids, validation_bytes)
-
-
-def unigram_bits(train: np.ndarray, ids: np.ndarray, size: int) -> float:
-    """Bits of all `ids` with the frequencies of `train`. Tokens that it lacks share the weight of its different ones.
-
-    Source: Witten and Bell 1991, method C: t different tokens among n leave t / (n + t) to unseen ones.
-    """
-    counts = np.bincount(train, minlength=size)
-    different = np.count_nonzero(counts)
-    probability = (counts + different / size) / (counts.sum() + different)
-    return float(-np.log2(probability[ids]).sum())
+    return TokenizedSample(Vocabulary(size, validation_bytes / len(ids)), train_ids, ids, validation_bytes)
 
 
 def scripts(texts: Sequence[str]) -> dict[str, float]:

@@ -18,7 +18,7 @@ import yaml
 from minigpt.config.arguments import Arguments
 from minigpt.data.datamodule import samples_per_step
 from minigpt.planning.memory import largest_that_fits
-from minigpt.planning.pilot import HIDDEN_SIZE, measure_difficulties
+from minigpt.planning.pilot import HIDDEN_SIZE, TextNumbers, measure_text
 from minigpt.planning.plan import training_setup
 from minigpt.planning.scaling_law import DROPOUT, DROPOUT_COST, LAW, LAW_WITH_DROPOUT, ModelSize
 from minigpt.planning.step_time import measure_step_time
@@ -171,8 +171,8 @@ class Device(Protocol):
 
     processes: int  # that train at the same time, each as fast as one alone
 
-    def difficulties(self, args: Arguments, profile: TextProfile) -> list[float]:
-        """The difficulty of the text in the fitted law, in the tokens of each of the profile's samples."""
+    def measure_text(self, args: Arguments, profile: TextProfile) -> TextNumbers:
+        """The numbers of the text in the fitted law, with the difficulty in the tokens of each of the samples."""
 
     def peak_flops(self) -> float:
         """FLOP/s that no model exceeds."""
@@ -198,9 +198,9 @@ def choose_run(
     report("looking at the text ...")
     profile = profile_text(args, (args.tokenizer_vocab_size,) if "tokenizer_vocab_size" in given else VOCABULARY_SIZES)
     report("training tiny models on a sample of it ...")
-    difficulties = device.difficulties(_with(args, set(), RECIPE | learning_rates(HIDDEN_SIZE)), profile)
+    text = device.measure_text(_with(args, set(), RECIPE | learning_rates(HIDDEN_SIZE)), profile)
     vocabularies = [sample.vocabulary for sample in profile.samples]
-    difficulty = dict(zip(vocabularies, difficulties, strict=True))
+    difficulty = dict(zip(vocabularies, text.difficulties, strict=True))
     combinations = list(_combinations(args, profile))
     rates: dict[Combination, float] = {}  # measured FLOP/s of one process
     micro_batches: dict[Combination, int] = {}  # the largest that fit
@@ -208,7 +208,8 @@ def choose_run(
 
     def predict(combination: Combination) -> Prediction:
         rate = device.processes * _rate(combination, rates, peak_flops)
-        return _predict(combination, difficulty[combination.vocabulary], args.train_minutes, rate, profile.train_bytes)
+        level = difficulty[combination.vocabulary]
+        return _predict(combination, level, text.slope, args.train_minutes, rate, profile.train_bytes)
 
     while combinations:
         predictions = sorted(map(predict, combinations), key=lambda prediction: prediction.bits_per_byte)
@@ -259,7 +260,7 @@ def _rate(combination: Combination, rates: Mapping[Combination, float], peak_flo
 
 
 def _predict(
-    combination: Combination, difficulty: float, minutes: float, rate: float, train_bytes: float | None
+    combination: Combination, difficulty: float, slope: float, minutes: float, rate: float, train_bytes: float | None
 ) -> Prediction:
     """The best that a combination can reach within the time, at `rate` FLOP/s.
 
@@ -269,7 +270,7 @@ def _predict(
     lengths = minutes / 2 ** (torch.arange(41, dtype=torch.float64) / 4)
     tokens = 60 * lengths * rate / combination.flops_per_token
     epochs = tokens * vocabulary.bytes_per_token / (train_bytes or math.inf)
-    run = vocabulary.unigram_bits, combination.size, tokens, epochs
+    run = combination.size, tokens, epochs, slope
     losses = {
         0.0: LAW.relative_losses(*run),
         DROPOUT: DROPOUT_COST * LAW_WITH_DROPOUT.relative_losses(*run),
@@ -380,8 +381,8 @@ class _ThisDevice:
             self.processes = processes
             self.memory_bytes = (1 - GPU_MARGIN) * torch.cuda.get_device_properties(0).total_memory
 
-    def difficulties(self, args: Arguments, profile: TextProfile) -> list[float]:
-        return measure_difficulties(args, profile.samples, self.device)
+    def measure_text(self, args: Arguments, profile: TextProfile) -> TextNumbers:
+        return measure_text(args, profile.samples, self.device)
 
     def peak_flops(self) -> float:
         return matrix_product_flops(self.device.type, self.precision != "no", rounds=3)

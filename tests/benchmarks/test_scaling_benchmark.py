@@ -7,9 +7,10 @@ from typing import Any
 import pytest
 
 from minigpt.benchmarks.scaling import StudyRun, best_rate, fitted_law, rate_tables, study_runs
-from minigpt.planning.scaling_law import ModelSize, ScalingLaw
+from minigpt.planning.scaling_law import STARTS, ModelSize, ScalingLaw
 
-LAW = ScalingLaw(0.5, 0.07, 0.4, 0.5, 0.4, 4.0, 0.006)
+# runs that are not the longest hardly repeat their text: they do not tell the last two, where the fit starts
+LAW = ScalingLaw(0.07, 0.4, 0.5, 0.05, 0.4, *STARTS[-2:])
 TEXTS = ["code", "bible", "docs"]
 
 
@@ -18,10 +19,9 @@ def rows() -> list[dict[str, Any]]:
     found = []
     for run in study_runs(TEXTS):
         tokens = run.steps * run.batch * 128
-        layers, bits = 12 * run.layers * run.hidden_size**2, 4 - run.vocabulary / 10_000
-        size = ModelSize(layers, run.vocabulary * run.hidden_size)
-        loss = LAW.relative_loss(bits, size, tokens, tokens / 1e6) * (1 + TEXTS.index(run.text)) / 4
-        row = vars(run) | {"unigram_bits": bits, "tokens": tokens, "epochs": tokens / 1e6}
+        size, text = ModelSize.of(run.hidden_size, run.layers, run.vocabulary), TEXTS.index(run.text)
+        loss = LAW.relative_loss(size, tokens, tokens / 1e6, slope=0.85 + 0.15 * text) * (1 + text)
+        row = vars(run) | {"tokens": tokens, "epochs": tokens / 1e6}
         row |= {"layer_parameters": size.layers, "parameters": size.layers + size.embeddings}
         found.append(row | {"bits_per_byte": loss})
     return found
@@ -49,7 +49,7 @@ def test_the_command_line_of_a_run_has_what_its_name_says() -> None:
 def test_the_law_is_found_and_predicts_runs_that_it_was_not_fitted_to() -> None:
     lines = fitted_law(rows())
     errors = [float(number) for number in re.findall(r"largest ([+-][\d.]+)%", "\n".join(lines))]
-    assert len(errors) == 2 + len(TEXTS)
+    assert len(errors) == 2 + len(TEXTS[1:])  # without the first text, too few runs are left
     assert max(map(abs, errors)) < 0.5
 
 

@@ -7,9 +7,9 @@ import torch
 from minigpt.config.arguments import Arguments
 from minigpt.config.parser import parse_arguments
 from minigpt.planning import pilot
-from minigpt.planning.pilot import measure_difficulties, pilot_bits_per_byte
+from minigpt.planning.pilot import measure_text, pilot_bits_per_byte
 from minigpt.planning.scaling_law import LAW, ModelSize
-from minigpt.planning.text_profile import TokenizedSample, Vocabulary, unigram_bits
+from minigpt.planning.text_profile import TokenizedSample, Vocabulary
 from minigpt.planning.time_budget import RECIPE, learning_rates
 
 CPU = torch.device("cpu")
@@ -19,21 +19,21 @@ ARGS = parse_arguments(["--corpus", "python-docs"]).with_values(**RECIPE, **lear
 @pytest.fixture(autouse=True)
 def short(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pilot, "STEPS", 30)
+    monkeypatch.setattr(pilot, "SHORT_STEPS", 15)
     monkeypatch.setattr(pilot, "BLOCK_SIZE", 32)
 
 
 def sample(ids: np.ndarray, size: int = 64, bytes_per_token: float = 2.0) -> TokenizedSample:
     train, validation = ids[: len(ids) * 9 // 10], ids[len(ids) * 9 // 10 :]
     text_bytes = round(bytes_per_token * len(validation))
-    bits = unigram_bits(train, validation, size) / text_bytes
-    return TokenizedSample(Vocabulary(size, bytes_per_token, bits), train, validation, text_bytes)
+    return TokenizedSample(Vocabulary(size, bytes_per_token), train, validation, text_bytes)
 
 
 def test_random_tokens_take_all_their_bits_and_a_pattern_takes_few() -> None:
     """Six bits for each of 64 random tokens, which are two bytes."""
     ids = np.random.default_rng(0).integers(0, 64, 20_000)
-    assert pilot_bits_per_byte(ARGS, sample(ids), CPU) == pytest.approx(3, rel=0.05)
-    assert pilot_bits_per_byte(ARGS, sample(np.tile(np.arange(64), 300)), CPU) < 1
+    assert pilot_bits_per_byte(ARGS, sample(ids), CPU, 30) == pytest.approx(3, rel=0.05)
+    assert pilot_bits_per_byte(ARGS, sample(np.tile(np.arange(64), 300)), CPU, 30) < 1
 
 
 def test_the_pilot_repeats_bit_for_bit_and_leaves_the_random_numbers_alone() -> None:
@@ -41,7 +41,7 @@ def test_the_pilot_repeats_bit_for_bit_and_leaves_the_random_numbers_alone() -> 
     torch.manual_seed(7)
     expected = torch.rand(3)
     torch.manual_seed(7)
-    first, second = (pilot_bits_per_byte(ARGS, ids, CPU) for _ in range(2))
+    first, second = (pilot_bits_per_byte(ARGS, ids, CPU, 30) for _ in range(2))
     assert first == second
     assert torch.equal(torch.rand(3), expected)
 
@@ -50,30 +50,34 @@ def test_a_harder_text_is_more_difficult() -> None:
     generator = np.random.default_rng(0)
     easy = np.tile(np.arange(64), 200)
     hard = np.where(generator.random(len(easy)) < 0.5, generator.permutation(easy), easy)
-    (of_easy,), (of_hard,) = (measure_difficulties(ARGS, [sample(ids)], CPU) for ids in (easy, hard))
-    assert of_easy < of_hard
+    of_easy, of_hard = (measure_text(ARGS, [sample(ids)], CPU) for ids in (easy, hard))
+    assert of_easy.difficulties < of_hard.difficulties
 
 
 def test_a_text_shorter_than_a_block_is_repeated() -> None:
-    assert pilot_bits_per_byte(ARGS, sample(np.arange(20) % 8), CPU) > 0
+    assert pilot_bits_per_byte(ARGS, sample(np.arange(20) % 8), CPU, 30) > 0
 
 
-def test_the_difficulty_of_other_vocabularies_lies_on_the_parabola_of_the_pilots(
+def test_difficulties_lie_on_the_parabola_of_the_pilots_and_the_slope_is_found(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """The pilots have the losses of the law for these difficulties with 512, 2,048 and 8,192 ids."""
+    """The pilots have the losses of the law for these numbers with 512, 2,048 and 8,192 ids."""
+    for name, value in (("STEPS", 240), ("SHORT_STEPS", 60), ("BLOCK_SIZE", 128)):
+        monkeypatch.setattr(pilot, name, value)
+    slope = 1.4
     difficulties = {size: 0.6 * 1.01 ** (octaves**2) for octaves, size in enumerate((1024, 2048, 4096, 8192, 16384))}
     difficulties[512] = 0.6 * 1.01
-    ids = np.zeros(1000, np.int64)
-    samples = [TokenizedSample(Vocabulary(size, 3.0, 3.0), ids, ids, 30) for size in sorted(difficulties)]
-    tokens, layers = pilot.STEPS * pilot.BATCH_SIZE * pilot.BLOCK_SIZE, 12 * pilot.LAYERS * pilot.HIDDEN_SIZE**2
+    ids = np.zeros(400_000, np.int64)
+    samples = [TokenizedSample(Vocabulary(size, 3.0), ids, ids, 30) for size in sorted(difficulties)]
 
-    def loss(args: Arguments, sample: TokenizedSample, device: torch.device) -> float:
+    def loss(args: Arguments, sample: TokenizedSample, device: torch.device, steps: int) -> float:
         size = sample.vocabulary.size
         assert size in pilot.VOCABULARY_SIZES
-        easiest = LAW.relative_loss(3.0, ModelSize(layers, size * pilot.HIDDEN_SIZE), tokens, tokens / len(ids))
-        return easiest * difficulties[size]
+        tokens, model = steps * pilot.BATCH_SIZE * pilot.BLOCK_SIZE, ModelSize.of(64, 2, size)
+        return difficulties[size] * LAW.relative_loss(model, tokens, tokens / len(ids), slope)
 
     monkeypatch.setattr(pilot, "pilot_bits_per_byte", loss)
+    text = measure_text(ARGS, samples, CPU)
     expected = [difficulties[sample.vocabulary.size] for sample in samples]
-    assert measure_difficulties(ARGS, samples, CPU) == pytest.approx(expected)
+    assert text.slope == pytest.approx(slope, rel=0.03)
+    assert text.difficulties == pytest.approx(expected, rel=0.01)

@@ -1,34 +1,16 @@
 """Laws of what is known about a text before training: each figure is what a simpler computation gives."""
 
-import math
-from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from minigpt.config.parser import parse_arguments
 from minigpt.data.corpora import open_corpus
 from minigpt.data.prepare import prepare
 from minigpt.data.tokenizer import train_bpe
-from minigpt.planning.text_profile import nested_tokenizers, profile_text, scripts, unigram_bits, validation_percentage
+from minigpt.planning.text_profile import nested_tokenizers, profile_text, scripts, validation_percentage
 from minigpt.utils.errors import UserError
-
-
-def test_random_tokens_take_the_bits_of_their_number() -> None:
-    generator = np.random.default_rng(0)
-    train, ids = generator.integers(0, 16, 200_000), generator.integers(0, 16, 20_000)
-    assert unigram_bits(train, ids, 16) / len(ids) == pytest.approx(4, abs=0.01)
-
-
-def test_frequencies_are_a_distribution_that_knows_of_unseen_tokens() -> None:
-    """The probabilities of all tokens add up to one; half of the training text is a 3, and 4 and 5 are not in it."""
-    train = np.array([3] * 50 + [0] * 30 + [1] * 15 + [2] * 5)
-    probabilities = [2 ** -unigram_bits(train, np.array([token]), 6) for token in range(6)]
-    assert sum(probabilities) == pytest.approx(1)
-    assert probabilities[3] == pytest.approx(0.5, abs=0.03)
-    assert 0 < probabilities[4] == probabilities[5] < probabilities[2]
 
 
 def test_a_nested_tokenizer_is_the_one_trained_with_that_size(text_file: Path) -> None:
@@ -71,9 +53,6 @@ def test_the_profile_is_that_of_the_prepared_tokens(text_file: Path, tmp_path: P
     tokenizer = train_bpe([train], 280)
     ids = tokenizer(validation)["input_ids"]
     assert vocabulary.bytes_per_token == pytest.approx(len(validation.encode()) / len(ids), rel=0.01)
-    frequency = Counter(tokenizer(train)["input_ids"])
-    bits = -sum(math.log2(frequency[token] / frequency.total()) for token in ids if frequency[token]) / len(ids)
-    assert vocabulary.unigram_bits * vocabulary.bytes_per_token == pytest.approx(bits, rel=0.02)
 
 
 def test_scripts_are_shares_of_letters() -> None:

@@ -7,6 +7,7 @@ import pytest
 
 from minigpt.config.arguments import Arguments
 from minigpt.config.parser import parse_arguments
+from minigpt.planning.pilot import TextNumbers
 from minigpt.planning.scaling_law import DROPOUT_COST, LAW, LAW_WITH_DROPOUT, ModelSize
 from minigpt.planning.text_profile import TextProfile, TokenizedSample, Vocabulary
 from minigpt.planning.time_budget import CLOSE, LAYERS, MeasuredSpeed, TimedRun, choose_run
@@ -14,8 +15,8 @@ from minigpt.utils.errors import UserError
 
 PEAK = 1e11
 TEXT_BYTES = 2e7
-VOCABULARIES = [Vocabulary(512, 1.9, 3.9), Vocabulary(2048, 3.0, 3.0), Vocabulary(8192, 3.9, 2.5)]
-DIFFICULTIES = [0.49, 0.5, 0.53]  # with each of them
+VOCABULARIES = [Vocabulary(512, 1.9), Vocabulary(2048, 3.0), Vocabulary(8192, 3.9)]
+TEXT = TextNumbers(difficulties=[1.7, 1.45, 1.35], slope=1.2)
 
 
 @pytest.fixture(autouse=True)
@@ -41,8 +42,8 @@ class FakeDevice:
     ) -> None:
         self.scale, self.largest, self.processes, self.micro_batch = scale, largest, processes, micro_batch
 
-    def difficulties(self, args: Arguments, profile: TextProfile) -> list[float]:
-        return DIFFICULTIES
+    def measure_text(self, args: Arguments, profile: TextProfile) -> TextNumbers:
+        return TEXT
 
     def peak_flops(self) -> float:
         return PEAK
@@ -67,7 +68,7 @@ def test_no_combination_is_predicted_to_be_better_than_the_chosen_one(minutes: f
     """With speeds that only a measurement tells; all combinations are computed here without any search."""
     run = choice(minutes=minutes)
     losses = {}
-    texts = zip(VOCABULARIES, DIFFICULTIES, strict=True)
+    texts = zip(VOCABULARIES, TEXT.difficulties, strict=True)
     for (width, layers), (vocabulary, difficulty) in itertools.product(LAYERS.items(), texts):
         args = run.args.with_values(hidden_size=width, num_hidden_layers=layers, num_attention_heads=1)
         measured = FakeDevice().speed(args, vocabulary.size)
@@ -77,10 +78,10 @@ def test_no_combination_is_predicted_to_be_better_than_the_chosen_one(minutes: f
             difficulty
             * cost
             * law.relative_loss(
-                vocabulary.unigram_bits,
                 ModelSize(12 * layers * width**2, vocabulary.size * width),
                 60 * time * measured.tokens_per_s,
                 60 * time * measured.tokens_per_s * vocabulary.bytes_per_token / TEXT_BYTES,
+                TEXT.slope,
             )
             for law, cost in ((LAW, 1.0), (LAW_WITH_DROPOUT, DROPOUT_COST))
             for time in shorter
@@ -100,9 +101,9 @@ def test_more_time_and_a_faster_device_are_the_same_and_never_worse() -> None:
 @pytest.mark.parametrize("processes", [1, 4])
 def test_the_run_takes_the_time(processes: int) -> None:
     """Steps, their tokens and the measured speed give the minutes."""
-    run = choice(minutes=7, device=FakeDevice(processes=processes))
+    run = choice(minutes=1, device=FakeDevice(processes=processes))
     tokens = run.steps * processes * run.args.per_device_train_batch_size * run.args.block_size
-    assert tokens / run.tokens_per_s == pytest.approx(7 * 60, rel=0.01)
+    assert tokens / run.tokens_per_s == pytest.approx(60, rel=0.01)
 
 
 def test_the_batch_grows_with_the_tokens_that_are_read_and_not_with_those_hoped_for() -> None:
