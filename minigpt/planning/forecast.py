@@ -2,7 +2,7 @@
 
 The law gives the ratio of the two losses, in which the difficulty of the text cancels. In more minutes the run reads
 more tokens at its speed; its learning rate rises again and decays until their end. A shorter run of the same model on
-the same text shows how much the loss falls on this text while more is read, the slope in the law.
+the same text shows how much the loss falls on this text while more is read: its slope in the law.
 """
 
 import math
@@ -94,28 +94,30 @@ class FinishedRun:
     elapsed_s: float
     loss: float  # nats per token
     bits_per_byte: float | None
+    text_slope: float
 
-    def after(self, tokens: float, loss: float = math.nan) -> Observation:
-        """The same model on the same text after so many tokens."""
+    def after(self, tokens: float) -> Observation:
+        """The same model on the same text after so many tokens; its loss is that of this run."""
         size = ModelSize(self.layer_parameters, self.vocab_size * self.hidden_size)
-        return Observation(TEXT, self.vocab_size, size, tokens, tokens / self.text_tokens, loss)
+        return Observation(TEXT, self.vocab_size, size, tokens, tokens / self.text_tokens, self.loss)
 
 
 def forecast(run_dir: Path, more_minutes: float, shorter_run: Path | None = None) -> Forecast:
     """The forecast for a run that trained a model from scratch and is finished.
 
-    `shorter_run` is a run of the same model on the same text that ended earlier; without one, the slope is that of a
-    typical text.
+    The slope of the text in the law is the `text_slope` of the run, unless there is a `shorter_run`: a run of the same
+    model on the same text that ended earlier, from which it is fitted.
 
     Raises UserError for any other run, and if it has no validation loss or no checkpoint to continue from.
     """
     run = read_finished_run(run_dir)
-    known = [run.after(run.tokens_read, run.loss)]
+    slope = run.text_slope
+    now, longer = (run.after(run.tokens_read * (1 + minutes * 60 / run.elapsed_s)) for minutes in (0, more_minutes))
     if shorter_run is not None:
-        known.append(_matching(read_finished_run(shorter_run), run))
-    text = fit_texts(known, LAW)
-    longer = run.after(run.tokens_read * (1 + 60 * more_minutes / run.elapsed_s))
-    change = math.log(text.predict(longer) / text.predict(known[0]))
+        shorter = _matching(read_finished_run(shorter_run), run)
+        slope = fit_texts([shorter.after(shorter.tokens_read), now], LAW).slope[TEXT]
+    before, after = (LAW.relative_loss(each.size, each.tokens, each.epochs, slope) for each in (now, longer))
+    change = math.log(after / before)
     return Forecast(
         run_dir=run_dir,
         elapsed_s=run.elapsed_s,
@@ -127,7 +129,7 @@ def forecast(run_dir: Path, more_minutes: float, shorter_run: Path | None = None
     )
 
 
-def _matching(shorter: FinishedRun, run: FinishedRun) -> Observation:
+def _matching(shorter: FinishedRun, run: FinishedRun) -> FinishedRun:
     """The shorter run. Raises UserError if it does not belong to the other one."""
     for name in ("hidden_size", "vocab_size", "layer_parameters", "text_tokens"):
         values = getattr(shorter, name), getattr(run, name)
@@ -140,7 +142,7 @@ def _matching(shorter: FinishedRun, run: FinishedRun) -> Observation:
             f"shorter_run={shorter.run_dir} has read {shorter.tokens_read:,} tokens, {run.run_dir} has read "
             f"{run.tokens_read:,}; give a run of at most {LONGEST_SHARE:.0%} of that"
         )
-    return shorter.after(shorter.tokens_read, shorter.loss)
+    return shorter
 
 
 def read_finished_run(run_dir: Path) -> FinishedRun:
@@ -170,4 +172,5 @@ def read_finished_run(run_dir: Path) -> FinishedRun:
         elapsed_s=state.elapsed_s,
         loss=last[-1]["val/loss"],
         bits_per_byte=last[-1].get("val/bits_per_byte"),
+        text_slope=options.get("text_slope", 1.0),
     )

@@ -244,7 +244,8 @@ def choose_run(
     )
     step_tokens = samples_per_step(final, processes) * final.block_size
     steps = max(1, round(best.tokens / step_tokens))
-    final = _with(final, given, _periods(steps)).with_values(train_minutes=float(f"{best.minutes:.3g}"))
+    final = _with(final, given, _periods(steps) | {"text_slope": float(f"{text.slope:.3g}")})
+    final = final.with_values(train_minutes=float(f"{best.minutes:.3g}"))
     return TimedRun(final, args.train_minutes, profile, measured_ones, len(combinations), steps, step_tokens)
 
 

@@ -86,6 +86,15 @@ def predicted(run_dir: Path, slope: float, tokens: float) -> float:
     return LAW.relative_loss(run.size, run.tokens, run.epochs, slope)
 
 
+def test_the_slope_that_was_measured_before_the_run_is_used(run_dir: Path) -> None:
+    rewrite(run_dir, 4000, 3.0)
+    tokens, minutes = read_finished_run(run_dir).tokens_read, read_finished_run(run_dir).elapsed_s / 60
+    arguments = run_dir / "arguments.yaml"
+    arguments.write_text(arguments.read_text(encoding="utf-8") + "text_slope: 0.6\n", encoding="utf-8")
+    expected = 3.0 * predicted(run_dir, 0.6, 2 * tokens) / predicted(run_dir, 0.6, tokens)
+    assert forecast(run_dir, minutes).loss == pytest.approx(expected)
+
+
 @pytest.mark.parametrize("slope", [1.0, 0.5, 1.6])
 def test_a_shorter_run_shows_the_slope_of_the_text(slope: float, run_dir: Path, tmp_path: Path) -> None:
     shorter = rewrite(shutil.copytree(run_dir, tmp_path / "shorter"), 2000, 3.0)
