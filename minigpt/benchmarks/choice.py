@@ -17,7 +17,7 @@ import yaml
 
 from minigpt.config.parser import parse_arguments
 from minigpt.experiments.runs import PlannedRun, Result
-from minigpt.planning.forecast import Forecast, forecast
+from minigpt.planning.forecast import Forecast, forecast, known_or_measured_slope
 from minigpt.utils.errors import RunFailure
 from minigpt.utils.files import read_json, write_atomically
 from minigpt.utils.formatting import markdown_table
@@ -58,24 +58,16 @@ class Choice:
 
 @dataclass(frozen=True)
 class Continuation:
-    """A run of the grid that was continued: the forecast before, and the loss that followed.
-
-    `with_shorter` is the forecast from this run and one of half the time; None if the study has no such run.
-    """
+    """A run of the grid that was continued: the forecast before, and the loss that followed."""
 
     name: str
     forecast: Forecast
-    with_shorter: Forecast | None
     then: Result
 
     @property
     def error(self) -> float:
         """Forecast minus loss, in nats per token."""
         return self.forecast.loss - self.then.loss
-
-    @property
-    def error_with_shorter(self) -> float | None:
-        return None if self.with_shorter is None else self.with_shorter.loss - self.then.loss
 
 
 class Study:
@@ -100,8 +92,14 @@ class Study:
 
     def continuations(self, choices: Sequence[Choice]) -> list[Continuation]:
         """Every run of the grids, continued for as long again."""
-        runs = [(choice, name, result) for choice in choices for name, result in choice.grid.items()]
-        return list(self.pool.map(lambda run: self._continued(*run), runs))
+        first_runs = {choice.text: next(iter(choice.grid.values())).run_dir for choice in choices}
+        slopes = {text: known_or_measured_slope(run_dir) for text, run_dir in first_runs.items()}
+        runs = [
+            self.pool.submit(self._continued, choice, name, result, slopes[choice.text])
+            for choice in choices
+            for name, result in choice.grid.items()
+        ]
+        return [run.result() for run in runs]
 
     def _chosen(self, text: str, path: Path, minutes: float) -> tuple[str, float, Result]:
         """The shape, its predicted bits per byte, and the result of the run with the options that `plan` chooses."""
@@ -131,15 +129,13 @@ class Study:
         options |= {"train_file": str(path), "train_minutes": minutes}
         return self._train_preset(options, f"{text}-{minutes:g}-{shape_name(*shape)}")
 
-    def _continued(self, choice: Choice, name: str, result: Result) -> Continuation:
-        outlook = forecast(result.run_dir, choice.minutes)
-        half = self.output_dir / f"{choice.text}-{choice.minutes / 2:g}-{name}"
-        with_shorter = forecast(result.run_dir, choice.minutes, half) if half.is_dir() else None
+    def _continued(self, choice: Choice, name: str, result: Result, slope: float) -> Continuation:
+        outlook = forecast(result.run_dir, choice.minutes, slope)
         options = [str(result.run_dir / ARGUMENTS_FILE), "--train_minutes", f"{2 * choice.minutes:g}"]
         run = PlannedRun(options, result.run_dir.with_name(f"{result.run_dir.name}-continued"))
         then = run.train_on(result.run_dir, environment=self.environment)
         self.report(f"{run.run_dir.name}: forecast {outlook.loss:.4f}, then {then.loss:.4f}")
-        return Continuation(f"{choice.text}, {choice.minutes:g} min, {name}", outlook, with_shorter, then)
+        return Continuation(f"{choice.text}, {choice.minutes:g} min, {name}", outlook, then)
 
     def _train_preset(self, options: Mapping[str, Any], name: str) -> Result:
         preset = self.output_dir / f"{name}.yaml"
@@ -185,16 +181,12 @@ def choices_table(choices: Sequence[Choice]) -> str:
 
 def continuations_table(continuations: Sequence[Continuation]) -> str:
     """Losses in nats per token."""
-    head = ("run", "loss", "forecast", "interval", "then", "error", "with a shorter run", "interval", "error")
+    head = ("run", "loss", "forecast", "interval", "then", "error")
     rows = []
     for run in continuations:
         low, high = run.forecast.interval
         losses = (f"{run.forecast.loss_now:.3f}", f"{run.forecast.loss:.3f}", f"{low:.3f} to {high:.3f}")
-        shorter = ("", "", "")
-        if run.with_shorter is not None:
-            low, high = run.with_shorter.interval
-            shorter = (f"{run.with_shorter.loss:.3f}", f"{low:.3f} to {high:.3f}", f"{run.error_with_shorter:+.3f}")
-        rows.append((run.name, *losses, f"{run.then.loss:.3f}", f"{run.error:+.3f}", *shorter))
+        rows.append((run.name, *losses, f"{run.then.loss:.3f}", f"{run.error:+.3f}"))
     return markdown_table(head, rows)
 
 
@@ -219,7 +211,6 @@ def figures(choices: Sequence[Choice], continuations: Sequence[Continuation]) ->
                 "run": run.name,
                 "loss_then": run.then.loss,
                 "error": run.error,
-                "error_with_shorter": run.error_with_shorter,
             }
             for run in continuations
         ],

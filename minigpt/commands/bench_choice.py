@@ -2,8 +2,7 @@
 
     minigpt bench choice --text shakespeare=tinyshakespeare.txt --minutes 1 3 --parallel 2 --continue
 
-Every text and time takes seven runs of that many minutes; with --continue, six of them train on for as long again. If
---minutes has the half of a time too, the forecast is also made with the shorter run.
+Every text and time takes seven runs of that many minutes; with --continue, six of them train on for as long again.
 A study that was interrupted continues.
 """
 

@@ -1,6 +1,6 @@
 """Estimate the memory and time of a run before it starts.
 
-PRESET and the options are those of `minigpt train`; see its --help. Nothing is trained or written. Text is read only
+PRESET and the options are those of `minigpt train`; see its --help. Nothing is written. Text is read only
 if the vocabulary (of characters) or the number of steps (of prepared shards) depends on it.
 
     minigpt plan quickstart --hidden_size 384
@@ -10,6 +10,7 @@ if the vocabulary (of characters) or the number of steps (of prepared shards) de
 
 import argparse
 import json
+import sys
 from collections.abc import Sequence
 from itertools import takewhile
 from pathlib import Path
@@ -75,12 +76,6 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         help="mean time between two failures of a node (default: what was published for Llama 3)",
     )
     add("--more_minutes", type=float, metavar="N", help="forecast the loss of a finished run after N more minutes")
-    add(
-        "--shorter_run",
-        type=Path,
-        metavar="RUN",
-        help="a shorter run of the same model, which makes the forecast better",
-    )
     add("--no_probe", action="store_true", help="do not measure the time of a step")
     add("--json", action="store_true", help="print the figures as JSON")
     args, words = parser.parse_known_args(argv)
@@ -93,8 +88,6 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
             )
         args.run_dir = Path(words[0])
         return args
-    if args.shorter_run is not None:
-        raise UserError("shorter_run belongs to --more_minutes")
     check_positive(args, "devices", "devices_per_node")
     if args.memory is not None and not 0 < args.memory < float("inf"):
         raise UserError(f"memory={args.memory} must be a number of GiB above 0")
@@ -120,9 +113,10 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 def run(args: argparse.Namespace) -> None:
     """Print the plan or the forecast. Raises UserError if the model cannot be built or does not fit."""
     if args.more_minutes is not None:
-        from minigpt.planning.forecast import forecast
+        from minigpt.planning.forecast import forecast, known_or_measured_slope
 
-        outlook = forecast(args.run_dir, args.more_minutes, args.shorter_run)
+        slope = known_or_measured_slope(args.run_dir, report=lambda line: print(line, file=sys.stderr))
+        outlook = forecast(args.run_dir, args.more_minutes, slope)
         print(json.dumps(outlook.as_dict(), indent=2) if args.json else f"{outlook}\n\n  {outlook.command}")
         return
     from minigpt.planning.plan import plan_run

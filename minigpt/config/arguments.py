@@ -259,10 +259,9 @@ class BatchArguments(Checked):
         "max_steps and num_train_epochs (0: no limit)",
         0.0,
     )
-    text_slope: float = option(
-        "How much the loss falls while more of this text is read, for the forecast of more minutes: 1 for a typical "
-        "text. Measured where train_minutes chooses the model",
-        1.0,
+    text_slope: float | None = option(
+        "How much the loss falls while more of this text is read, 1 for a typical text; for the forecast of more "
+        "minutes. Measured where train_minutes chooses the model"
     )
     num_train_epochs: float = option("Passes over the training data, if max_steps is not given", 1.0)
     dataloader_num_workers: int = option("Processes that load batches for each training process", 0)
@@ -277,9 +276,10 @@ class BatchArguments(Checked):
         yield from _below(self, 1, "block_size", "stride", "per_device_train_batch_size", "max_steps")
         yield from _below(self, 1, "gradient_accumulation_steps", "per_device_eval_batch_size")
         yield from _below(self, 0, "dataloader_num_workers", "seed", "train_minutes")
-        for name in ("num_train_epochs", "text_slope"):
-            if not getattr(self, name) > 0:
-                yield f"{name}={getattr(self, name)} must be greater than 0"
+        if not self.num_train_epochs > 0:
+            yield f"num_train_epochs={self.num_train_epochs} must be greater than 0"
+        if self.text_slope is not None and not self.text_slope > 0:
+            yield f"text_slope={self.text_slope} must be greater than 0"
         if self.stride is not None and self.stride > self.block_size:
             yield f"stride={self.stride} is greater than block_size={self.block_size} and would skip tokens"
         if self.stride is not None and self.packing_strategy != "wrapped":

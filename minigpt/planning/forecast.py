@@ -1,19 +1,22 @@
 """What more training would bring: the loss of a finished run after some more minutes, by the fitted law.
 
-The law gives the ratio of the two losses, in which the difficulty of the text cancels. In more minutes the run reads
-more tokens at its speed; its learning rate rises again and decays until their end. A shorter run of the same model on
-the same text shows how much the loss falls on this text while more is read: its slope in the law.
+The law gives the ratio of the two losses, in which the difficulty of the text cancels; its slope is measured. In more
+minutes the run reads more tokens at its speed; its learning rate rises again and decays until their end.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from configuration_minigpt import MiniGPTConfig
-from minigpt.config.parser import read_config
+from minigpt.config.parser import parse_arguments, read_config
 from minigpt.planning.memory import layer_matrix_parameters
-from minigpt.planning.scaling_law import LAW, ModelSize, Observation, fit_texts
+from minigpt.planning.pilot import measure_slope
+from minigpt.planning.scaling_law import LAW, ModelSize
 from minigpt.training.state import TrainingState
 from minigpt.utils.errors import UserError
 from minigpt.utils.files import read_json
@@ -27,11 +30,10 @@ from minigpt.utils.run_files import (
     read_metrics,
 )
 
+PROGRAM = "minigpt plan"
 # Standard deviations: of a loss, relative; of the change that the law predicts, relative to it, with the slope of a
-# typical text and with one that was fitted: see docs/recipes.md
+# typical text and with one that was measured: see docs/recipes.md
 RUN_SPREAD, LAW_SPREAD, SLOPE_SPREAD = 0.004, 0.45, 0.4
-LONGEST_SHARE = 0.8  # of the tokens of a run, for a shorter one that shows the slope
-TEXT = "text"  # the only one
 
 
 @dataclass(frozen=True)
@@ -85,38 +87,28 @@ class Forecast:
 class FinishedRun:
     """What the forecast needs of a run: its size, what it has read, and the validation loss at its end."""
 
-    run_dir: Path
-    hidden_size: int
-    vocab_size: int
-    layer_parameters: int  # of the matrices
+    size: ModelSize
     text_tokens: int
     tokens_read: int
     elapsed_s: float
     loss: float  # nats per token
     bits_per_byte: float | None
-    text_slope: float
-
-    def after(self, tokens: float) -> Observation:
-        """The same model on the same text after so many tokens; its loss is that of this run."""
-        size = ModelSize(self.layer_parameters, self.vocab_size * self.hidden_size)
-        return Observation(TEXT, self.vocab_size, size, tokens, tokens / self.text_tokens, self.loss)
+    text_slope: float | None
 
 
-def forecast(run_dir: Path, more_minutes: float, shorter_run: Path | None = None) -> Forecast:
+def forecast(run_dir: Path, more_minutes: float, text_slope: float | None = None) -> Forecast:
     """The forecast for a run that trained a model from scratch and is finished.
 
-    The slope of the text in the law is the `text_slope` of the run, unless there is a `shorter_run`: a run of the same
-    model on the same text that ended earlier, from which it is fitted.
-
+    text_slope: None is the one that was measured before the run, or that of a typical text.
     Raises UserError for any other run, and if it has no validation loss or no checkpoint to continue from.
     """
     run = read_finished_run(run_dir)
-    slope = run.text_slope
-    now, longer = (run.after(run.tokens_read * (1 + minutes * 60 / run.elapsed_s)) for minutes in (0, more_minutes))
-    if shorter_run is not None:
-        shorter = _matching(read_finished_run(shorter_run), run)
-        slope = fit_texts([shorter.after(shorter.tokens_read), now], LAW).slope[TEXT]
-    before, after = (LAW.relative_loss(each.size, each.tokens, each.epochs, slope) for each in (now, longer))
+    slope = text_slope or run.text_slope
+    longer = run.tokens_read * (1 + 60 * more_minutes / run.elapsed_s)
+    before, after = (
+        LAW.relative_loss(run.size, tokens, tokens / run.text_tokens, slope or 1.0)
+        for tokens in (run.tokens_read, longer)
+    )
     change = math.log(after / before)
     return Forecast(
         run_dir=run_dir,
@@ -124,25 +116,20 @@ def forecast(run_dir: Path, more_minutes: float, shorter_run: Path | None = None
         more_minutes=more_minutes,
         loss_now=run.loss,
         loss=run.loss * math.exp(change),
-        spread=math.hypot(math.sqrt(2) * RUN_SPREAD, (LAW_SPREAD if shorter_run is None else SLOPE_SPREAD) * change),
+        spread=math.hypot(math.sqrt(2) * RUN_SPREAD, (SLOPE_SPREAD if slope else LAW_SPREAD) * change),
         bits_per_nat=run.bits_per_byte / run.loss if run.bits_per_byte else None,
     )
 
 
-def _matching(shorter: FinishedRun, run: FinishedRun) -> FinishedRun:
-    """The shorter run. Raises UserError if it does not belong to the other one."""
-    for name in ("hidden_size", "vocab_size", "layer_parameters", "text_tokens"):
-        values = getattr(shorter, name), getattr(run, name)
-        if values[0] != values[1]:
-            raise UserError(
-                f"shorter_run={shorter.run_dir} has {name}={values[0]} where {run.run_dir} has {values[1]}"
-            )
-    if shorter.tokens_read > LONGEST_SHARE * run.tokens_read:
-        raise UserError(
-            f"shorter_run={shorter.run_dir} has read {shorter.tokens_read:,} tokens, {run.run_dir} has read "
-            f"{run.tokens_read:,}; give a run of at most {LONGEST_SHARE:.0%} of that"
-        )
-    return shorter
+def known_or_measured_slope(run_dir: Path, report: Callable[[str], None] = lambda line: None) -> float:
+    """The slope of a finished run's text, for `forecast`. Raises UserError as it does, and if the text is gone."""
+    known = read_finished_run(run_dir).text_slope
+    if known is not None:
+        return known
+    report("training tiny models on a sample of the text ...")
+    args = parse_arguments([str(run_dir / ARGUMENTS_FILE)], program=PROGRAM)
+    on_gpu = torch.cuda.is_available() and not args.use_cpu
+    return measure_slope(args, torch.device("cuda" if on_gpu else "cpu"))
 
 
 def read_finished_run(run_dir: Path) -> FinishedRun:
@@ -163,14 +150,13 @@ def read_finished_run(run_dir: Path) -> FinishedRun:
         raise UserError(f"{run_dir} has no validation loss at its end")
     config = MiniGPTConfig.from_pretrained(run_dir)
     return FinishedRun(
-        run_dir=run_dir,
-        hidden_size=config.hidden_size,
-        vocab_size=config.vocab_size,
-        layer_parameters=config.num_hidden_layers * layer_matrix_parameters(config),
+        size=ModelSize(
+            config.num_hidden_layers * layer_matrix_parameters(config), config.vocab_size * config.hidden_size
+        ),
         text_tokens=read_json(run_dir / DATA_FILE, "the data of a run", ["splits"])["splits"]["train"]["tokens"],
         tokens_read=state.samples_seen * options.get("block_size", 1024),
         elapsed_s=state.elapsed_s,
         loss=last[-1]["val/loss"],
         bits_per_byte=last[-1].get("val/bits_per_byte"),
-        text_slope=options.get("text_slope", 1.0),
+        text_slope=options.get("text_slope"),
     )

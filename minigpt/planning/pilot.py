@@ -12,11 +12,12 @@ from minigpt.config.arguments import Arguments
 from minigpt.modeling.loss import in_place_cross_entropy
 from minigpt.optim.lr_schedule import build_schedule, learning_rate_at, set_learning_rate
 from minigpt.optim.optimizer import build_optimizer
+from minigpt.planning.recipe import RECIPE, learning_rates
 from minigpt.planning.scaling_law import LAW, ModelSize, Observation, fit_texts
-from minigpt.planning.text_profile import TokenizedSample
+from minigpt.planning.text_profile import TokenizedSample, bpe_samples
 from modeling_minigpt import MiniGPTForCausalLM
 
-VOCABULARY_SIZES = (512, 2048, 8192)
+VOCABULARY_SIZES, SLOPE_SIZES = (512, 2048, 8192), (512, 2048)
 HIDDEN_SIZE, LAYERS, HEADS, BLOCK_SIZE, BATCH_SIZE = 64, 2, 2, 128, 16
 STEPS, SHORT_STEPS = 240, 60
 SEED = 1337
@@ -31,36 +32,48 @@ class TextNumbers:
     slope: float
 
 
-def measure_text(args: Arguments, samples: Sequence[TokenizedSample], device: torch.device) -> TextNumbers:
-    """The numbers of a text, with the tokenizers of the samples of its profile. `args` have the recipe.
+def measure_text(samples: Sequence[TokenizedSample], device: torch.device, slope: float | None = None) -> TextNumbers:
+    """The numbers of a text, with the tokenizers of the samples of its profile.
 
     What a text gains from a larger vocabulary differs from text to text, so there are three pilots. Between and beyond
-    their vocabularies, the logarithm of the difficulty is that of a parabola over the logarithm of the size. Two short
-    pilots more show how much the loss falls while more is read.
+    their vocabularies, the logarithm of the difficulty is that of a parabola over the logarithm of the size.
+    slope: None measures it with short pilots besides these, in the two smallest vocabularies.
     """
     sizes = [sample.vocabulary.size for sample in samples]
     pilots = sorted({min(sizes, key=lambda size: abs(math.log(size / wanted))) for wanted in VOCABULARY_SIZES})
-    runs = [
-        _pilot(args, samples[sizes.index(size)], device, steps)
-        for steps, vocabularies in ((STEPS, pilots), (SHORT_STEPS, pilots[:2]))
-        for size in vocabularies
-    ]
-    slope = fit_texts(runs, LAW).slope[TEXT]
+    chosen = [samples[sizes.index(size)] for size in pilots]
+    runs = [_pilot(sample, device, STEPS) for sample in chosen]
+    if slope is None:
+        slope = _slope([*runs, *(_pilot(sample, device, SHORT_STEPS) for sample in chosen[:2])])
     logs = [math.log(run.loss / LAW.relative_loss(run.size, run.tokens, run.epochs, slope)) for run in runs]
-    curve = np.polynomial.Polynomial.fit(np.log(pilots), logs[: len(pilots)], deg=len(pilots) - 1)
+    curve = np.polynomial.Polynomial.fit(np.log(pilots), logs, deg=len(pilots) - 1)
     return TextNumbers([math.exp(curve(math.log(size))) for size in sizes], slope)
 
 
-def _pilot(args: Arguments, sample: TokenizedSample, device: torch.device, steps: int) -> Observation:
+def measure_slope(args: Arguments, device: torch.device) -> float:
+    """The slope of a text, whatever its tokenizer: pilots of two lengths with small vocabularies show it best.
+
+    Raises UserError on bad input.
+    """
+    samples = bpe_samples(args, SLOPE_SIZES)
+    return _slope([_pilot(sample, device, steps) for sample in samples for steps in (STEPS, SHORT_STEPS)])
+
+
+def _slope(runs: Sequence[Observation]) -> float:
+    return fit_texts(runs, LAW).slope[TEXT]
+
+
+def _pilot(sample: TokenizedSample, device: torch.device, steps: int) -> Observation:
     size, tokens = sample.vocabulary.size, steps * BATCH_SIZE * BLOCK_SIZE
     model = ModelSize.of(HIDDEN_SIZE, LAYERS, size)
-    loss = pilot_bits_per_byte(args, sample, device, steps)
+    loss = pilot_bits_per_byte(sample, device, steps)
     return Observation(TEXT, size, model, tokens, tokens / len(sample.train), loss)
 
 
-def pilot_bits_per_byte(args: Arguments, sample: TokenizedSample, device: torch.device, steps: int) -> float:
+def pilot_bits_per_byte(sample: TokenizedSample, device: torch.device, steps: int) -> float:
     """Bits per byte of the validation sample after so many steps of training."""
-    args = args.with_values(max_steps=steps, train_minutes=0.0, scale_learning_rate=False)
+    args = Arguments(corpus="python-docs", max_steps=steps)  # any text will do: the options of the recipe are used
+    args = args.with_values(**RECIPE, **learning_rates(HIDDEN_SIZE))
     generator = torch.Generator().manual_seed(SEED)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(SEED)

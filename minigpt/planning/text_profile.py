@@ -61,9 +61,7 @@ def profile_text(args: Arguments, sizes: Sequence[int] = VOCABULARY_SIZES) -> Te
     sizes: of a 'bpe' that is still to be trained; a text may be too short for the larger ones.
     Raises UserError on bad input.
     """
-    train, validation, train_bytes, tokenizer = _prepared_samples(args) if args.data else _samples(args)
-    if not any(train) or not any(validation):
-        raise UserError("the text is too short to train on one part and to validate on another; give more")
+    train, validation, train_bytes, tokenizer = _text(args)
     if tokenizer is not None:
         tokenizers = [tokenizer]
     elif args.tokenizer in (None, "bpe"):
@@ -75,6 +73,13 @@ def profile_text(args: Arguments, sizes: Sequence[int] = VOCABULARY_SIZES) -> Te
     return TextProfile(train_bytes, scripts(train), [tokenize(each, train, validation) for each in tokenizers])
 
 
+def bpe_samples(args: Arguments, sizes: Sequence[int]) -> list[TokenizedSample]:
+    """Samples of the text in vocabularies that are trained on it, whatever its tokenizer is. Raises UserError."""
+    train, validation, _, _ = _text(args)
+    tokenizers = nested_tokenizers(train_bpe(train, max(sizes)).backend_tokenizer, sizes)
+    return [tokenize(each, train, validation) for each in tokenizers]
+
+
 def validation_percentage(args: Arguments) -> float:
     """The share of the text to hold out: enough to measure on, and little of a large text."""
     if args.data or args.validation_file or not (text_bytes := open_corpus(args).text_bytes):
@@ -83,6 +88,13 @@ def validation_percentage(args: Arguments) -> float:
 
 
 Samples = tuple[list[str], list[str], float | None, Tokenizer | None]
+
+
+def _text(args: Arguments) -> Samples:
+    samples = _prepared_samples(args) if args.data else _samples(args)
+    if not any(samples[0]) or not any(samples[1]):
+        raise UserError("the text is too short to train on one part and to validate on another; give more")
+    return samples
 
 
 def _samples(args: Arguments) -> Samples:

@@ -18,8 +18,9 @@ import yaml
 from minigpt.config.arguments import Arguments
 from minigpt.data.datamodule import samples_per_step
 from minigpt.planning.memory import largest_that_fits
-from minigpt.planning.pilot import HIDDEN_SIZE, TextNumbers, measure_text
+from minigpt.planning.pilot import TextNumbers, measure_slope, measure_text
 from minigpt.planning.plan import training_setup
+from minigpt.planning.recipe import RECIPE, learning_rates
 from minigpt.planning.scaling_law import DROPOUT, DROPOUT_COST, LAW, LAW_WITH_DROPOUT, ModelSize
 from minigpt.planning.step_time import measure_step_time
 from minigpt.planning.target_hardware import GPU_MARGIN
@@ -38,10 +39,6 @@ from minigpt.utils.hardware import matrix_product_flops
 # width → layers; 768 and 12 are GPT-2's
 LAYERS = {
     64: 2, 96: 3, 128: 4, 192: 4, 256: 6, 320: 6, 384: 8, 512: 8, 640: 10, 768: 12, 1024: 16, 1280: 20, 1600: 24
-}  # fmt: skip
-RECIPE: dict[str, Any] = {
-    "optimizer": "muon", "muon_momentum": 0.9, "muon_ns_steps": 3, "weight_decay": 0.0,
-    "lr_scheduler_type": "linear", "warmup_steps": 10,
 }  # fmt: skip
 MEASURING_S, MAX_MEASURED = 1.5, 8  # seconds of measuring a combination, and how many are measured at most
 CLOSE = 1.005  # the search ends when no combination can be better by more
@@ -198,7 +195,7 @@ def choose_run(
     report("looking at the text ...")
     profile = profile_text(args, (args.tokenizer_vocab_size,) if "tokenizer_vocab_size" in given else VOCABULARY_SIZES)
     report("training tiny models on a sample of it ...")
-    text = device.measure_text(_with(args, set(), RECIPE | learning_rates(HIDDEN_SIZE)), profile)
+    text = device.measure_text(args, profile)
     vocabularies = [sample.vocabulary for sample in profile.samples]
     difficulty = dict(zip(vocabularies, text.difficulties, strict=True))
     combinations = list(_combinations(args, profile))
@@ -329,19 +326,6 @@ def _options(args: Arguments, given: Set[str], prediction: Prediction, processes
     )
 
 
-def learning_rates(width: int, is_muon: bool = True) -> dict[str, float]:
-    """The learning rates of a model of this width. With Muon, `learning_rate` is that of embeddings and vectors.
-
-    The best rates fall with the width, that of Muon's matrices more slowly: see docs/recipes.md.
-    """
-    if is_muon:
-        ratio = min(1, 192 / width)
-        rates = {"learning_rate": 0.02 * ratio, "muon_learning_rate": 0.02 * ratio**0.5}
-    else:
-        rates = {"learning_rate": 2e-3 * min(1, 256 / width)}
-    return {name: float(f"{rate:.2g}") for name, rate in rates.items()}
-
-
 def _periods(steps: int) -> dict[str, Any]:
     """The options that follow from the number of steps."""
     return {
@@ -383,7 +367,8 @@ class _ThisDevice:
             self.memory_bytes = (1 - GPU_MARGIN) * torch.cuda.get_device_properties(0).total_memory
 
     def measure_text(self, args: Arguments, profile: TextProfile) -> TextNumbers:
-        return measure_text(args, profile.samples, self.device)
+        slope = None if len(profile.samples) > 1 else measure_slope(args, self.device)
+        return measure_text(profile.samples, self.device, slope)
 
     def peak_flops(self) -> float:
         return matrix_product_flops(self.device.type, self.precision != "no", rounds=3)

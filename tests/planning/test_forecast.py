@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from minigpt.cli import main
-from minigpt.planning.forecast import forecast, read_finished_run
+from minigpt.config.arguments import Arguments
+from minigpt.planning.forecast import forecast, known_or_measured_slope, read_finished_run
 from minigpt.planning.scaling_law import LAW
 from minigpt.utils.errors import UserError
 from minigpt.utils.run_files import METRICS_FILE
@@ -82,8 +83,8 @@ def rewrite(run_dir: Path, samples: int, loss: float) -> Path:
 
 def predicted(run_dir: Path, slope: float, tokens: float) -> float:
     """The relative loss of a run in the law, on a text of this slope."""
-    run = read_finished_run(run_dir).after(tokens)
-    return LAW.relative_loss(run.size, run.tokens, run.epochs, slope)
+    run = read_finished_run(run_dir)
+    return LAW.relative_loss(run.size, tokens, tokens / run.text_tokens, slope)
 
 
 def test_the_slope_that_was_measured_before_the_run_is_used(run_dir: Path) -> None:
@@ -93,35 +94,18 @@ def test_the_slope_that_was_measured_before_the_run_is_used(run_dir: Path) -> No
     arguments.write_text(arguments.read_text(encoding="utf-8") + "text_slope: 0.6\n", encoding="utf-8")
     expected = 3.0 * predicted(run_dir, 0.6, 2 * tokens) / predicted(run_dir, 0.6, tokens)
     assert forecast(run_dir, minutes).loss == pytest.approx(expected)
+    assert known_or_measured_slope(run_dir) == 0.6
 
 
-@pytest.mark.parametrize("slope", [1.0, 0.5, 1.6])
-def test_a_shorter_run_shows_the_slope_of_the_text(slope: float, run_dir: Path, tmp_path: Path) -> None:
-    shorter = rewrite(shutil.copytree(run_dir, tmp_path / "shorter"), 2000, 3.0)
-    tokens, minutes = read_finished_run(shorter).tokens_read, read_finished_run(run_dir).elapsed_s / 60
-    now, expected = (
-        3.0 * predicted(run_dir, slope, factor * tokens) / predicted(run_dir, slope, tokens) for factor in (2, 4)
-    )
-    rewrite(run_dir, 4000, now)
-    found = forecast(run_dir, minutes, shorter)
-    assert found.loss == pytest.approx(expected, rel=0.003)
-    assert (found.loss == pytest.approx(forecast(run_dir, minutes).loss)) == (slope == 1)
-
-
-@pytest.mark.parametrize(
-    ("samples", "vocab_size", "message"),
-    [(4000, None, "give a run of at most 80%"), (3300, None, "at most 80%"), (2000, 77, "has vocab_size=77 where")],
-)
-def test_a_shorter_run_that_does_not_belong_is_refused(
-    samples: int, vocab_size: int | None, message: str, run_dir: Path, tmp_path: Path
+def test_a_slope_that_is_not_known_is_measured_on_the_text_of_the_run(
+    run_dir: Path, text_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    shorter = rewrite(shutil.copytree(run_dir, tmp_path / "shorter"), samples, 3.0)
-    rewrite(run_dir, 4000, 2.9)
-    if vocab_size is not None:
-        config = json.loads((shorter / "config.json").read_text(encoding="utf-8"))
-        (shorter / "config.json").write_text(json.dumps(config | {"vocab_size": vocab_size}), encoding="utf-8")
-    with pytest.raises(UserError, match=message):
-        forecast(run_dir, 1, shorter)
+    measured: list[Arguments] = []
+    monkeypatch.setattr("minigpt.planning.forecast.measure_slope", lambda args, device: measured.append(args) or 1.3)
+    assert known_or_measured_slope(run_dir) == 1.3
+    assert measured[0].train_file == [str(text_file)]
+    flat, steep = (forecast(run_dir, 0.002, slope) for slope in (0.5, 1.3))
+    assert steep.loss < flat.loss < flat.loss_now
 
 
 @pytest.mark.slow
