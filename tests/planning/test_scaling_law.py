@@ -1,12 +1,14 @@
 """Laws of the fitted loss: the fit finds the law that made the data and predicts what it has not seen."""
 
+import csv
 import math
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from minigpt.planning.scaling_law import LAW, ModelSize, Observation, ScalingLaw, fit, fit_texts
+from minigpt.planning.scaling_law import LAW, Fit, ModelSize, Observation, ScalingLaw, fit, fit_texts
 
 TRUTH = ScalingLaw(0.08, 0.35, 0.4, 0.05, 0.5, 6.0, 0.008)
 DIFFICULTY = {("a", 1024): 0.4, ("a", 4096): 0.3, ("b", 1024): 0.6, ("c", 4096): 0.5}
@@ -90,6 +92,24 @@ def test_the_unit_of_the_loss_is_free() -> None:
     assert [second.predict(run) for run in in_nats] == pytest.approx(
         [math.log(2) * first.predict(run) for run in in_bits]
     )
+
+
+def test_the_law_is_the_best_fit_to_the_runs_of_the_study() -> None:
+    """No constants have a smaller error on docs/law_runs.csv than those of the fit, up to their digits."""
+    with (Path(__file__).parents[2] / "docs" / "law_runs.csv").open(encoding="utf-8") as file:
+        runs = [
+            Observation(
+                row["text"], int(row["vocab_size"]),
+                ModelSize.of(int(row["hidden_size"]), int(row["num_hidden_layers"]), int(row["vocab_size"])),
+                int(row["tokens"]), float(row["epochs"]), float(row["bits_per_byte"]),
+            )
+            for row in csv.DictReader(file)
+        ]  # fmt: skip
+
+    def error(found: Fit) -> float:
+        return math.sqrt(sum(math.log(found.predict(run) / run.loss) ** 2 for run in runs) / len(runs))
+
+    assert error(fit_texts(runs, LAW)) == pytest.approx(error(fit(runs)), rel=0.01)
 
 
 def test_too_few_runs_are_refused() -> None:
