@@ -194,11 +194,11 @@ def choose_run(
     args = _with(args, given, {"validation_split_percentage": validation_percentage(args)})
     report("looking at the text ...")
     profile = profile_text(args, (args.tokenizer_vocab_size,) if "tokenizer_vocab_size" in given else VOCABULARY_SIZES)
+    combinations = list(_combinations(args, profile))
     report("training tiny models on a sample of it ...")
     text = device.measure_text(args, profile)
     vocabularies = [sample.vocabulary for sample in profile.samples]
     difficulty = dict(zip(vocabularies, text.difficulties, strict=True))
-    combinations = list(_combinations(args, profile))
     rates: dict[Combination, float] = {}  # measured FLOP/s of one process
     micro_batches: dict[Combination, int] = {}  # the largest that fit
     peak_flops = device.peak_flops()
@@ -308,13 +308,12 @@ def _options(args: Arguments, given: Set[str], prediction: Prediction, processes
     step_tokens = 2048 * (prediction.tokens / BATCH_TOKENS) ** 0.5
     parallel = processes * args.gradient_accumulation_steps
     is_muon = args.optimizer == "muon" or "optimizer" not in given
-    trains_tokenizer = args.tokenizer in (None, "bpe") and not args.data
     return _with(
         args,
         given,
         RECIPE
         | {
-            **({"tokenizer_vocab_size": prediction.combination.vocabulary.size} if trains_tokenizer else {}),
+            **({"tokenizer_vocab_size": prediction.combination.vocabulary.size} if _trains_tokenizer(args) else {}),
             "hidden_size": width,
             "num_hidden_layers": prediction.combination.num_hidden_layers,
             "num_attention_heads": _heads(width),
@@ -324,6 +323,10 @@ def _options(args: Arguments, given: Set[str], prediction: Prediction, processes
             **learning_rates(width, is_muon),
         },
     )
+
+
+def _trains_tokenizer(args: Arguments) -> bool:
+    return args.tokenizer in (None, "bpe") and not args.data
 
 
 def _periods(steps: int) -> dict[str, Any]:
@@ -367,7 +370,7 @@ class _ThisDevice:
             self.memory_bytes = (1 - GPU_MARGIN) * torch.cuda.get_device_properties(0).total_memory
 
     def measure_text(self, args: Arguments, profile: TextProfile) -> TextNumbers:
-        slope = None if len(profile.samples) > 1 else measure_slope(args, self.device)
+        slope = None if _trains_tokenizer(args) else measure_slope(args, self.device)
         return measure_text(profile.samples, self.device, slope)
 
     def peak_flops(self) -> float:

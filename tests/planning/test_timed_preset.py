@@ -19,7 +19,7 @@ def words(text_file: Path, cache_dir: Path, tmp_path: Path) -> list[str]:
     """A run of three seconds. The shape is given, so only one combination is measured."""
     return (
         f"--train_file {text_file} --cache_dir {cache_dir} --output_dir {tmp_path / 'run'} --train_minutes 0.05 "
-        "--tokenizer char --hidden_size 16 --num_hidden_layers 2 --block_size 16 --report_to none --use_cpu"
+        "--tokenizer_vocab_size 300 --hidden_size 16 --num_hidden_layers 2 --block_size 16 --report_to none --use_cpu"
     ).split()
 
 
