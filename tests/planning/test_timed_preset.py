@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from minigpt.config.parser import parse_arguments
-from minigpt.planning import timed_preset
+from minigpt.planning import pilot, timed_preset
 from minigpt.planning.time_budget import TimedRun
 from minigpt.planning.timed_preset import HEADER, with_chosen_preset
 from minigpt.utils.errors import UserError
@@ -31,7 +31,9 @@ def nothing_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(timed_preset, "choose", choose)
 
 
-def test_a_run_without_a_preset_trains_on_time_and_leaves_one(words: list[str], tmp_path: Path) -> None:
+def test_a_run_without_a_preset_trains_on_time_and_leaves_one(
+    words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     command = [sys.executable, "-m", "minigpt", "train", *words]
     process = subprocess.run(command, capture_output=True, text=True)
     assert process.returncode == 0, process.stderr
@@ -44,6 +46,8 @@ def test_a_run_without_a_preset_trains_on_time_and_leaves_one(words: list[str], 
     assert last["val/bits_per_byte"] > 0
     assert preset.read_text(encoding="utf-8").startswith(HEADER)
     assert parse_arguments([str(preset)]) == parse_arguments([str(recorded)])
+    monkeypatch.setattr(pilot, "STEPS", 30)
+    monkeypatch.setattr(pilot, "SHORT_STEPS", 15)
     again = with_chosen_preset([*words, "--overwrite_output_dir"], "minigpt train")
     assert again == [str(preset), "--overwrite_output_dir"]
     assert "overwrite_output_dir" not in preset.read_text(encoding="utf-8")
