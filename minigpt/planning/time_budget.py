@@ -42,6 +42,7 @@ LAYERS = {
 }  # fmt: skip
 MEASURING_S, MAX_MEASURED = 1.5, 8  # seconds of measuring a combination, and how many are measured at most
 CLOSE = 1.005  # the search ends when no combination can be better by more
+ALMOST = 1.01  # a shorter run that reads a text again is preferred if its predicted loss is within this
 CPU_MARGIN = 0.2  # share of the free memory that is left to others
 CONTEXT_TOKENS, BATCH_TOKENS = 3e6, 1.2e6  # a run of so many tokens has a context of 128, a batch of 2,048 tokens
 EVALUATIONS = 4
@@ -262,7 +263,8 @@ def _predict(
 ) -> Prediction:
     """The best that a combination can reach within the time, at `rate` FLOP/s.
 
-    Where the text is repeated, dropout may help, and so may less time.
+    Where the text is repeated, dropout may help, and so may less time: the shortest that is predicted to be almost as
+    good, since a law cannot say to the percent where over-fitting begins.
     """
     vocabulary = combination.vocabulary
     lengths = minutes / 2 ** (torch.arange(41, dtype=torch.float64) / 4)
@@ -274,7 +276,12 @@ def _predict(
         DROPOUT: DROPOUT_COST * LAW_WITH_DROPOUT.relative_losses(*run),
     }
     dropout = min(losses, key=lambda dropout: float(losses[dropout].min()))
-    best = int(losses[dropout].argmin())
+    lowest = float(losses[dropout].min())
+    best = max(
+        index
+        for index, loss in enumerate(losses[dropout].tolist())
+        if loss == lowest or (loss <= ALMOST * lowest and epochs[index] > 1)
+    )
     return Prediction(
         combination=combination,
         minutes=float(lengths[best]),

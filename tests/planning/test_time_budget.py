@@ -10,7 +10,7 @@ from minigpt.config.parser import parse_arguments
 from minigpt.planning.pilot import TextNumbers
 from minigpt.planning.scaling_law import DROPOUT_COST, LAW, LAW_WITH_DROPOUT, ModelSize
 from minigpt.planning.text_profile import TextProfile, TokenizedSample, Vocabulary
-from minigpt.planning.time_budget import CLOSE, LAYERS, MeasuredSpeed, TimedRun, choose_run
+from minigpt.planning.time_budget import ALMOST, CLOSE, LAYERS, MeasuredSpeed, TimedRun, choose_run
 from minigpt.utils.errors import UserError
 
 PEAK = 1e11
@@ -87,8 +87,11 @@ def test_no_combination_is_predicted_to_be_better_than_the_chosen_one(minutes: f
             for time in shorter
         )
     chosen = (run.args.hidden_size, run.args.num_hidden_layers, run.args.tokenizer_vocab_size)
-    assert losses[chosen] <= CLOSE * min(losses.values())
-    assert run.bits_per_byte == pytest.approx(losses[chosen])
+    assert run.bits_per_byte <= CLOSE * ALMOST * min(losses.values())
+    epochs = run.predictions[0].epochs
+    assert epochs is not None
+    is_repeated = epochs > 1  # then a shorter run that is almost as good is preferred
+    assert losses[chosen] * (1 - 1e-6) <= run.bits_per_byte <= losses[chosen] * (ALMOST if is_repeated else 1 + 1e-6)
 
 
 def test_more_time_and_a_faster_device_are_the_same_and_never_worse() -> None:
