@@ -206,12 +206,7 @@ def figures(choices: Sequence[Choice], continuations: Sequence[Continuation]) ->
             for choice in choices
         ],
         "continuations": [
-            run.forecast.as_dict()
-            | {
-                "run": run.name,
-                "loss_then": run.then.loss,
-                "error": run.error,
-            }
+            run.forecast.as_dict() | {"run": run.name, "loss_then": run.then.loss, "error": run.error}
             for run in continuations
         ],
     }

@@ -1,7 +1,8 @@
 """Estimate the memory and time of a run before it starts.
 
 PRESET and the options are those of `minigpt train`; see its --help. Nothing is written. Text is read only
-if the vocabulary (of characters) or the number of steps (of prepared shards) depends on it.
+if the vocabulary (of characters) or the number of steps (of prepared shards) depends on it, and for the last two lines
+below: they train tiny models on a sample of it.
 
     minigpt plan quickstart --hidden_size 384
     minigpt plan --train_file my.txt --train_minutes 10        what `minigpt train` would choose for this time, and why
