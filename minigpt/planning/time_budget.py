@@ -74,7 +74,8 @@ class Combination:
 class Prediction:
     """What a combination reaches in some minutes: tokens that it reads, and its loss on the validation text.
 
-    `epochs` is how often it reads the training text; None if the length of the text is unknown.
+    `epochs` is how often it reads the training text; None if the length of the text is unknown. The minutes may be
+    fewer than the given ones, after which the loss would be `after_all_minutes`.
     """
 
     combination: Combination
@@ -83,6 +84,7 @@ class Prediction:
     epochs: float | None
     dropout: float
     bits_per_byte: float
+    after_all_minutes: float
 
 
 @dataclass(frozen=True)
@@ -151,7 +153,13 @@ class TimedRun:
         if best.epochs is not None:
             lines.append(f"epochs     {best.epochs:.1f}, dropout {args.dropout:g}: {_repetition(best.epochs)}")
         if best.minutes < self.minutes:
-            lines.append(f"time       {minutes} instead of {self.minutes:g}: in more time the model would over-fit")
+            after_all = f"{best.after_all_minutes:.2f} bits per byte after {self.minutes:g}"
+            reason = (
+                f"in more time the model would over-fit, to {after_all}"
+                if best.after_all_minutes > best.bits_per_byte
+                else f"more time would bring less than {ALMOST - 1:.0%}, {after_all}"
+            )
+            lines.append(f"time       {minutes} instead of {self.minutes:g}: {reason}")
         return [*lines, f"predicted  {self.bits_per_byte:.2f} bits per byte of validation text"]
 
 
@@ -289,6 +297,7 @@ def _predict(
         epochs=float(epochs[best]) if train_bytes is not None else None,
         dropout=dropout,
         bits_per_byte=difficulty * float(losses[dropout][best]),
+        after_all_minutes=difficulty * float(losses[dropout][0]),
     )
 
 

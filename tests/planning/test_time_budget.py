@@ -67,7 +67,7 @@ def choice(*words: str, minutes: float = 5, device: FakeDevice | None = None) ->
 def test_no_combination_is_predicted_to_be_better_than_the_chosen_one(minutes: float) -> None:
     """With speeds that only a measurement tells; all combinations are computed here without any search."""
     run = choice(minutes=minutes)
-    losses = {}
+    losses, after_all_minutes = {}, {}
     texts = zip(VOCABULARIES, TEXT.difficulties, strict=True)
     for (width, layers), (vocabulary, difficulty) in itertools.product(LAYERS.items(), texts):
         args = run.args.with_values(hidden_size=width, num_hidden_layers=layers, num_attention_heads=1)
@@ -84,6 +84,7 @@ def test_no_combination_is_predicted_to_be_better_than_the_chosen_one(minutes: f
                 by_dropout[-1].append((loss, epochs))
         lengths = min(by_dropout, key=min)
         lowest = min(loss for loss, _ in lengths)
+        after_all_minutes[width, layers, vocabulary.size] = lengths[0][0]
         # a shorter run that is almost as good is preferred where it reads the text again
         losses[width, layers, vocabulary.size] = [
             loss for loss, epochs in lengths if loss == lowest or (epochs > 1 and loss <= ALMOST * lowest)
@@ -91,6 +92,16 @@ def test_no_combination_is_predicted_to_be_better_than_the_chosen_one(minutes: f
     chosen = (run.args.hidden_size, run.args.num_hidden_layers, run.args.tokenizer_vocab_size)
     assert losses[chosen] <= CLOSE * min(losses.values())
     assert run.bits_per_byte == pytest.approx(losses[chosen])
+    assert run.predictions[0].after_all_minutes == pytest.approx(after_all_minutes[chosen])
+
+
+@pytest.mark.parametrize(("minutes", "reason"), [(1000, "less than 1%"), (10000, "over-fit")])
+def test_a_shorter_run_says_whether_more_time_would_do_harm(minutes: float, reason: str) -> None:
+    run = choice("--hidden_size", "256", minutes=minutes)
+    best = run.predictions[0]
+    assert best.minutes < minutes
+    assert (best.after_all_minutes > best.bits_per_byte) == (reason == "over-fit")
+    assert reason in next(line for line in run.lines() if line.startswith("time"))
 
 
 def test_more_time_and_a_faster_device_are_the_same_and_never_worse() -> None:
