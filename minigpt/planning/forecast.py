@@ -1,7 +1,8 @@
 """What more training would bring: the loss of a finished run after some more minutes, by the fitted law.
 
 The law gives the ratio of the two losses, in which the difficulty of the text cancels; its slope is measured. In more
-minutes the run reads more tokens at its speed; its learning rate rises again and decays until their end.
+minutes the run reads more tokens at its speed. Its learning rate rises again, but not to its peak, and decays until
+their end; so these tokens teach less than those of a longer run would.
 """
 
 import math
@@ -10,10 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from configuration_minigpt import MiniGPTConfig
-from minigpt.config.parser import parse_arguments, read_config
+from minigpt.config.arguments import Arguments
+from minigpt.config.parser import parse_arguments
+from minigpt.optim.lr_schedule import Schedule, build_schedule, learning_rate_at
 from minigpt.planning.memory import layer_matrix_parameters
 from minigpt.planning.pilot import measure_slope
 from minigpt.planning.scaling_law import LAW, ModelSize
@@ -34,6 +38,8 @@ PROGRAM = "minigpt plan"
 # Standard deviations: of a loss, relative; of the change that the law predicts, relative to it, with the slope of a
 # typical text and with one that was measured: see docs/recipes.md
 RUN_SPREAD, LAW_SPREAD, SLOPE_SPREAD = 0.004, 0.45, 0.4
+SAMPLED_RATES = 100
+RATE_POWER = 0.2  # a token counts as this power of the learning rate at which it is read: see docs/recipes.md
 
 
 @dataclass(frozen=True)
@@ -85,15 +91,16 @@ class Forecast:
 
 @dataclass(frozen=True)
 class FinishedRun:
-    """What the forecast needs of a run: its size, what it has read, and the validation loss at its end."""
+    """What the forecast needs of a run: its options and size, what it has read, and the validation loss at its end."""
 
+    args: Arguments
+    steps: int
     size: ModelSize
     text_tokens: int
     tokens_read: int
     elapsed_s: float
     loss: float  # nats per token
     bits_per_byte: float | None
-    text_slope: float | None
 
 
 def forecast(run_dir: Path, more_minutes: float, text_slope: float | None = None) -> Forecast:
@@ -103,8 +110,9 @@ def forecast(run_dir: Path, more_minutes: float, text_slope: float | None = None
     Raises UserError for any other run, and if it has no validation loss or no checkpoint to continue from.
     """
     run = read_finished_run(run_dir)
-    slope = text_slope or run.text_slope
-    longer = run.tokens_read * (1 + 60 * more_minutes / run.elapsed_s)
+    slope = text_slope or run.args.text_slope
+    schedule = build_schedule(run.args, run.steps, processes=1)
+    longer = run.tokens_read * (1 + _worth(schedule, 60 * more_minutes / run.elapsed_s))
     before, after = (
         LAW.relative_loss(run.size, tokens, tokens / run.text_tokens, slope or 1.0)
         for tokens in (run.tokens_read, longer)
@@ -121,13 +129,26 @@ def forecast(run_dir: Path, more_minutes: float, text_slope: float | None = None
     )
 
 
+def _worth(schedule: Schedule, more: float) -> float:
+    """What a continuation that is `more` times as long as a run teaches, in units of what the run has taught.
+
+    Its learning rate is that of the last part of a run which is as long as both.
+    """
+
+    def mean(start: float) -> float:
+        """The mean weight of a token, from this share of a run on."""
+        steps = schedule.max_steps * np.linspace(start, 1, SAMPLED_RATES, endpoint=False)
+        return float(np.mean([learning_rate_at(step, schedule) ** RATE_POWER for step in steps]))
+
+    return more * mean(1 / (1 + more)) / (mean(0) or math.inf)
+
+
 def known_or_measured_slope(run_dir: Path, report: Callable[[str], None] = lambda line: None) -> float:
     """The slope of a finished run's text, for `forecast`. Raises UserError as it does, and if the text is gone."""
-    known = read_finished_run(run_dir).text_slope
-    if known is not None:
-        return known
+    args = read_finished_run(run_dir).args
+    if args.text_slope is not None:
+        return args.text_slope
     report("training tiny models on a sample of the text ...")
-    args = parse_arguments([str(run_dir / ARGUMENTS_FILE)], program=PROGRAM)
     on_gpu = torch.cuda.is_available() and not args.use_cpu
     return measure_slope(args, torch.device("cuda" if on_gpu else "cpu"))
 
@@ -136,8 +157,8 @@ def read_finished_run(run_dir: Path) -> FinishedRun:
     """Raises UserError if `run_dir` holds no finished run of a model from scratch with a validation loss."""
     if not (run_dir / ARGUMENTS_FILE).is_file():
         raise UserError(f"{run_dir} is no folder of a run; more_minutes continues one")
-    options = read_config(run_dir / ARGUMENTS_FILE)
-    if options.get("model_name_or_path"):
+    args = parse_arguments([str(run_dir / ARGUMENTS_FILE)], program=PROGRAM)
+    if args.model_name_or_path:
         raise UserError(f"{run_dir}: more_minutes is for models trained from scratch; the law knows no other")
     checkpoints = find_checkpoints(run_dir)
     if not checkpoints:
@@ -150,13 +171,14 @@ def read_finished_run(run_dir: Path) -> FinishedRun:
         raise UserError(f"{run_dir} has no validation loss at its end")
     config = MiniGPTConfig.from_pretrained(run_dir)
     return FinishedRun(
+        args=args,
+        steps=state.step,
         size=ModelSize(
             config.num_hidden_layers * layer_matrix_parameters(config), config.vocab_size * config.hidden_size
         ),
         text_tokens=read_json(run_dir / DATA_FILE, "the data of a run", ["splits"])["splits"]["train"]["tokens"],
-        tokens_read=state.samples_seen * options.get("block_size", 1024),
+        tokens_read=state.samples_seen * args.block_size,
         elapsed_s=state.elapsed_s,
         loss=last[-1]["val/loss"],
         bits_per_byte=last[-1].get("val/bits_per_byte"),
-        text_slope=options.get("text_slope"),
     )

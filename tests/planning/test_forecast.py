@@ -13,7 +13,7 @@ import pytest
 
 from minigpt.cli import main
 from minigpt.config.arguments import Arguments
-from minigpt.planning.forecast import forecast, known_or_measured_slope, read_finished_run
+from minigpt.planning.forecast import RATE_POWER, forecast, known_or_measured_slope, read_finished_run
 from minigpt.planning.scaling_law import LAW
 from minigpt.utils.errors import UserError
 from minigpt.utils.run_files import METRICS_FILE
@@ -87,14 +87,31 @@ def predicted(run_dir: Path, slope: float, tokens: float) -> float:
     return LAW.relative_loss(run.size, tokens, tokens / run.text_tokens, slope)
 
 
-def test_the_slope_that_was_measured_before_the_run_is_used(run_dir: Path) -> None:
-    rewrite(run_dir, 4000, 3.0)
-    tokens, minutes = read_finished_run(run_dir).tokens_read, read_finished_run(run_dir).elapsed_s / 60
+def add_options(run_dir: Path, options: str) -> None:
     arguments = run_dir / "arguments.yaml"
-    arguments.write_text(arguments.read_text(encoding="utf-8") + "text_slope: 0.6\n", encoding="utf-8")
+    arguments.write_text(arguments.read_text(encoding="utf-8") + options, encoding="utf-8")
+
+
+def test_the_slope_that_was_measured_before_the_run_is_used(run_dir: Path) -> None:
+    """At a constant learning rate, a continued run is a longer one."""
+    rewrite(run_dir, 4000, 3.0)
+    add_options(run_dir, "text_slope: 0.6\nlr_scheduler_type: constant\nwarmup_steps: 0\n")
+    run = read_finished_run(run_dir)
+    tokens, minutes = run.tokens_read, run.elapsed_s / 60
     expected = 3.0 * predicted(run_dir, 0.6, 2 * tokens) / predicted(run_dir, 0.6, tokens)
     assert forecast(run_dir, minutes).loss == pytest.approx(expected)
     assert known_or_measured_slope(run_dir) == 0.6
+
+
+@pytest.mark.parametrize("more", [0.1, 0.5, 1, 4])
+def test_what_is_read_at_a_low_rate_teaches_less(more: float, run_dir: Path) -> None:
+    """The rate of a linear decay starts again at more / (1 + more) of its peak."""
+    rewrite(run_dir, 4000, 3.0)
+    add_options(run_dir, "lr_scheduler_type: linear\nwarmup_steps: 0\n")
+    run = read_finished_run(run_dir)
+    worth = run.tokens_read * (1 + more * (more / (1 + more)) ** RATE_POWER)
+    expected = 3.0 * predicted(run_dir, 1, worth) / predicted(run_dir, 1, run.tokens_read)
+    assert forecast(run_dir, more * run.elapsed_s / 60).loss == pytest.approx(expected, rel=1e-4)
 
 
 def test_a_slope_that_is_not_known_is_measured_on_the_text_of_the_run(
@@ -124,7 +141,7 @@ def damage_none(run_dir: Path) -> None:
 
 
 def finetune(run_dir: Path) -> None:
-    (run_dir / "arguments.yaml").write_text("model_name_or_path: gpt2\n", encoding="utf-8")
+    (run_dir / "arguments.yaml").write_text("model_name_or_path: gpt2\ntrain_file: a.txt\n", encoding="utf-8")
 
 
 def without_checkpoint(run_dir: Path) -> None:
