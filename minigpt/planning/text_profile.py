@@ -17,7 +17,7 @@ from minigpt.data.encoding import Part, parts
 from minigpt.data.tokenizer import load_tokenizer, train_bpe, train_characters
 from minigpt.utils.errors import UserError
 
-TRAIN_SAMPLE_BYTES, VALIDATION_SAMPLE_BYTES = 1_000_000, 300_000  # of text that is looked at
+TRAIN_SAMPLE_BYTES, VALIDATION_SAMPLE_BYTES = 2_000_000, 600_000  # of text that is looked at
 SEARCHED_BYTES = 200_000_000  # the training sample is spread over so much of the text
 PIECE_CHARACTERS, PIECE_TOKENS = 20_000, 5_000  # a sample is made of such pieces
 VOCABULARY_SIZES = (512, 1024, 2048, 4096, 8192, 16384)  # of a trained 'bpe'
@@ -113,15 +113,15 @@ def _prepared_samples(args: Arguments) -> Samples:
     """The same from token shards, with their tokenizer."""
     shards, tokenizer = load_data(args)
     limits = {"train": TRAIN_SAMPLE_BYTES // 4, "validation": VALIDATION_SAMPLE_BYTES // 4}
-    pieces: dict[str, list[str]] = {}
+    sampled, pieces = {}, {}
     for split, limit in limits.items():
         tokens = shards.splits[split]
-        ids = tokens.read(0, min(len(tokens), limit)) if tokens else np.empty(0, np.uint16)
-        pieces[split] = [
-            str(tokenizer.decode(ids[start : start + PIECE_TOKENS])) for start in range(0, len(ids), PIECE_TOKENS)
-        ]
-    sampled = min(len(shards.train), limits["train"])
-    train_bytes = len(shards.train) / sampled * sum(len(piece.encode()) for piece in pieces["train"])
+        length = len(tokens) if tokens else 0
+        starts = range(0, length, PIECE_TOKENS * max(1, length // limit))  # spread over the split
+        ids = [tokens.read(start, min(start + PIECE_TOKENS, length)) for start in starts] if tokens else []
+        sampled[split] = sum(map(len, ids))
+        pieces[split] = [str(tokenizer.decode(each)) for each in ids]
+    train_bytes = len(shards.train) / sampled["train"] * sum(len(piece.encode()) for piece in pieces["train"])
     return pieces["train"], pieces["validation"] or pieces["train"], train_bytes, tokenizer.backend_tokenizer
 
 

@@ -55,6 +55,24 @@ def test_the_profile_is_that_of_the_prepared_tokens(text_file: Path, tmp_path: P
     assert vocabulary.bytes_per_token == pytest.approx(len(validation.encode()) / len(ids), rel=0.01)
 
 
+@pytest.mark.parametrize("source", ["--train_file", "--data"])
+def test_the_sample_of_a_large_text_is_from_all_over_it(
+    source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a text whose letters change in the middle, it has about as many of both."""
+    text = tmp_path / "text.txt"
+    text.write_text("latin letters\n" * 4000 + "кириллица\n" * 5600, encoding="utf-8")
+    words = ["--train_file", str(text), "--tokenizer_vocab_size", "300"]
+    if source == "--data":
+        words = ["--data", str(prepare(parse_arguments(words), tmp_path / "shards"))]
+    sizes = {"TRAIN_SAMPLE_BYTES": 20_000, "PIECE_CHARACTERS": 1000, "PIECE_TOKENS": 250}
+    for name, value in sizes.items():
+        monkeypatch.setattr(f"minigpt.planning.text_profile.{name}", value)
+    shares = profile_text(parse_arguments(words), sizes=(300,)).scripts
+    assert 0.35 < shares["LATIN"] < 0.65
+    assert 0.35 < shares["CYRILLIC"] < 0.65
+
+
 def test_scripts_are_shares_of_letters() -> None:
     assert scripts(["abc def 123!", "где", "中文"]) == {
         "LATIN": pytest.approx(6 / 11), "CYRILLIC": pytest.approx(3 / 11), "CJK": pytest.approx(2 / 11)
