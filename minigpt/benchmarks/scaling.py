@@ -146,7 +146,7 @@ def fitted_law(rows: Sequence[dict[str, Any]]) -> list[str]:
             row["text"],
             row["vocabulary"],
             ModelSize(row["layer_parameters"], row["parameters"] - row["layer_parameters"]),
-            row["tokens"],
+            row["text_bytes"],
             row["epochs"],
             row["bits_per_byte"],
         )
@@ -157,13 +157,13 @@ def fitted_law(rows: Sequence[dict[str, Any]]) -> list[str]:
         return [f"{len(runs)} runs are too few for the law; give more texts"]
     found = fit(runs)
     lines = [f"{found.law}"]
-    lines.append(f"slopes: {', '.join(f'{text} {value:.2f}' for text, value in found.slope.items())}")
+    lines.append(f"slopes: {', '.join(f'{name} {text.slope:.2f}' for name, text in found.texts.items())}")
     lines.append(f"error on these {len(runs)} runs: {_errors(found, runs)}")
-    longest = max(run.tokens for run in runs)
-    shorter = [run for run in runs if run.tokens < longest]
-    rest = [run for run in runs if run.tokens == longest]
+    longest = max(run.text_bytes for run in runs)
+    shorter = [run for run in runs if run.text_bytes < longest]
+    rest = [run for run in runs if run.text_bytes == longest]
     lines.append(f"on the longest, fitted to the others: {_errors(fit(shorter), rest)}")
-    for text in found.slope:
+    for text in found.texts:
         others, own = [run for run in runs if run.text != text], [run for run in runs if run.text == text]
         if len(others) >= FEWEST_RUNS and len(own) > len({run.vocab_size for run in own}):
             lines.append(

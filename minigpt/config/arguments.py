@@ -260,8 +260,8 @@ class BatchArguments(Checked):
         0.0,
     )
     text_slope: float | None = option(
-        "How much the loss falls while more of this text is read, 1 for a typical text; for the forecast of more "
-        "minutes. Measured where train_minutes chooses the model"
+        "How much the loss falls while more of this text is read with this vocabulary, 1 for a typical text and 2,048 "
+        "ids; for the forecast of more minutes. Measured where train_minutes chooses the model"
     )
     num_train_epochs: float = option("Passes over the training data, if max_steps is not given", 1.0)
     dataloader_num_workers: int = option("Processes that load batches for each training process", 0)

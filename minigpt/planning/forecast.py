@@ -19,7 +19,7 @@ from minigpt.config.arguments import Arguments
 from minigpt.config.parser import parse_arguments
 from minigpt.optim.lr_schedule import Schedule, build_schedule, learning_rate_at
 from minigpt.planning.memory import layer_matrix_parameters
-from minigpt.planning.pilot import measure_slope
+from minigpt.planning.pilot import measure_text
 from minigpt.planning.scaling_law import LAW, ModelSize
 from minigpt.training.state import TrainingState
 from minigpt.utils.errors import UserError
@@ -96,8 +96,9 @@ class FinishedRun:
     args: Arguments
     steps: int
     size: ModelSize
-    text_tokens: int
-    tokens_read: int
+    vocab_size: int
+    text_bytes: float  # of training text
+    bytes_read: float
     elapsed_s: float
     loss: float  # nats per token
     bits_per_byte: float | None
@@ -112,10 +113,10 @@ def forecast(run_dir: Path, more_minutes: float, text_slope: float | None = None
     run = read_finished_run(run_dir)
     slope = text_slope or run.args.text_slope
     schedule = build_schedule(run.args, run.steps, processes=1)
-    longer = run.tokens_read * (1 + _worth(schedule, 60 * more_minutes / run.elapsed_s))
+    longer = run.bytes_read * (1 + _worth(schedule, 60 * more_minutes / run.elapsed_s))
     before, after = (
-        LAW.relative_loss(run.size, tokens, tokens / run.text_tokens, slope or 1.0)
-        for tokens in (run.tokens_read, longer)
+        LAW.relative_loss(run.size, text_bytes, text_bytes / run.text_bytes, slope or 1.0)
+        for text_bytes in (run.bytes_read, longer)
     )
     change = math.log(after / before)
     return Forecast(
@@ -145,12 +146,13 @@ def _worth(schedule: Schedule, more: float) -> float:
 
 def known_or_measured_slope(run_dir: Path, report: Callable[[str], None] = lambda line: None) -> float:
     """The slope of a finished run's text, for `forecast`. Raises UserError as it does, and if the text is gone."""
-    args = read_finished_run(run_dir).args
+    run = read_finished_run(run_dir)
+    args = run.args
     if args.text_slope is not None:
         return args.text_slope
     report("training tiny models on a sample of the text ...")
     on_gpu = torch.cuda.is_available() and not args.use_cpu
-    return measure_slope(args, torch.device("cuda" if on_gpu else "cpu"))
+    return measure_text(args, torch.device("cuda" if on_gpu else "cpu")).slope_with(run.vocab_size)
 
 
 def read_finished_run(run_dir: Path) -> FinishedRun:
@@ -169,6 +171,9 @@ def read_finished_run(run_dir: Path) -> FinishedRun:
     last = [line for line in read_metrics(run_dir / METRICS_FILE) if "val/loss" in line and line["step"] == state.step]
     if not last:
         raise UserError(f"{run_dir} has no validation loss at its end")
+    text = read_json(run_dir / DATA_FILE, "the data of a run", ["splits"])["splits"]["train"]
+    if not text["text_bytes"]:
+        raise UserError(f"{run_dir}: nothing says how many bytes its tokens are, in which the law counts")
     config = MiniGPTConfig.from_pretrained(run_dir)
     return FinishedRun(
         args=args,
@@ -176,8 +181,9 @@ def read_finished_run(run_dir: Path) -> FinishedRun:
         size=ModelSize(
             config.num_hidden_layers * layer_matrix_parameters(config), config.vocab_size * config.hidden_size
         ),
-        text_tokens=read_json(run_dir / DATA_FILE, "the data of a run", ["splits"])["splits"]["train"]["tokens"],
-        tokens_read=state.samples_seen * args.block_size,
+        vocab_size=config.vocab_size,
+        text_bytes=text["text_bytes"],
+        bytes_read=state.samples_seen * args.block_size * text["text_bytes"] / text["tokens"],
         elapsed_s=state.elapsed_s,
         loss=last[-1]["val/loss"],
         bits_per_byte=last[-1].get("val/bits_per_byte"),

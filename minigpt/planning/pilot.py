@@ -1,9 +1,5 @@
 """What the fitted law must know of a text: tiny models are trained on a sample of it for some seconds."""
 
-import math
-from collections.abc import Sequence
-from dataclasses import dataclass
-
 import numpy as np
 import torch
 
@@ -13,61 +9,34 @@ from minigpt.modeling.loss import in_place_cross_entropy
 from minigpt.optim.lr_schedule import build_schedule, learning_rate_at, set_learning_rate
 from minigpt.optim.optimizer import build_optimizer
 from minigpt.planning.recipe import RECIPE, learning_rates
-from minigpt.planning.scaling_law import LAW, ModelSize, Observation, fit_texts
+from minigpt.planning.scaling_law import LAW, ModelSize, Observation, TextNumbers, fit_texts
 from minigpt.planning.text_profile import TokenizedSample, bpe_samples
 from modeling_minigpt import MiniGPTForCausalLM
 
-VOCABULARY_SIZES, SLOPE_SIZES = (512, 2048, 8192), (512, 2048)
+VOCABULARY_SIZES = (512, 2048, 8192)
 HIDDEN_SIZE, LAYERS, HEADS, BLOCK_SIZE, BATCH_SIZE = 64, 2, 2, 128, 16
 STEPS, SHORT_STEPS = 240, 60
 SEED = 1337
 TEXT = "text"  # the only one
 
 
-@dataclass(frozen=True)
-class TextNumbers:
-    """What the fitted law must know of a text: its difficulty with each of some tokenizers, and its slope."""
+def measure_text(args: Arguments, device: torch.device) -> TextNumbers:
+    """The numbers of the text that `args` name.
 
-    difficulties: Sequence[float]
-    slope: float
-
-
-def measure_text(samples: Sequence[TokenizedSample], device: torch.device, slope: float | None = None) -> TextNumbers:
-    """The numbers of a text, with the tokenizers of the samples of its profile.
-
-    What a text gains from a larger vocabulary differs from text to text, so there are three pilots. Between and beyond
-    their vocabularies, the logarithm of the difficulty is that of a parabola over the logarithm of the size.
-    slope: None measures it with short pilots besides these, in the two smallest vocabularies.
+    Whatever its tokenizer is, the pilots have vocabularies of their own: three, since texts differ in what they gain
+    from a larger one, and the two smaller ones for two lengths, which shows the slope. Raises UserError on bad input.
     """
-    sizes = [sample.vocabulary.size for sample in samples]
-    pilots = sorted({min(sizes, key=lambda size: abs(math.log(size / wanted))) for wanted in VOCABULARY_SIZES})
-    chosen = [samples[sizes.index(size)] for size in pilots]
-    runs = [_pilot(sample, device, STEPS) for sample in chosen]
-    if slope is None:
-        slope = _slope([*runs, *(_pilot(sample, device, SHORT_STEPS) for sample in chosen[:2])])
-    logs = [math.log(run.loss / LAW.relative_loss(run.size, run.tokens, run.epochs, slope)) for run in runs]
-    curve = np.polynomial.Polynomial.fit(np.log(pilots), logs, deg=len(pilots) - 1)
-    return TextNumbers([math.exp(curve(math.log(size))) for size in sizes], slope)
-
-
-def measure_slope(args: Arguments, device: torch.device) -> float:
-    """The slope of a text, whatever its tokenizer: pilots of two lengths with small vocabularies show it best.
-
-    Raises UserError on bad input.
-    """
-    samples = bpe_samples(args, SLOPE_SIZES)
-    return _slope([_pilot(sample, device, steps) for sample in samples for steps in (STEPS, SHORT_STEPS)])
-
-
-def _slope(runs: Sequence[Observation]) -> float:
-    return fit_texts(runs, LAW).slope[TEXT]
+    samples = bpe_samples(args, VOCABULARY_SIZES)
+    runs = [_pilot(sample, device, STEPS) for sample in samples]
+    return fit_texts([*runs, *(_pilot(sample, device, SHORT_STEPS) for sample in samples[:2])], LAW).texts[TEXT]
 
 
 def _pilot(sample: TokenizedSample, device: torch.device, steps: int) -> Observation:
-    size, tokens = sample.vocabulary.size, steps * BATCH_SIZE * BLOCK_SIZE
+    size = sample.vocabulary.size
+    epochs = steps * BATCH_SIZE * BLOCK_SIZE / len(sample.train)
     model = ModelSize.of(HIDDEN_SIZE, LAYERS, size)
     loss = pilot_bits_per_byte(sample, device, steps)
-    return Observation(TEXT, size, model, tokens, tokens / len(sample.train), loss)
+    return Observation(TEXT, size, model, epochs * sample.train_bytes, epochs, loss)
 
 
 def pilot_bits_per_byte(sample: TokenizedSample, device: torch.device, steps: int) -> float:

@@ -34,11 +34,12 @@ class Vocabulary:
 
 @dataclass(frozen=True)
 class TokenizedSample:
-    """Token ids, int64, of samples of both splits, and the UTF-8 bytes of the validation sample."""
+    """Token ids, int64, of samples of both splits, and the UTF-8 bytes of these."""
 
     vocabulary: Vocabulary
     train: np.ndarray
     validation: np.ndarray
+    train_bytes: int
     validation_bytes: int
 
 
@@ -156,8 +157,10 @@ def tokenize(tokenizer: Tokenizer, train: Sequence[str], validation: Sequence[st
         for texts in (train, validation)
     )
     size = max(len(tokenizer.get_vocab(with_added_tokens=False)) + 1, int(max(train_ids.max(), ids.max())) + 1)
-    validation_bytes = sum(len(text.encode()) for text in validation)
-    return TokenizedSample(Vocabulary(size, validation_bytes / len(ids)), train_ids, ids, validation_bytes)
+    train_bytes, validation_bytes = (sum(len(text.encode()) for text in texts) for texts in (train, validation))
+    return TokenizedSample(
+        Vocabulary(size, validation_bytes / len(ids)), train_ids, ids, train_bytes, validation_bytes
+    )
 
 
 def scripts(texts: Sequence[str]) -> dict[str, float]:

@@ -18,10 +18,10 @@ import yaml
 from minigpt.config.arguments import Arguments
 from minigpt.data.datamodule import samples_per_step
 from minigpt.planning.memory import largest_that_fits
-from minigpt.planning.pilot import TextNumbers, measure_slope, measure_text
+from minigpt.planning.pilot import measure_text
 from minigpt.planning.plan import training_setup
 from minigpt.planning.recipe import RECIPE, learning_rates
-from minigpt.planning.scaling_law import DROPOUT, DROPOUT_COST, LAW, LAW_WITH_DROPOUT, ModelSize
+from minigpt.planning.scaling_law import DROPOUT, DROPOUT_COST, LAW, LAW_WITH_DROPOUT, ModelSize, TextNumbers
 from minigpt.planning.step_time import measure_step_time
 from minigpt.planning.target_hardware import GPU_MARGIN
 from minigpt.planning.text_profile import (
@@ -177,8 +177,8 @@ class Device(Protocol):
 
     processes: int  # that train at the same time, each as fast as one alone
 
-    def measure_text(self, args: Arguments, profile: TextProfile) -> TextNumbers:
-        """The numbers of the text in the fitted law, with the difficulty in the tokens of each of the samples."""
+    def measure_text(self, args: Arguments) -> TextNumbers:
+        """The numbers of the text in the fitted law."""
 
     def peak_flops(self) -> float:
         """FLOP/s that no model exceeds."""
@@ -205,17 +205,14 @@ def choose_run(
     profile = profile_text(args, (args.tokenizer_vocab_size,) if "tokenizer_vocab_size" in given else VOCABULARY_SIZES)
     combinations = list(_combinations(args, profile))
     report("training tiny models on a sample of it ...")
-    text = device.measure_text(args, profile)
-    vocabularies = [sample.vocabulary for sample in profile.samples]
-    difficulty = dict(zip(vocabularies, text.difficulties, strict=True))
+    text = device.measure_text(args)
     rates: dict[Combination, float] = {}  # measured FLOP/s of one process
     micro_batches: dict[Combination, int] = {}  # the largest that fit
     peak_flops = device.peak_flops()
 
     def predict(combination: Combination) -> Prediction:
         rate = device.processes * _rate(combination, rates, peak_flops)
-        level = difficulty[combination.vocabulary]
-        return _predict(combination, level, text.slope, args.train_minutes, rate, profile.train_bytes)
+        return _predict(combination, text, args.train_minutes, rate, profile.train_bytes)
 
     while combinations:
         predictions = sorted(map(predict, combinations), key=lambda prediction: prediction.bits_per_byte)
@@ -250,7 +247,8 @@ def choose_run(
     )
     step_tokens = samples_per_step(final, processes) * final.block_size
     steps = max(1, round(best.tokens / step_tokens))
-    final = _with(final, given, _periods(steps) | {"text_slope": float(f"{text.slope:.3g}")})
+    slope = text.slope_with(best.combination.vocabulary.size)
+    final = _with(final, given, _periods(steps) | {"text_slope": float(f"{slope:.3g}")})
     final = final.with_values(train_minutes=float(f"{best.minutes:.3g}"))
     return TimedRun(final, args.train_minutes, profile, measured_ones, len(combinations), steps, step_tokens)
 
@@ -267,7 +265,7 @@ def _rate(combination: Combination, rates: Mapping[Combination, float], peak_flo
 
 
 def _predict(
-    combination: Combination, difficulty: float, slope: float, minutes: float, rate: float, train_bytes: float | None
+    combination: Combination, text: TextNumbers, minutes: float, rate: float, train_bytes: float | None
 ) -> Prediction:
     """The best that a combination can reach within the time, at `rate` FLOP/s.
 
@@ -277,8 +275,9 @@ def _predict(
     vocabulary = combination.vocabulary
     lengths = minutes / 2 ** (torch.arange(41, dtype=torch.float64) / 4)
     tokens = 60 * lengths * rate / combination.flops_per_token
-    epochs = tokens * vocabulary.bytes_per_token / (train_bytes or math.inf)
-    run = combination.size, tokens, epochs, slope
+    text_bytes = tokens * vocabulary.bytes_per_token
+    epochs = text_bytes / (train_bytes or math.inf)
+    run = combination.size, text_bytes, epochs, text.slope_with(vocabulary.size)
     losses = {
         0.0: LAW.relative_losses(*run),
         DROPOUT: DROPOUT_COST * LAW_WITH_DROPOUT.relative_losses(*run),
@@ -296,8 +295,8 @@ def _predict(
         tokens=float(tokens[best]),
         epochs=float(epochs[best]) if train_bytes is not None else None,
         dropout=dropout,
-        bits_per_byte=difficulty * float(losses[dropout][best]),
-        after_all_minutes=difficulty * float(losses[dropout][0]),
+        bits_per_byte=text.difficulty * float(losses[dropout][best]),
+        after_all_minutes=text.difficulty * float(losses[dropout][0]),
     )
 
 
@@ -385,9 +384,8 @@ class _ThisDevice:
             self.processes = processes
             self.memory_bytes = (1 - GPU_MARGIN) * torch.cuda.get_device_properties(0).total_memory
 
-    def measure_text(self, args: Arguments, profile: TextProfile) -> TextNumbers:
-        slope = None if _trains_tokenizer(args) else measure_slope(args, self.device)
-        return measure_text(profile.samples, self.device, slope)
+    def measure_text(self, args: Arguments) -> TextNumbers:
+        return measure_text(args, self.device)
 
     def peak_flops(self) -> float:
         return matrix_product_flops(self.device.type, self.precision != "no", rounds=3)

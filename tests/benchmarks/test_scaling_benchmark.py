@@ -10,18 +10,19 @@ from minigpt.benchmarks.scaling import StudyRun, best_rate, fitted_law, rate_tab
 from minigpt.planning.scaling_law import STARTS, ModelSize, ScalingLaw
 
 # runs that are not the longest hardly repeat their text: they do not tell the last two, where the fit starts
-LAW = ScalingLaw(0.07, 0.4, 0.5, 0.05, 0.4, *STARTS[-2:])
+LAW = ScalingLaw(0.07, 0.4, 0.7, 0.2, 0.45, *STARTS[-2:])
 TEXTS = ["code", "bible", "docs"]
 
 
 def rows() -> list[dict[str, Any]]:
-    """The rows of a study of which every run follows `LAW`; texts of one million tokens."""
+    """The rows of a study of which every run follows `LAW`; texts of three megabytes."""
     found = []
     for run in study_runs(TEXTS):
-        tokens = run.steps * run.batch * 128
+        text_bytes = 3 * run.steps * run.batch * 128
         size, text = ModelSize.of(run.hidden_size, run.layers, run.vocabulary), TEXTS.index(run.text)
-        loss = LAW.relative_loss(size, tokens, tokens / 1e6, slope=0.85 + 0.15 * text) * (1 + text)
-        row = vars(run) | {"tokens": tokens, "epochs": tokens / 1e6}
+        slope = (0.85 + 0.15 * text) * (2048 / run.vocabulary) ** 0.13
+        loss = LAW.relative_loss(size, text_bytes, text_bytes / 3e6, slope) * (1 + text)
+        row = vars(run) | {"text_bytes": text_bytes, "epochs": text_bytes / 3e6}
         row |= {"layer_parameters": size.layers, "parameters": size.layers + size.embeddings}
         found.append(row | {"bits_per_byte": loss})
     return found

@@ -14,7 +14,7 @@ import pytest
 from minigpt.cli import main
 from minigpt.config.arguments import Arguments
 from minigpt.planning.forecast import RATE_POWER, forecast, known_or_measured_slope, read_finished_run
-from minigpt.planning.scaling_law import LAW
+from minigpt.planning.scaling_law import LAW, TextNumbers
 from minigpt.utils.errors import UserError
 from minigpt.utils.run_files import METRICS_FILE
 
@@ -81,10 +81,10 @@ def rewrite(run_dir: Path, samples: int, loss: float) -> Path:
     return run_dir
 
 
-def predicted(run_dir: Path, slope: float, tokens: float) -> float:
+def predicted(run_dir: Path, slope: float, text_bytes: float) -> float:
     """The relative loss of a run in the law, on a text of this slope."""
     run = read_finished_run(run_dir)
-    return LAW.relative_loss(run.size, tokens, tokens / run.text_tokens, slope)
+    return LAW.relative_loss(run.size, text_bytes, text_bytes / run.text_bytes, slope)
 
 
 def add_options(run_dir: Path, options: str) -> None:
@@ -97,8 +97,8 @@ def test_the_slope_that_was_measured_before_the_run_is_used(run_dir: Path) -> No
     rewrite(run_dir, 4000, 3.0)
     add_options(run_dir, "text_slope: 0.6\nlr_scheduler_type: constant\nwarmup_steps: 0\n")
     run = read_finished_run(run_dir)
-    tokens, minutes = run.tokens_read, run.elapsed_s / 60
-    expected = 3.0 * predicted(run_dir, 0.6, 2 * tokens) / predicted(run_dir, 0.6, tokens)
+    read, minutes = run.bytes_read, run.elapsed_s / 60
+    expected = 3.0 * predicted(run_dir, 0.6, 2 * read) / predicted(run_dir, 0.6, read)
     assert forecast(run_dir, minutes).loss == pytest.approx(expected)
     assert known_or_measured_slope(run_dir) == 0.6
 
@@ -109,8 +109,8 @@ def test_what_is_read_at_a_low_rate_teaches_less(more: float, run_dir: Path) -> 
     rewrite(run_dir, 4000, 3.0)
     add_options(run_dir, "lr_scheduler_type: linear\nwarmup_steps: 0\n")
     run = read_finished_run(run_dir)
-    worth = run.tokens_read * (1 + more * (more / (1 + more)) ** RATE_POWER)
-    expected = 3.0 * predicted(run_dir, 1, worth) / predicted(run_dir, 1, run.tokens_read)
+    worth = run.bytes_read * (1 + more * (more / (1 + more)) ** RATE_POWER)
+    expected = 3.0 * predicted(run_dir, 1, worth) / predicted(run_dir, 1, run.bytes_read)
     assert forecast(run_dir, more * run.elapsed_s / 60).loss == pytest.approx(expected, rel=1e-4)
 
 
@@ -118,8 +118,10 @@ def test_a_slope_that_is_not_known_is_measured_on_the_text_of_the_run(
     run_dir: Path, text_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     measured: list[Arguments] = []
-    monkeypatch.setattr("minigpt.planning.forecast.measure_slope", lambda args, device: measured.append(args) or 1.3)
-    assert known_or_measured_slope(run_dir) == 1.3
+    text = TextNumbers(2.0, 1.3, 0.1)
+    monkeypatch.setattr("minigpt.planning.forecast.measure_text", lambda args, device: measured.append(args) or text)
+    ids = read_finished_run(run_dir).vocab_size
+    assert known_or_measured_slope(run_dir) == pytest.approx(1.3 * (2048 / ids) ** 0.1)
     assert measured[0].train_file == [str(text_file)]
     flat, steep = (forecast(run_dir, 0.002, slope) for slope in (0.5, 1.3))
     assert steep.loss < flat.loss < flat.loss_now

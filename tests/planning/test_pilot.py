@@ -1,5 +1,6 @@
 """Laws of the pilot: it measures how hard a text is, and leaves nothing behind."""
 
+import math
 from pathlib import Path
 
 import numpy as np
@@ -8,8 +9,8 @@ import torch
 
 from minigpt.config.parser import parse_arguments
 from minigpt.planning import pilot
-from minigpt.planning.pilot import measure_slope, measure_text, pilot_bits_per_byte
-from minigpt.planning.scaling_law import LAW, ModelSize
+from minigpt.planning.pilot import measure_text, pilot_bits_per_byte
+from minigpt.planning.scaling_law import LAW, Fit, ModelSize, Observation, TextNumbers
 from minigpt.planning.text_profile import TokenizedSample, Vocabulary
 
 CPU = torch.device("cpu")
@@ -24,8 +25,8 @@ def short(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def sample(ids: np.ndarray, size: int = 64, bytes_per_token: float = 2.0) -> TokenizedSample:
     train, validation = ids[: len(ids) * 9 // 10], ids[len(ids) * 9 // 10 :]
-    text_bytes = round(bytes_per_token * len(validation))
-    return TokenizedSample(Vocabulary(size, bytes_per_token), train, validation, text_bytes)
+    sizes = [round(bytes_per_token * len(split)) for split in (train, validation)]
+    return TokenizedSample(Vocabulary(size, bytes_per_token), train, validation, *sizes)
 
 
 def test_random_tokens_take_all_their_bits_and_a_pattern_takes_few() -> None:
@@ -45,12 +46,16 @@ def test_the_pilot_repeats_bit_for_bit_and_leaves_the_random_numbers_alone() -> 
     assert torch.equal(torch.rand(3), expected)
 
 
-def test_a_harder_text_is_more_difficult() -> None:
+def test_a_harder_text_is_more_difficult(tmp_path: Path) -> None:
     generator = np.random.default_rng(0)
-    easy = np.tile(np.arange(64), 200)
-    hard = np.where(generator.random(len(easy)) < 0.5, generator.permutation(easy), easy)
-    of_easy, of_hard = (measure_text([sample(ids)], CPU) for ids in (easy, hard))
-    assert of_easy.difficulties < of_hard.difficulties
+    words = ["one ", "two ", "three ", "four ", "five ", "six "] * 500
+    shuffled = [words[place] for place in generator.permutation(len(words))]
+    difficulties = []
+    for name, text in (("easy", words), ("hard", shuffled)):
+        (tmp_path / name).write_text("".join(text), encoding="utf-8")
+        args = parse_arguments(["--train_file", str(tmp_path / name)])
+        difficulties.append(measure_text(args, CPU).difficulty)
+    assert difficulties[0] < difficulties[1]
 
 
 def test_a_text_shorter_than_a_block_is_repeated() -> None:
@@ -58,45 +63,25 @@ def test_a_text_shorter_than_a_block_is_repeated() -> None:
 
 
 @pytest.mark.parametrize("tokenizer", ["char", "bpe"])
-def test_the_slope_is_that_of_the_text_whatever_its_tokenizer(
+def test_the_numbers_are_those_of_the_text_whatever_its_tokenizer(
     tokenizer: str, text_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Pilots in vocabularies of their own, whose losses are those of the law for this slope."""
-    slope = 0.7
-    monkeypatch.setattr(pilot, "SLOPE_SIZES", (270, 290))
+    """Pilots in vocabularies of their own, whose losses are those of the law for these numbers."""
+    text = TextNumbers(difficulty=1.5, slope=0.7, vocabulary_gain=0.15)
+    monkeypatch.setattr(pilot, "VOCABULARY_SIZES", (270, 290))
     for name, value in (("STEPS", 240), ("SHORT_STEPS", 60), ("BLOCK_SIZE", 128)):
         monkeypatch.setattr(pilot, name, value)
-
-    def loss(sample: TokenizedSample, device: torch.device, steps: int) -> float:
-        assert sample.vocabulary.size in (270, 290)
-        tokens, model = steps * pilot.BATCH_SIZE * pilot.BLOCK_SIZE, ModelSize.of(64, 2, sample.vocabulary.size)
-        return LAW.relative_loss(model, tokens, tokens / len(sample.train), slope)
-
-    monkeypatch.setattr(pilot, "pilot_bits_per_byte", loss)
-    args = parse_arguments(["--train_file", str(text_file), "--tokenizer", tokenizer])
-    assert measure_slope(args, CPU) == pytest.approx(slope, rel=0.03)
-
-
-def test_difficulties_lie_on_the_parabola_of_the_pilots_and_the_slope_is_found(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """The pilots have the losses of the law for these numbers with 512, 2,048 and 8,192 ids."""
-    for name, value in (("STEPS", 240), ("SHORT_STEPS", 60), ("BLOCK_SIZE", 128)):
-        monkeypatch.setattr(pilot, name, value)
-    slope = 1.4
-    difficulties = {size: 0.6 * 1.01 ** (octaves**2) for octaves, size in enumerate((1024, 2048, 4096, 8192, 16384))}
-    difficulties[512] = 0.6 * 1.01
-    ids = np.zeros(400_000, np.int64)
-    samples = [TokenizedSample(Vocabulary(size, 3.0), ids, ids, 30) for size in sorted(difficulties)]
 
     def loss(sample: TokenizedSample, device: torch.device, steps: int) -> float:
         size = sample.vocabulary.size
-        assert size in pilot.VOCABULARY_SIZES
-        tokens, model = steps * pilot.BATCH_SIZE * pilot.BLOCK_SIZE, ModelSize.of(64, 2, size)
-        return difficulties[size] * LAW.relative_loss(model, tokens, tokens / len(ids), slope)
+        assert size in (270, 290)
+        epochs = steps * pilot.BATCH_SIZE * pilot.BLOCK_SIZE / len(sample.train)
+        run = Observation("text", size, ModelSize.of(64, 2, size), epochs * sample.train_bytes, epochs, math.nan)
+        return Fit(LAW, {"text": text}).predict(run)
 
     monkeypatch.setattr(pilot, "pilot_bits_per_byte", loss)
-    text = measure_text(samples, CPU)
-    expected = [difficulties[sample.vocabulary.size] for sample in samples]
-    assert text.slope == pytest.approx(slope, rel=0.03)
-    assert text.difficulties == pytest.approx(expected, rel=0.01)
+    args = parse_arguments(["--train_file", str(text_file), "--tokenizer", tokenizer])
+    found = measure_text(args, CPU)
+    for vocab_size in (270, 290):
+        assert found.slope_with(vocab_size) == pytest.approx(text.slope_with(vocab_size), rel=0.05)
+    assert found.difficulty == pytest.approx(text.difficulty, rel=0.05)

@@ -7,8 +7,7 @@ import pytest
 
 from minigpt.config.arguments import Arguments
 from minigpt.config.parser import parse_arguments
-from minigpt.planning.pilot import TextNumbers
-from minigpt.planning.scaling_law import DROPOUT_COST, LAW, LAW_WITH_DROPOUT, ModelSize
+from minigpt.planning.scaling_law import DROPOUT_COST, LAW, LAW_WITH_DROPOUT, ModelSize, TextNumbers
 from minigpt.planning.text_profile import TextProfile, TokenizedSample, Vocabulary
 from minigpt.planning.time_budget import ALMOST, CLOSE, LAYERS, MeasuredSpeed, TimedRun, choose_run
 from minigpt.utils.errors import UserError
@@ -16,14 +15,14 @@ from minigpt.utils.errors import UserError
 PEAK = 1e11
 TEXT_BYTES = 2e7
 VOCABULARIES = [Vocabulary(512, 1.9), Vocabulary(2048, 3.0), Vocabulary(8192, 3.9)]
-TEXT = TextNumbers(difficulties=[1.7, 1.45, 1.35], slope=1.2)
+TEXT = TextNumbers(difficulty=1.4, slope=1.2, vocabulary_gain=0.12)
 
 
 @pytest.fixture(autouse=True)
 def profile(monkeypatch: pytest.MonkeyPatch) -> TextProfile:
     """A text with three vocabularies, instead of one that would have to be looked at for each test."""
     ids = np.zeros(1, np.int64)
-    text = TextProfile(TEXT_BYTES, {"LATIN": 1.0}, [TokenizedSample(each, ids, ids, 1) for each in VOCABULARIES])
+    text = TextProfile(TEXT_BYTES, {"LATIN": 1.0}, [TokenizedSample(each, ids, ids, 1, 1) for each in VOCABULARIES])
     monkeypatch.setattr("minigpt.planning.time_budget.profile_text", lambda args, sizes: text)
     return text
 
@@ -42,7 +41,7 @@ class FakeDevice:
     ) -> None:
         self.scale, self.largest, self.processes, self.micro_batch = scale, largest, processes, micro_batch
 
-    def measure_text(self, args: Arguments, profile: TextProfile) -> TextNumbers:
+    def measure_text(self, args: Arguments) -> TextNumbers:
         return TEXT
 
     def peak_flops(self) -> float:
@@ -68,8 +67,7 @@ def test_no_combination_is_predicted_to_be_better_than_the_chosen_one(minutes: f
     """With speeds that only a measurement tells; all combinations are computed here without any search."""
     run = choice(minutes=minutes)
     losses, after_all_minutes = {}, {}
-    texts = zip(VOCABULARIES, TEXT.difficulties, strict=True)
-    for (width, layers), (vocabulary, difficulty) in itertools.product(LAYERS.items(), texts):
+    for (width, layers), vocabulary in itertools.product(LAYERS.items(), VOCABULARIES):
         args = run.args.with_values(hidden_size=width, num_hidden_layers=layers, num_attention_heads=1)
         measured = FakeDevice().speed(args, vocabulary.size)
         assert measured is not None
@@ -78,9 +76,10 @@ def test_no_combination_is_predicted_to_be_better_than_the_chosen_one(minutes: f
         for law, cost in ((LAW, 1.0), (LAW_WITH_DROPOUT, DROPOUT_COST)):
             by_dropout.append([])
             for number in range(41):
-                tokens = 60 * minutes / 2 ** (number / 4) * measured.tokens_per_s
-                epochs = tokens * vocabulary.bytes_per_token / TEXT_BYTES
-                loss = difficulty * cost * law.relative_loss(size, tokens, epochs, TEXT.slope)
+                text_bytes = 60 * minutes / 2 ** (number / 4) * measured.tokens_per_s * vocabulary.bytes_per_token
+                epochs = text_bytes / TEXT_BYTES
+                slope = TEXT.slope * (2048 / vocabulary.size) ** TEXT.vocabulary_gain
+                loss = TEXT.difficulty * cost * law.relative_loss(size, text_bytes, epochs, slope)
                 by_dropout[-1].append((loss, epochs))
         lengths = min(by_dropout, key=min)
         lowest = min(loss for loss, _ in lengths)
