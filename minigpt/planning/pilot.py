@@ -1,5 +1,7 @@
 """What the fitted law must know of a text: tiny models are trained on a sample of it for some seconds."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 
@@ -20,13 +22,17 @@ SEED = 1337
 TEXT = "text"  # the only one
 
 
-def measure_text(args: Arguments, device: torch.device) -> TextNumbers:
+def measure_text(args: Arguments, device: torch.device, known: Sequence[TokenizedSample] = ()) -> TextNumbers:
     """The numbers of the text that `args` name.
 
     Whatever its tokenizer is, the pilots have vocabularies of their own: three, since texts differ in what they gain
-    from a larger one, and the two smaller ones for two lengths, which shows the slope. Raises UserError on bad input.
+    from a larger one, and the two smaller ones for two lengths, which shows the slope.
+    known: samples of the text, which need not be tokenized again if they have these vocabularies.
+    Raises UserError on bad input.
     """
-    samples = bpe_samples(args, VOCABULARY_SIZES)
+    samples = [sample for sample in known if sample.vocabulary.size in VOCABULARY_SIZES]
+    if len(samples) < len(VOCABULARY_SIZES):
+        samples = bpe_samples(args, VOCABULARY_SIZES)
     runs = [_pilot(sample, device, STEPS) for sample in samples]
     return fit_texts([*runs, *(_pilot(sample, device, SHORT_STEPS) for sample in samples[:2])], LAW).texts[TEXT]
 

@@ -177,7 +177,7 @@ class Device(Protocol):
 
     processes: int  # that train at the same time, each as fast as one alone
 
-    def measure_text(self, args: Arguments) -> TextNumbers:
+    def measure_text(self, args: Arguments, profile: TextProfile) -> TextNumbers:
         """The numbers of the text in the fitted law."""
 
     def peak_flops(self) -> float:
@@ -205,7 +205,7 @@ def choose_run(
     profile = profile_text(args, (args.tokenizer_vocab_size,) if "tokenizer_vocab_size" in given else VOCABULARY_SIZES)
     combinations = list(_combinations(args, profile))
     report("training tiny models on a sample of it ...")
-    text = device.measure_text(args)
+    text = device.measure_text(args, profile)
     rates: dict[Combination, float] = {}  # measured FLOP/s of one process
     micro_batches: dict[Combination, int] = {}  # the largest that fit
     peak_flops = device.peak_flops()
@@ -384,8 +384,8 @@ class _ThisDevice:
             self.processes = processes
             self.memory_bytes = (1 - GPU_MARGIN) * torch.cuda.get_device_properties(0).total_memory
 
-    def measure_text(self, args: Arguments) -> TextNumbers:
-        return measure_text(args, self.device)
+    def measure_text(self, args: Arguments, profile: TextProfile) -> TextNumbers:
+        return measure_text(args, self.device, profile.samples)
 
     def peak_flops(self) -> float:
         return matrix_product_flops(self.device.type, self.precision != "no", rounds=3)

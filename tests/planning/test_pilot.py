@@ -11,7 +11,7 @@ from minigpt.config.parser import parse_arguments
 from minigpt.planning import pilot
 from minigpt.planning.pilot import measure_text, pilot_bits_per_byte
 from minigpt.planning.scaling_law import LAW, Fit, ModelSize, Observation, TextNumbers
-from minigpt.planning.text_profile import TokenizedSample, Vocabulary
+from minigpt.planning.text_profile import TokenizedSample, Vocabulary, profile_text
 
 CPU = torch.device("cpu")
 
@@ -82,6 +82,7 @@ def test_the_numbers_are_those_of_the_text_whatever_its_tokenizer(
     monkeypatch.setattr(pilot, "pilot_bits_per_byte", loss)
     args = parse_arguments(["--train_file", str(text_file), "--tokenizer", tokenizer])
     found = measure_text(args, CPU)
+    assert measure_text(args, CPU, profile_text(args, (270, 280, 290)).samples) == found
     for vocab_size in (270, 290):
         assert found.slope_with(vocab_size) == pytest.approx(text.slope_with(vocab_size), rel=0.05)
     assert found.difficulty == pytest.approx(text.difficulty, rel=0.05)

@@ -41,7 +41,7 @@ class FakeDevice:
     ) -> None:
         self.scale, self.largest, self.processes, self.micro_batch = scale, largest, processes, micro_batch
 
-    def measure_text(self, args: Arguments) -> TextNumbers:
+    def measure_text(self, args: Arguments, profile: TextProfile) -> TextNumbers:
         return TEXT
 
     def peak_flops(self) -> float:
