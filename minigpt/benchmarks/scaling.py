@@ -151,7 +151,7 @@ def fitted_law(rows: Sequence[dict[str, Any]]) -> list[str]:
             row["bits_per_byte"],
         )
         for row in rows
-        if row["question"] in ("law", "repetition") and not row["dropout"] and not row["weight_decay"]
+        if row["question"] in ("law", "vocabulary", "repetition") and not row["dropout"] and not row["weight_decay"]
     ]
     if len(runs) < FEWEST_RUNS:
         return [f"{len(runs)} runs are too few for the law; give more texts"]
@@ -165,7 +165,7 @@ def fitted_law(rows: Sequence[dict[str, Any]]) -> list[str]:
     lines.append(f"on the longest, fitted to the others: {_errors(fit(shorter), rest)}")
     for text in found.texts:
         others, own = [run for run in runs if run.text != text], [run for run in runs if run.text == text]
-        if len(others) >= FEWEST_RUNS and len(own) > len({run.vocab_size for run in own}):
+        if len(others) >= FEWEST_RUNS and len(own) > 1:
             lines.append(
                 f"on {text}, with the constants of the other texts: {_errors(fit_texts(own, fit(others).law), own)}"
             )
