@@ -20,7 +20,7 @@ from minigpt.config.parser import parse_arguments
 from minigpt.optim.lr_schedule import Schedule, build_schedule, learning_rate_at
 from minigpt.planning.memory import layer_matrix_parameters
 from minigpt.planning.pilot import measure_text
-from minigpt.planning.scaling_law import LAW, ModelSize
+from minigpt.planning.scaling_law import LAW, ModelSize, TextNumbers
 from minigpt.training.state import TrainingState
 from minigpt.utils.errors import UserError
 from minigpt.utils.files import read_json
@@ -111,11 +111,12 @@ def forecast(run_dir: Path, more_minutes: float, text_slope: float | None = None
     Raises UserError for any other run, and if it has no validation loss or no checkpoint to continue from.
     """
     run = read_finished_run(run_dir)
-    slope = text_slope or run.args.text_slope
+    known_slope = text_slope or run.args.text_slope
+    slope = known_slope or TextNumbers(run.loss).slope_with(run.vocab_size)
     schedule = build_schedule(run.args, run.steps, processes=1)
     longer = run.bytes_read * (1 + _worth(schedule, 60 * more_minutes / run.elapsed_s))
     before, after = (
-        LAW.relative_loss(run.size, text_bytes, text_bytes / run.text_bytes, slope or 1.0)
+        LAW.relative_loss(run.size, text_bytes, text_bytes / run.text_bytes, slope)
         for text_bytes in (run.bytes_read, longer)
     )
     change = math.log(after / before)
@@ -125,7 +126,7 @@ def forecast(run_dir: Path, more_minutes: float, text_slope: float | None = None
         more_minutes=more_minutes,
         loss_now=run.loss,
         loss=run.loss * math.exp(change),
-        spread=math.hypot(math.sqrt(2) * RUN_SPREAD, (SLOPE_SPREAD if slope else LAW_SPREAD) * change),
+        spread=math.hypot(math.sqrt(2) * RUN_SPREAD, (SLOPE_SPREAD if known_slope else LAW_SPREAD) * change),
         bits_per_nat=run.bits_per_byte / run.loss if run.bits_per_byte else None,
     )
 

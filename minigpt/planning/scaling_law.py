@@ -23,7 +23,8 @@ FEWEST_RUNS = 12
 STARTS = (0.08, 0.3, 0.6, 0.3, 0.5, 2.0, 0.04)  # of the fit, in the order of the constants
 PULL = 3e-5  # towards these, where the runs do not decide
 SLOPE_PULL, GAIN_PULL = 5e-5, 1e-4  # towards a slope of 1 and the gain of a typical text
-VOCABULARY, TYPICAL_GAIN = 2048, 0.13  # a slope is that with so many ids
+VOCABULARY = 2048  # a slope is that with so many ids
+TYPICAL_GAIN = 0.13
 
 
 @dataclass(frozen=True)
@@ -56,12 +57,15 @@ class Observation:
 
 @dataclass(frozen=True)
 class TextNumbers:
-    """What the law must know of a text: its difficulty, in the unit of the losses, its slope, and what the slope loses
-    with a larger vocabulary."""
+    """What the law must know of a text; by default, that it is a typical one.
+
+    `difficulty` is in the unit of the losses. `slope` is that with 2,048 ids, and falls with the power
+    `vocabulary_gain` of their number.
+    """
 
     difficulty: float
-    slope: float
-    vocabulary_gain: float
+    slope: float = 1.0
+    vocabulary_gain: float = TYPICAL_GAIN
 
     def slope_with(self, vocab_size: int) -> float:
         """The slope with so many ids."""

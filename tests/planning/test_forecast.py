@@ -14,7 +14,7 @@ import pytest
 from minigpt.cli import main
 from minigpt.config.arguments import Arguments
 from minigpt.planning.forecast import RATE_POWER, forecast, known_or_measured_slope, read_finished_run
-from minigpt.planning.scaling_law import LAW, TextNumbers
+from minigpt.planning.scaling_law import LAW, TYPICAL_GAIN, TextNumbers
 from minigpt.utils.errors import UserError
 from minigpt.utils.run_files import METRICS_FILE
 
@@ -110,7 +110,8 @@ def test_what_is_read_at_a_low_rate_teaches_less(more: float, run_dir: Path) -> 
     add_options(run_dir, "lr_scheduler_type: linear\nwarmup_steps: 0\n")
     run = read_finished_run(run_dir)
     worth = run.bytes_read * (1 + more * (more / (1 + more)) ** RATE_POWER)
-    expected = 3.0 * predicted(run_dir, 1, worth) / predicted(run_dir, 1, run.bytes_read)
+    slope = (2048 / run.vocab_size) ** TYPICAL_GAIN
+    expected = 3.0 * predicted(run_dir, slope, worth) / predicted(run_dir, slope, run.bytes_read)
     assert forecast(run_dir, more * run.elapsed_s / 60).loss == pytest.approx(expected, rel=1e-4)
 
 
