@@ -1,8 +1,7 @@
 """What more training would bring: the loss of a finished run after some more minutes, by the fitted law.
 
 The law gives the ratio of the two losses, in which the difficulty of the text cancels; its slope is measured. In more
-minutes the run reads more tokens at its speed. Its learning rate rises again, but not to its peak, and decays until
-their end; so these tokens teach less than those of a longer run would.
+minutes the run reads more text at its speed; its learning rate rises again and decays until their end.
 """
 
 import math
@@ -11,13 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from configuration_minigpt import MiniGPTConfig
 from minigpt.config.arguments import Arguments
 from minigpt.config.parser import parse_arguments
-from minigpt.optim.lr_schedule import Schedule, build_schedule, learning_rate_at
 from minigpt.planning.memory import layer_matrix_parameters
 from minigpt.planning.pilot import measure_text
 from minigpt.planning.scaling_law import LAW, ModelSize, TextNumbers
@@ -38,8 +35,6 @@ PROGRAM = "minigpt plan"
 # Standard deviations: of a loss, relative; of the change that the law predicts, relative to it, with the slope of a
 # typical text and with one that was measured: see docs/recipes.md
 RUN_SPREAD, LAW_SPREAD, SLOPE_SPREAD = 0.004, 0.45, 0.4
-SAMPLED_RATES = 100
-RATE_POWER = 0.2  # a token counts as this power of the learning rate at which it is read: see docs/recipes.md
 
 
 @dataclass(frozen=True)
@@ -94,7 +89,6 @@ class FinishedRun:
     """What the forecast needs of a run: its options and size, what it has read, and the validation loss at its end."""
 
     args: Arguments
-    steps: int
     size: ModelSize
     vocab_size: int
     text_bytes: float  # of training text
@@ -113,8 +107,7 @@ def forecast(run_dir: Path, more_minutes: float, text_slope: float | None = None
     run = read_finished_run(run_dir)
     known_slope = text_slope or run.args.text_slope
     slope = known_slope or TextNumbers(run.loss).slope_with(run.vocab_size)
-    schedule = build_schedule(run.args, run.steps, processes=1)
-    longer = run.bytes_read * (1 + _worth(schedule, 60 * more_minutes / run.elapsed_s))
+    longer = run.bytes_read * (1 + 60 * more_minutes / run.elapsed_s)
     before, after = (
         LAW.relative_loss(run.size, text_bytes, text_bytes / run.text_bytes, slope)
         for text_bytes in (run.bytes_read, longer)
@@ -129,20 +122,6 @@ def forecast(run_dir: Path, more_minutes: float, text_slope: float | None = None
         spread=math.hypot(math.sqrt(2) * RUN_SPREAD, (SLOPE_SPREAD if known_slope else LAW_SPREAD) * change),
         bits_per_nat=run.bits_per_byte / run.loss if run.bits_per_byte else None,
     )
-
-
-def _worth(schedule: Schedule, more: float) -> float:
-    """What a continuation that is `more` times as long as a run teaches, in units of what the run has taught.
-
-    Its learning rate is that of the last part of a run which is as long as both.
-    """
-
-    def mean(start: float) -> float:
-        """The mean weight of a token, from this share of a run on."""
-        steps = schedule.max_steps * np.linspace(start, 1, SAMPLED_RATES, endpoint=False)
-        return float(np.mean([learning_rate_at(step, schedule) ** RATE_POWER for step in steps]))
-
-    return more * mean(1 / (1 + more)) / (mean(0) or math.inf)
 
 
 def known_or_measured_slope(run_dir: Path, report: Callable[[str], None] = lambda line: None) -> float:
@@ -178,7 +157,6 @@ def read_finished_run(run_dir: Path) -> FinishedRun:
     config = MiniGPTConfig.from_pretrained(run_dir)
     return FinishedRun(
         args=args,
-        steps=state.step,
         size=ModelSize(
             config.num_hidden_layers * layer_matrix_parameters(config), config.vocab_size * config.hidden_size
         ),
