@@ -21,7 +21,7 @@ import torch
 
 FEWEST_RUNS = 12
 STARTS = (0.08, 0.3, 0.6, 0.3, 0.5, 2.0, 0.04)  # of the fit, in the order of the constants
-PULL = 3e-5  # towards these, where the runs do not decide
+PULL = 1e-5  # towards these, where the runs do not decide
 SLOPE_PULL, GAIN_PULL = 5e-5, 1e-4  # towards a slope of 1 and the gain of a typical text
 VOCABULARY = 2048  # a slope is that with so many ids
 TYPICAL_GAIN = 0.13

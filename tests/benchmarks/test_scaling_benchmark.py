@@ -10,7 +10,7 @@ from minigpt.benchmarks.scaling import StudyRun, best_rate, fitted_law, rate_tab
 from minigpt.planning.scaling_law import STARTS, ModelSize, ScalingLaw
 
 # runs that are not the longest hardly repeat their text: they do not tell the last two, where the fit starts
-LAW = ScalingLaw(0.07, 0.35, 0.7, 0.25, 0.5, *STARTS[-2:])
+LAW = ScalingLaw(0.07, 0.4, 0.7, 0.2, 0.5, *STARTS[-2:])
 TEXTS = ["code", "bible", "docs"]
 
 

@@ -20,9 +20,9 @@ from minigpt.planning.scaling_law import (
     fit_texts,
 )
 
-TRUTH = ScalingLaw(0.08, 0.35, 0.6, 0.2, 0.55, 3.0, 0.03)
+TRUTH = ScalingLaw(0.08, 0.35, 0.7, 0.15, 0.5, 6.0, 0.07)
 TEXTS = {"a": TextNumbers(0.4, 1.4, 0.05), "b": TextNumbers(0.6, 0.6, 0.2), "c": TextNumbers(0.5, 1.1, 0.1)}
-TEXT_BYTES = {"a": 3e5, "b": 2e6, "c": 1e9}
+TEXT_BYTES = {"a": 9e5, "b": 6e6, "c": 3e9}
 
 
 def of_layers(parameters: float) -> ModelSize:
@@ -48,15 +48,15 @@ def observations(noise: float = 0.0) -> list[Observation]:
         for text in TEXTS
         for vocab_size in (512, 4096)
         for size in map(of_layers, (1e5, 4e5, 1.8e6, 5e6))
-        for text_bytes in (2e5, 8e5, 3e6)
+        for text_bytes in (6e5, 2.4e6, 9e6)
     ]
 
 
 def test_the_prediction_is_the_formula() -> None:
     """Written out here for a text of 2 megabytes that is read three times, with 8,192 ids."""
-    read = 2 * (1 + 3 * (1 - math.exp(-2 / 3)))
-    over_fitting = 0.03 * 2 * (0.3 / 2) ** 2
-    expected = 3 * (1 + 0.08 * 0.5**-0.35 + 1.7 * 4**-0.2 * 0.6 * (read + 0.2) ** -0.55 + over_fitting)
+    read = 2 * (1 + 6 * (1 - math.exp(-2 / 6)))
+    over_fitting = 0.07 * 2 * (0.3 / 2) ** 2
+    expected = 3 * (1 + 0.08 * 0.5**-0.35 + 1.7 * 4**-0.2 * 0.7 * (read + 0.15) ** -0.5 + over_fitting)
     run = Observation("text", 8192, ModelSize(5e5, 3e5), 6e6, 3.0, math.nan)
     assert Fit(TRUTH, {"text": TextNumbers(3, 1.7, 0.2)}).predict(run) == pytest.approx(expected)
 
@@ -71,7 +71,7 @@ def test_the_fit_predicts_what_made_the_data() -> None:
 
 def test_a_larger_model_with_more_text_is_predicted_within_the_noise() -> None:
     found = fit(observations(noise=0.005))
-    larger = [observed(text, vocab_size, of_layers(2e7), 1e7) for text in TEXTS for vocab_size in (512, 8192)]
+    larger = [observed(text, vocab_size, of_layers(2e7), 3e7) for text in TEXTS for vocab_size in (512, 8192)]
     new = [run for run in larger if run.epochs < 1]
     assert new
     for run in new:
@@ -83,13 +83,13 @@ def test_the_numbers_of_a_text_are_found_where_the_law_is_known() -> None:
     runs = [
         observed("a", vocab_size, of_layers(4e5), text_bytes)
         for vocab_size in (512, 4096)
-        for text_bytes in (2e5, 8e5)
+        for text_bytes in (6e5, 2.4e6)
     ]
     found = fit_texts(runs, TRUTH)
     assert found.law == TRUTH
     assert found.texts["a"].slope == pytest.approx(TEXTS["a"].slope, rel=0.02)
     assert found.texts["a"].vocabulary_gain == pytest.approx(TEXTS["a"].vocabulary_gain, abs=0.02)
-    larger = observed("a", 8192, of_layers(1.8e6), 3e6)
+    larger = observed("a", 8192, of_layers(1.8e6), 9e6)
     assert found.predict(larger) == pytest.approx(larger.loss, rel=0.01)
 
 
