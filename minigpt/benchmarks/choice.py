@@ -1,9 +1,10 @@
 """The choice of `--train_minutes` against a grid by hand, and the forecast of more minutes against what they bring.
 
-Every run of the grid has the time of the chosen one. It is then continued for as many minutes again, in a copy.
+Every run of the grid has the time of the chosen one. All of them can then be continued, in copies.
 """
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -16,8 +17,9 @@ from typing import Any
 import yaml
 
 from minigpt.config.parser import parse_arguments
+from minigpt.experiments.branch import train_branch
 from minigpt.experiments.runs import PlannedRun, Result
-from minigpt.planning.forecast import Forecast, forecast, known_or_measured_slope
+from minigpt.planning.forecast import Forecast, forecast
 from minigpt.utils.errors import RunFailure
 from minigpt.utils.files import read_json, write_atomically
 from minigpt.utils.formatting import markdown_table
@@ -58,7 +60,7 @@ class Choice:
 
 @dataclass(frozen=True)
 class Continuation:
-    """A run of the grid that was continued: the forecast before, and the loss that followed."""
+    """A run that was continued: the forecast before, and the loss that followed."""
 
     name: str
     forecast: Forecast
@@ -68,6 +70,11 @@ class Continuation:
     def error(self) -> float:
         """Forecast minus loss, in nats per token."""
         return self.forecast.loss - self.then.loss
+
+    @property
+    def error_per_byte(self) -> float:
+        """The same in nats per byte of text, in which vocabularies can be compared."""
+        return self.error * (self.forecast.bits_per_nat or math.nan) * math.log(2)
 
 
 class Study:
@@ -90,14 +97,12 @@ class Study:
             for text, length, chosen, grid in jobs
         ]
 
-    def continuations(self, choices: Sequence[Choice]) -> list[Continuation]:
-        """Every run of the grids, continued for as long again."""
-        first_runs = {choice.text: next(iter(choice.grid.values())).run_dir for choice in choices}
-        slopes = {text: known_or_measured_slope(run_dir) for text, run_dir in first_runs.items()}
+    def continuations(self, choices: Sequence[Choice], more_minutes: float) -> list[Continuation]:
+        """Every run, continued."""
         runs = [
-            self.pool.submit(self._continued, choice, name, result, slopes[choice.text])
+            self.pool.submit(self._continued, result.run_dir, more_minutes)
             for choice in choices
-            for name, result in choice.grid.items()
+            for result in [choice.chosen, *choice.grid.values()]
         ]
         return [run.result() for run in runs]
 
@@ -129,13 +134,14 @@ class Study:
         options |= {"train_file": str(path), "train_minutes": minutes}
         return self._train_preset(options, f"{text}-{minutes:g}-{shape_name(*shape)}")
 
-    def _continued(self, choice: Choice, name: str, result: Result, slope: float) -> Continuation:
-        outlook = forecast(result.run_dir, choice.minutes, slope)
-        options = [str(result.run_dir / ARGUMENTS_FILE), "--train_minutes", f"{2 * choice.minutes:g}"]
-        run = PlannedRun(options, result.run_dir.with_name(f"{result.run_dir.name}-continued"))
-        then = run.train_on(result.run_dir, environment=self.environment)
+    def _continued(self, run_dir: Path, more_minutes: float) -> Continuation:
+        branch = train_branch(run_dir, more_minutes, run_dir.with_name(f"{run_dir.name}-branch"), self.environment)
+        outlook = forecast(run_dir, more_minutes, branch)
+        options = [str(run_dir / ARGUMENTS_FILE), "--train_minutes", f"{outlook.elapsed_s / 60 + more_minutes}"]
+        run = PlannedRun(options, run_dir.with_name(f"{run_dir.name}-continued"))
+        then = run.train_on(run_dir, environment=self.environment)
         self.report(f"{run.run_dir.name}: forecast {outlook.loss:.4f}, then {then.loss:.4f}")
-        return Continuation(f"{choice.text}, {choice.minutes:g} min, {name}", outlook, then)
+        return Continuation(run_dir.name, outlook, then)
 
     def _train_preset(self, options: Mapping[str, Any], name: str) -> Result:
         preset = self.output_dir / f"{name}.yaml"
@@ -181,12 +187,12 @@ def choices_table(choices: Sequence[Choice]) -> str:
 
 def continuations_table(continuations: Sequence[Continuation]) -> str:
     """Losses in nats per token."""
-    head = ("run", "loss", "forecast", "interval", "then", "error")
+    head = ("run", "loss", "forecast", "interval", "then", "error", "per byte")
     rows = []
     for run in continuations:
         low, high = run.forecast.interval
         losses = (f"{run.forecast.loss_now:.3f}", f"{run.forecast.loss:.3f}", f"{low:.3f} to {high:.3f}")
-        rows.append((run.name, *losses, f"{run.then.loss:.3f}", f"{run.error:+.3f}"))
+        rows.append((run.name, *losses, f"{run.then.loss:.3f}", f"{run.error:+.3f}", f"{run.error_per_byte:+.3f}"))
     return markdown_table(head, rows)
 
 
@@ -206,7 +212,8 @@ def figures(choices: Sequence[Choice], continuations: Sequence[Continuation]) ->
             for choice in choices
         ],
         "continuations": [
-            run.forecast.as_dict() | {"run": run.name, "loss_then": run.then.loss, "error": run.error}
+            run.forecast.as_dict()
+            | {"run": run.name, "loss_then": run.then.loss, "error": run.error, "error_per_byte": run.error_per_byte}
             for run in continuations
         ],
     }

@@ -1,9 +1,9 @@
 """Hold the choice of --train_minutes against six shapes by hand, and the forecast against more minutes.
 
-    minigpt bench choice --text shakespeare=tinyshakespeare.txt --minutes 1 3 --parallel 2 --continue
+    minigpt bench choice --text shakespeare=tinyshakespeare.txt --minutes 1 3 --parallel 2 --more_minutes 1
 
-Every text and time takes seven runs of that many minutes; with --continue, six of them train on for as long again.
-A study that was interrupted continues.
+Every text and time takes seven runs of that many minutes. With --more_minutes, all of them are continued twice: for a
+quarter of that time, from which the forecast is made, and for all of it. A study that was interrupted continues.
 """
 
 import argparse
@@ -21,13 +21,13 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     add = parser.add_argument
     add("--text", action="append", required=True, metavar="NAME=FILE", help="a text; can be given several times")
     add("--minutes", type=float, nargs="+", default=[1.0], metavar="N", help="times of a run (default: 1)")
-    add("--continue", action="store_true", dest="continues", help="also continue the runs of the grid")
+    add("--more_minutes", type=float, metavar="N", help="also continue every run for so many minutes")
     add("--output_dir", default="runs/choice", metavar="DIR", help="folder of all runs (default: %(default)s)")
     add("--parallel", type=int, default=1, metavar="N", help="runs at the same time (default: %(default)s)")
     add_report_option(parser)
     args = parser.parse_args(argv)
     check_positive(args, "parallel")
-    check_options(args, "minutes")
+    check_options(args, "minutes", "more_minutes")
     args.texts = {name: Path(source) for name, source in named_texts(args.text).items()}
     return args
 
@@ -39,7 +39,7 @@ def run(args: argparse.Namespace) -> None:
 
     study = Study(Path(args.output_dir), args.parallel, report=lambda line: print(line, flush=True))
     choices = study.choices(args.texts, args.minutes)
-    continuations = study.continuations(choices) if args.continues else []
+    continuations = study.continuations(choices, args.more_minutes) if args.more_minutes else []
     tables = choices_table(choices)
     if continuations:
         tables += f"\n\n{continuations_table(continuations)}"

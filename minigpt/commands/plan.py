@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 
 from minigpt.utils.command_line import CommandParser, check_positive, lacks_preset, unknown_option
 from minigpt.utils.errors import UserError
+from minigpt.utils.formatting import format_duration
 
 if TYPE_CHECKING:
     from minigpt.config.arguments import Arguments
@@ -114,10 +115,11 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 def run(args: argparse.Namespace) -> None:
     """Print the plan or the forecast. Raises UserError if the model cannot be built or does not fit."""
     if args.more_minutes is not None:
-        from minigpt.planning.forecast import forecast, known_or_measured_slope
+        from minigpt.experiments.branch import branch_minutes, forecast_with_branch
 
-        slope = known_or_measured_slope(args.run_dir, report=lambda line: print(line, file=sys.stderr))
-        outlook = forecast(args.run_dir, args.more_minutes, slope)
+        branch = format_duration(60 * branch_minutes(args.more_minutes))
+        print(f"training a copy of {args.run_dir} for {branch}, to see how its loss changes ...", file=sys.stderr)
+        outlook = forecast_with_branch(args.run_dir, args.more_minutes)
         print(json.dumps(outlook.as_dict(), indent=2) if args.json else f"{outlook}\n\n  {outlook.command}")
         return
     from minigpt.planning.plan import plan_run

@@ -94,7 +94,8 @@ class PlannedRun:
         if not self.run_dir.is_dir():
             copy = PlannedRun(self.words, self.run_dir.with_name(f"{self.run_dir.name}.unfinished"))
             shutil.rmtree(copy.run_dir, ignore_errors=True)
-            shutil.copytree(finished, copy.run_dir)
+            older = [checkpoint.name for checkpoint in find_checkpoints(finished)[:-1]]
+            shutil.copytree(finished, copy.run_dir, ignore=lambda folder, names: older)
             options = [*self.words, "--output_dir", str(copy.run_dir), "--resume_from_checkpoint", "latest"]
             copy._train(options, None, environment)
             copy.run_dir.rename(self.run_dir)

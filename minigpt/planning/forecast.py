@@ -1,23 +1,20 @@
-"""What more training would bring: the loss of a finished run after some more minutes, by the fitted law.
+"""What more training would bring: the loss of a finished run after some more minutes.
 
-The law gives the ratio of the two losses, in which the difficulty of the text cancels; its slope is measured. In more
-minutes the run reads more text at its speed; its learning rate rises again and decays until their end.
+In more minutes the run reads more text at its speed, and its learning rate rises again and decays until their end. The
+fitted law says how the loss changes: reading lowers it, and repetition raises it. Runs differ in how much. The law is
+corrected by a branch: the same run after a short continuation.
 """
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from configuration_minigpt import MiniGPTConfig
 from minigpt.config.arguments import Arguments
 from minigpt.config.parser import parse_arguments
 from minigpt.planning.memory import layer_matrix_parameters
-from minigpt.planning.pilot import measure_text
-from minigpt.planning.scaling_law import LAW, ModelSize, TextNumbers
+from minigpt.planning.scaling_law import LAW, LAW_WITH_DROPOUT, ModelSize, TextNumbers
 from minigpt.training.state import TrainingState
 from minigpt.utils.errors import UserError
 from minigpt.utils.files import read_json
@@ -32,9 +29,9 @@ from minigpt.utils.run_files import (
 )
 
 PROGRAM = "minigpt plan"
-# Standard deviations: of a loss, relative; of the change that the law predicts, relative to it, with the slope of a
-# typical text and with one that was measured: see docs/recipes.md
-RUN_SPREAD, LAW_SPREAD, SLOPE_SPREAD = 0.004, 0.45, 0.4
+# Standard deviations: of a loss, relative; of what the law says that reading and repetition change, relative to it:
+# see docs/recipes.md
+RUN_SPREAD, BRANCH_SPREAD, READING_SPREAD, REPETITION_SPREAD = 0.004, 0.002, 0.45, 0.7
 
 
 @dataclass(frozen=True)
@@ -70,10 +67,9 @@ class Forecast:
         per_byte = ""
         if self.bits_per_nat is not None:
             per_byte = f", {self.loss * self.bits_per_nat:.3f} bits per byte"
-        minutes = "minute" if self.more_minutes == 1 else "minutes"
         return (
-            f"validation loss {self.loss_now:.4f} after {format_duration(self.elapsed_s)}; with {self.more_minutes:g} "
-            f"more {minutes} about {self.loss:.4f} ({low:.4f} to {high:.4f}){per_byte}"
+            f"validation loss {self.loss_now:.4f} after {format_duration(self.elapsed_s)}; with "
+            f"{format_duration(60 * self.more_minutes)} more about {self.loss:.4f} ({low:.4f} to {high:.4f}){per_byte}"
         )
 
     @property
@@ -93,46 +89,54 @@ class FinishedRun:
     vocab_size: int
     text_bytes: float  # of training text
     bytes_read: float
+    steps: int
     elapsed_s: float
     loss: float  # nats per token
     bits_per_byte: float | None
 
 
-def forecast(run_dir: Path, more_minutes: float, text_slope: float | None = None) -> Forecast:
+def forecast(run_dir: Path, more_minutes: float, branch: FinishedRun | None = None) -> Forecast:
     """The forecast for a run that trained a model from scratch and is finished.
 
-    text_slope: None is the one that was measured before the run, or that of a typical text.
+    branch: the same run after it was continued for a shorter time (`train_branch`).
     Raises UserError for any other run, and if it has no validation loss or no checkpoint to continue from.
     """
     run = read_finished_run(run_dir)
-    known_slope = text_slope or run.args.text_slope
-    slope = known_slope or TextNumbers(run.loss).slope_with(run.vocab_size)
-    longer = run.bytes_read * (1 + 60 * more_minutes / run.elapsed_s)
-    before, after = (
-        LAW.relative_loss(run.size, text_bytes, text_bytes / run.text_bytes, slope)
-        for text_bytes in (run.bytes_read, longer)
-    )
-    change = math.log(after / before)
+    reading, repetition = _predicted_changes(run, run.bytes_read * (1 + 60 * more_minutes / run.elapsed_s))
+    change, variance = reading + repetition, _covariance((reading, repetition), (reading, repetition))
+    if branch is not None:  # the conditional distribution of a Gaussian
+        of_branch = _predicted_changes(run, branch.bytes_read)
+        covariance = _covariance((reading, repetition), of_branch)
+        gain = covariance / (_covariance(of_branch, of_branch) + BRANCH_SPREAD**2)
+        change += gain * (math.log(branch.loss / run.loss) - sum(of_branch))
+        variance -= gain * covariance
     return Forecast(
         run_dir=run_dir,
         elapsed_s=run.elapsed_s,
         more_minutes=more_minutes,
         loss_now=run.loss,
         loss=run.loss * math.exp(change),
-        spread=math.hypot(math.sqrt(2) * RUN_SPREAD, (SLOPE_SPREAD if known_slope else LAW_SPREAD) * change),
+        spread=math.sqrt(2 * RUN_SPREAD**2 + variance),
         bits_per_nat=run.bits_per_byte / run.loss if run.bits_per_byte else None,
     )
 
 
-def known_or_measured_slope(run_dir: Path, report: Callable[[str], None] = lambda line: None) -> float:
-    """The slope of a finished run's text, for `forecast`. Raises UserError as it does, and if the text is gone."""
-    run = read_finished_run(run_dir)
-    args = run.args
-    if args.text_slope is not None:
-        return args.text_slope
-    report("training tiny models on a sample of the text ...")
-    on_gpu = torch.cuda.is_available() and not args.use_cpu
-    return measure_text(args, torch.device("cuda" if on_gpu else "cpu")).slope_with(run.vocab_size)
+def _predicted_changes(run: FinishedRun, bytes_read: float) -> tuple[float, float]:
+    """What the law says of the logarithm of the loss: its change by reading, and by repetition, until `bytes_read`."""
+    law = LAW_WITH_DROPOUT if run.args.dropout else LAW
+    slope = run.args.text_slope or TextNumbers(run.loss).slope_with(run.vocab_size)
+    (read_before, read_after), (before, after) = (
+        [of.relative_loss(run.size, count, count / run.text_bytes, slope) for count in (run.bytes_read, bytes_read)]
+        for of in (replace(law, repetition=0.0), law)
+    )
+    reading = math.log(1 + (read_after - read_before) / before)
+    return reading, math.log(after / before) - reading
+
+
+def _covariance(changes: tuple[float, float], others: tuple[float, float]) -> float:
+    """That of two changes of the loss, each the sum of one by reading and one by repetition, as the law errs."""
+    reading, repetition = (change * other for change, other in zip(changes, others, strict=True))
+    return READING_SPREAD**2 * reading + REPETITION_SPREAD**2 * repetition
 
 
 def read_finished_run(run_dir: Path) -> FinishedRun:
@@ -163,6 +167,7 @@ def read_finished_run(run_dir: Path) -> FinishedRun:
         vocab_size=config.vocab_size,
         text_bytes=text["text_bytes"],
         bytes_read=state.samples_seen * args.block_size * text["text_bytes"] / text["tokens"],
+        steps=state.step,
         elapsed_s=state.elapsed_s,
         loss=last[-1]["val/loss"],
         bits_per_byte=last[-1].get("val/bits_per_byte"),

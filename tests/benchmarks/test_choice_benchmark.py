@@ -1,6 +1,7 @@
 """Laws of `minigpt bench choice`: every run has the same time, and its figures are those of the runs."""
 
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -34,7 +35,16 @@ def test_the_tables_hold_what_the_runs_reached_in_their_time(
     (runs / f"tale-{MINUTES}-chosen.json").write_text(
         json.dumps({"options": options, "predicted_bits_per_byte": 2.5}), encoding="utf-8"
     )
-    words = ["bench", "choice", "--text", f"tale={text_file}", "--minutes", f"{MINUTES}", "--continue"]
+    words = [
+        "bench",
+        "choice",
+        "--text",
+        f"tale={text_file}",
+        "--minutes",
+        f"{MINUTES}",
+        "--more_minutes",
+        f"{MINUTES}",
+    ]
     words += ["--output_dir", str(runs), "--output", str(tmp_path / "report")]
     main(words)
 
@@ -45,16 +55,20 @@ def test_the_tables_hold_what_the_runs_reached_in_their_time(
         run = last(runs / f"tale-{MINUTES}-{name}")
         assert run["val/bits_per_byte"] == bits
         assert run["elapsed_s"] == pytest.approx(60 * MINUTES, rel=0.5)
-    assert len(report["continuations"]) == 2
-    for continued, name in zip(report["continuations"], row["grid"], strict=True):
-        before, after = (last(runs / f"tale-{MINUTES}-{name}{suffix}") for suffix in ("", "-continued"))
+    assert {continued["run"].split("-", 2)[2] for continued in report["continuations"]} == {*row["grid"], "chosen"}
+    for continued in report["continuations"]:
+        run_dir = runs / continued["run"]
+        before, branch, after = (last(Path(f"{run_dir}{suffix}")) for suffix in ("", "-branch", "-continued"))
         assert continued["loss_now"] == before["val/loss"]
         assert continued["loss_then"] == after["val/loss"]
         assert continued["error"] == pytest.approx(continued["loss"] - after["val/loss"])
+        bits = continued["bits_per_byte"] - after["val/bits_per_byte"]
+        assert continued["error_per_byte"] == pytest.approx(bits * math.log(2))
+        assert before["elapsed_s"] < branch["elapsed_s"] < after["elapsed_s"]
         assert after["elapsed_s"] == pytest.approx(2 * 60 * MINUTES, rel=0.5)
 
     trained = len(started)
-    assert trained == 5
+    assert trained == 3 * 3
     main(words)  # nothing is trained twice
     assert len(started) == trained
     assert json.loads((tmp_path / "report.json").read_text(encoding="utf-8")) == report

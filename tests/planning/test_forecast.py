@@ -7,14 +7,23 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from minigpt.cli import main
-from minigpt.config.arguments import Arguments
-from minigpt.planning.forecast import forecast, known_or_measured_slope, read_finished_run
-from minigpt.planning.scaling_law import LAW, TYPICAL_GAIN, TextNumbers
+from minigpt.planning.forecast import (
+    BRANCH_SPREAD,
+    READING_SPREAD,
+    REPETITION_SPREAD,
+    RUN_SPREAD,
+    FinishedRun,
+    forecast,
+    read_finished_run,
+)
+from minigpt.planning.scaling_law import LAW, TYPICAL_GAIN
 from minigpt.utils.errors import UserError
 from minigpt.utils.run_files import METRICS_FILE
 
@@ -99,7 +108,6 @@ def test_the_slope_that_was_measured_before_the_run_is_used(run_dir: Path) -> No
     read, minutes = run.bytes_read, run.elapsed_s / 60
     expected = 3.0 * predicted(run_dir, 0.6, 2 * read) / predicted(run_dir, 0.6, read)
     assert forecast(run_dir, minutes).loss == pytest.approx(expected)
-    assert known_or_measured_slope(run_dir) == 0.6
 
 
 def test_a_run_that_knows_no_slope_has_that_of_a_typical_text(run_dir: Path) -> None:
@@ -110,17 +118,56 @@ def test_a_run_that_knows_no_slope_has_that_of_a_typical_text(run_dir: Path) -> 
     assert forecast(run_dir, run.elapsed_s / 60).loss == pytest.approx(expected)
 
 
-def test_a_slope_that_is_not_known_is_measured_on_the_text_of_the_run(
-    run_dir: Path, text_file: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    measured: list[Arguments] = []
-    text = TextNumbers(2.0, 1.3, 0.1)
-    monkeypatch.setattr("minigpt.planning.forecast.measure_text", lambda args, device: measured.append(args) or text)
-    ids = read_finished_run(run_dir).vocab_size
-    assert known_or_measured_slope(run_dir) == pytest.approx(1.3 * (2048 / ids) ** 0.1)
-    assert measured[0].train_file == [str(text_file)]
-    flat, steep = (forecast(run_dir, 0.002, slope) for slope in (0.5, 1.3))
-    assert steep.loss < flat.loss < flat.loss_now
+def test_with_dropout_repetition_does_less_harm(run_dir: Path) -> None:
+    rewrite(run_dir, 4_000_000, 3.0)
+    minutes = 20 * read_finished_run(run_dir).elapsed_s / 60
+    without = forecast(run_dir, minutes).loss
+    add_options(run_dir, "dropout: 0.1\n")
+    assert forecast(run_dir, minutes).loss < without
+
+
+def branch(run_dir: Path, part: float, loss: float) -> FinishedRun:
+    """The run after it has read this part of its text again, with this loss."""
+    run = read_finished_run(run_dir)
+    return replace(run, bytes_read=(1 + part) * run.bytes_read, loss=loss)
+
+
+@pytest.mark.parametrize("samples", [4000, 400_000])  # hardly repeated, and often
+def test_a_branch_weighs_the_possible_runs_by_how_well_they_explain_it(run_dir: Path, samples: int) -> None:
+    """Reading and repetition may do more or less than the law says; the forecast is the mean over all they may do."""
+    rewrite(run_dir, samples, 3.0)
+    add_options(run_dir, "text_slope: 0.6\n")
+    run = read_finished_run(run_dir)
+
+    def changes(text_bytes: float) -> tuple[float, float]:
+        before, after = (predicted(run_dir, 0.6, count) for count in (run.bytes_read, text_bytes))
+        law = replace(LAW, repetition=0.0)
+        read_before, read_after = (
+            law.relative_loss(run.size, count, count / run.text_bytes, 0.6) for count in (run.bytes_read, text_bytes)
+        )
+        reading = math.log(1 + (read_after - read_before) / before)
+        return reading, math.log(after / before) - reading
+
+    measured = 3.0 * math.exp(0.7 * changes(1.25 * run.bytes_read)[0] + 1.5 * changes(1.25 * run.bytes_read)[1])
+    found = forecast(run_dir, run.elapsed_s / 60, branch(run_dir, 0.25, measured))
+
+    generator = np.random.default_rng(0)
+    factors = 1 + generator.normal(size=(1_000_000, 2)) * (READING_SPREAD, REPETITION_SPREAD)
+    short, long = (factors @ changes(part * run.bytes_read) for part in (1.25, 2))
+    weights = np.exp(-0.5 * ((math.log(measured / 3.0) - short) / BRANCH_SPREAD) ** 2)
+    mean = np.average(long, weights=weights)
+    variance = np.average((long - mean) ** 2, weights=weights)
+    assert math.log(found.loss / 3.0) == pytest.approx(mean, abs=2e-4)
+    assert found.spread == pytest.approx(math.sqrt(2 * RUN_SPREAD**2 + variance), rel=0.02)
+
+
+def test_a_branch_that_did_what_the_law_says_only_narrows_the_interval(run_dir: Path) -> None:
+    rewrite(run_dir, 4000, 3.0)
+    minutes = read_finished_run(run_dir).elapsed_s / 60
+    alone = forecast(run_dir, minutes)
+    with_branch = forecast(run_dir, minutes, branch(run_dir, 0.25, forecast(run_dir, minutes / 4).loss))
+    assert with_branch.loss == pytest.approx(alone.loss)
+    assert with_branch.spread < alone.spread
 
 
 @pytest.mark.slow
