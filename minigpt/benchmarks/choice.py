@@ -17,7 +17,7 @@ from typing import Any
 import yaml
 
 from minigpt.config.parser import parse_arguments
-from minigpt.experiments.branch import train_branch
+from minigpt.experiments.branch import default_branch_minutes, train_branch
 from minigpt.experiments.runs import PlannedRun, Result
 from minigpt.planning.forecast import Forecast, forecast
 from minigpt.utils.errors import RunFailure
@@ -135,7 +135,8 @@ class Study:
         return self._train_preset(options, f"{text}-{minutes:g}-{shape_name(*shape)}")
 
     def _continued(self, run_dir: Path, more_minutes: float) -> Continuation:
-        branch = train_branch(run_dir, more_minutes, run_dir.with_name(f"{run_dir.name}-branch"), self.environment)
+        branch_dir = run_dir.with_name(f"{run_dir.name}-branch")
+        branch = train_branch(run_dir, default_branch_minutes(more_minutes), branch_dir, self.environment)
         outlook = forecast(run_dir, more_minutes, branch)
         options = [str(run_dir / ARGUMENTS_FILE), "--train_minutes", f"{outlook.elapsed_s / 60 + more_minutes}"]
         run = PlannedRun(options, run_dir.with_name(f"{run_dir.name}-continued"))

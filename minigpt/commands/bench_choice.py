@@ -3,7 +3,7 @@
     minigpt bench choice --text shakespeare=tinyshakespeare.txt --minutes 1 3 --parallel 2 --more_minutes 1
 
 Every text and time takes seven runs of that many minutes. With --more_minutes, all of them are continued twice: for a
-quarter of that time, from which the forecast is made, and for all of it. A study that was interrupted continues.
+half of that time, from which the forecast is made, and for all of it. A study that was interrupted continues.
 """
 
 import argparse

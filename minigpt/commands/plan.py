@@ -1,8 +1,8 @@
 """Estimate the memory and time of a run before it starts.
 
-PRESET and the options are those of `minigpt train`; see its --help. Nothing is written. Text is read only
-if the vocabulary (of characters) or the number of steps (of prepared shards) depends on it, and for the last two lines
-below: they train tiny models on a sample of it.
+PRESET and the options are those of `minigpt train`; see its --help. Nothing is kept. Text is read only if
+the vocabulary (of characters) or the number of steps (of prepared shards) depends on it, and for the last two lines
+below: the one trains tiny models on a sample of it, the other a copy of the run for a short time.
 
     minigpt plan quickstart --hidden_size 384
     minigpt plan --train_file my.txt --train_minutes 10        what `minigpt train` would choose for this time, and why
@@ -23,6 +23,7 @@ from minigpt.utils.formatting import format_duration
 
 if TYPE_CHECKING:
     from minigpt.config.arguments import Arguments
+    from minigpt.planning.forecast import Forecast
 
 PROGRAM = "minigpt plan"
 EPILOG = """\
@@ -78,18 +79,31 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         help="mean time between two failures of a node (default: what was published for Llama 3)",
     )
     add("--more_minutes", type=float, metavar="N", help="forecast the loss of a finished run after N more minutes")
+    add(
+        "--branch_minutes",
+        type=float,
+        metavar="N",
+        help="for the forecast, train a copy of the run for N minutes (default: half of more_minutes, at most 5; 0: "
+        "forecast by the fitted law alone)",
+    )
     add("--no_probe", action="store_true", help="do not measure the time of a step")
     add("--json", action="store_true", help="print the figures as JSON")
     args, words = parser.parse_known_args(argv)
     if args.more_minutes is not None:
         if not 0 < args.more_minutes < float("inf"):
             raise UserError(f"more_minutes={args.more_minutes} must be a number of minutes above 0")
+        if args.branch_minutes is not None and not 0 <= args.branch_minutes <= args.more_minutes:
+            raise UserError(
+                f"branch_minutes={args.branch_minutes} must be from 0 to more_minutes={args.more_minutes:g}"
+            )
         if len(words) != 1 or words[0].startswith("-"):
             raise UserError(
                 "more_minutes: give the folder of a run, as in: minigpt plan runs/quickstart --more_minutes 5"
             )
         args.run_dir = Path(words[0])
         return args
+    if args.branch_minutes is not None:
+        raise UserError("branch_minutes is for the forecast of a finished run; give --more_minutes too")
     check_positive(args, "devices", "devices_per_node")
     if args.memory is not None and not 0 < args.memory < float("inf"):
         raise UserError(f"memory={args.memory} must be a number of GiB above 0")
@@ -115,11 +129,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 def run(args: argparse.Namespace) -> None:
     """Print the plan or the forecast. Raises UserError if the model cannot be built or does not fit."""
     if args.more_minutes is not None:
-        from minigpt.experiments.branch import branch_minutes, forecast_with_branch
-
-        branch = format_duration(60 * branch_minutes(args.more_minutes))
-        print(f"training a copy of {args.run_dir} for {branch}, to see how its loss changes ...", file=sys.stderr)
-        outlook = forecast_with_branch(args.run_dir, args.more_minutes)
+        outlook = _forecast(args)
         print(json.dumps(outlook.as_dict(), indent=2) if args.json else f"{outlook}\n\n  {outlook.command}")
         return
     from minigpt.planning.plan import plan_run
@@ -149,6 +159,19 @@ def run(args: argparse.Namespace) -> None:
     if choice is not None:
         print("".join(f"  {line}\n" for line in choice.lines()))
     print(plan.as_table())
+
+
+def _forecast(args: argparse.Namespace) -> "Forecast":
+    """The forecast, after a branch of the run was trained, if one is wanted."""
+    from minigpt.experiments.branch import default_branch_minutes, forecast_with_branch
+    from minigpt.planning.forecast import forecast
+
+    minutes = default_branch_minutes(args.more_minutes) if args.branch_minutes is None else args.branch_minutes
+    if minutes == 0:
+        return forecast(args.run_dir, args.more_minutes)
+    duration = format_duration(60 * minutes)
+    print(f"training a copy of {args.run_dir} for {duration} to see how its loss changes ...", file=sys.stderr)
+    return forecast_with_branch(args.run_dir, args.more_minutes, minutes)
 
 
 def _parse_run(words: Sequence[str]) -> "Arguments":

@@ -10,7 +10,7 @@ import yaml
 from minigpt.cli import main
 from minigpt.config.arguments import Arguments
 from minigpt.config.parser import parse_arguments
-from minigpt.experiments.branch import branch_options, train_branch
+from minigpt.experiments.branch import branch_options, default_branch_minutes, train_branch
 from minigpt.experiments.runs import PlannedRun
 from minigpt.planning.forecast import FinishedRun, forecast
 from minigpt.planning.scaling_law import ModelSize
@@ -24,8 +24,9 @@ def finished(**options: object) -> FinishedRun:
     return FinishedRun(args, ModelSize(1e5, 1e4), 300, 1e6, 5e5, STEPS, ELAPSED_S, 3.0, 2.0)
 
 
-def test_a_branch_of_hours_is_short() -> None:
-    assert branch_options(finished(), more_minutes=600)["train_minutes"] == 1 + 5
+def test_a_branch_is_half_of_the_time_but_never_hours() -> None:
+    assert default_branch_minutes(2) == 1
+    assert default_branch_minutes(600) == 5
 
 
 def test_a_branch_keeps_what_a_run_computes_and_reports_to_nobody() -> None:
@@ -37,7 +38,7 @@ def test_a_branch_keeps_what_a_run_computes_and_reports_to_nobody() -> None:
         "push_to_hub": True, "hub_model_id": "a/b", "hub_private_repo": True, "report_to": ["wandb"], "run_name": "c",
         "load_best_model_at_end": True, "hellaswag_steps": 5, "profile_steps": [1, 2], "save_steps": 7,
     }  # fmt: skip
-    options = branch_options(finished(**computes, **tells), more_minutes=1)
+    options = branch_options(finished(**computes, **tells), minutes=1)
     assert {name: options[name] for name in computes} == computes
     unset = Arguments(train_file=["a.txt"])
     args = replace(unset, **{name: options[name] for name in tells if name in options})
@@ -64,15 +65,19 @@ def test_a_forecast_trains_a_branch_and_leaves_no_trace(
     assert len(started) == 2
     assert contents(tmp_path / "runs") == before
     printed = capsys.readouterr()
-    assert "for 0:01" in printed.err
+    assert "for 0:02" in printed.err
     assert "with 0:05 more about" in printed.out
 
-    kept = train_branch(run.run_dir, 0.08, tmp_path / "branch")
+    main(["plan", str(run.run_dir), "--more_minutes", "0.08", "--branch_minutes", "0"])
+    assert len(started) == 2
+    assert capsys.readouterr().err == ""
+
+    kept = train_branch(run.run_dir, 0.04, tmp_path / "branch")
     assert kept.elapsed_s == pytest.approx(kept.args.train_minutes * 60, abs=1)
     assert kept.steps > 12
     assert forecast(run.run_dir, 0.08, kept).spread < forecast(run.run_dir, 0.08).spread
     started_before = len(started)
-    assert train_branch(run.run_dir, 0.08, tmp_path / "branch") == kept
+    assert train_branch(run.run_dir, 0.04, tmp_path / "branch") == kept
     assert len(started) == started_before
     options = yaml.safe_load((tmp_path / "branch.yaml").read_text(encoding="utf-8"))
     assert options["train_minutes"] == pytest.approx(kept.args.train_minutes)

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from minigpt.cli import main
+from minigpt.commands.plan import parse
 from minigpt.planning.forecast import (
     BRANCH_SPREAD,
     READING_SPREAD,
@@ -172,7 +173,7 @@ def test_a_branch_that_did_what_the_law_says_only_narrows_the_interval(run_dir: 
 
 @pytest.mark.slow
 def test_the_command_trains_on(run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    main(["plan", str(run_dir), "--more_minutes", "0.05"])
+    main(["plan", str(run_dir), "--more_minutes", "0.05", "--branch_minutes", "0"])
     command = capsys.readouterr().out.splitlines()[-1]
     words = [sys.executable, "-m", *shlex.split(command), "--output_dir", str(run_dir)]
     subprocess.run(words, capture_output=True, check=True)
@@ -224,3 +225,17 @@ def test_a_run_that_cannot_be_forecast_is_refused(change: Callable[[Path], None]
     change(run_dir)
     with pytest.raises(UserError, match=message):
         forecast(run_dir, 1)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--more_minutes", "0"], "more_minutes=0.0 must be"),
+        (["--more_minutes", "1", "--branch_minutes", "2"], "branch_minutes=2.0 must be from 0 to more_minutes=1"),
+        (["--more_minutes", "1", "--branch_minutes", "nan"], "branch_minutes=nan must be"),
+        (["--branch_minutes", "2"], "give --more_minutes too"),
+    ],
+)
+def test_times_that_cannot_be_are_refused(words: list[str], message: str, run_dir: Path) -> None:
+    with pytest.raises(UserError, match=message):
+        parse([str(run_dir), *words])
