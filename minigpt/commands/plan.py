@@ -90,17 +90,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     add("--json", action="store_true", help="print the figures as JSON")
     args, words = parser.parse_known_args(argv)
     if args.more_minutes is not None:
-        if not 0 < args.more_minutes < float("inf"):
-            raise UserError(f"more_minutes={args.more_minutes} must be a number of minutes above 0")
-        if args.branch_minutes is not None and not 0 <= args.branch_minutes <= args.more_minutes:
-            raise UserError(
-                f"branch_minutes={args.branch_minutes} must be from 0 to more_minutes={args.more_minutes:g}"
-            )
-        if len(words) != 1 or words[0].startswith("-"):
-            raise UserError(
-                "more_minutes: give the folder of a run, as in: minigpt plan runs/quickstart --more_minutes 5"
-            )
-        args.run_dir = Path(words[0])
+        args.run_dir = _run_to_forecast(args, words)
         return args
     if args.branch_minutes is not None:
         raise UserError("branch_minutes is for the forecast of a finished run; give --more_minutes too")
@@ -159,6 +149,17 @@ def run(args: argparse.Namespace) -> None:
     if choice is not None:
         print("".join(f"  {line}\n" for line in choice.lines()))
     print(plan.as_table())
+
+
+def _run_to_forecast(args: argparse.Namespace, words: Sequence[str]) -> Path:
+    """The folder of the run. Raises UserError for times that cannot be, and anything but a folder."""
+    if not 0 < args.more_minutes < float("inf"):
+        raise UserError(f"more_minutes={args.more_minutes} must be a number of minutes above 0")
+    if args.branch_minutes is not None and not 0 <= args.branch_minutes <= args.more_minutes:
+        raise UserError(f"branch_minutes={args.branch_minutes} must be from 0 to more_minutes={args.more_minutes:g}")
+    if len(words) != 1 or words[0].startswith("-"):
+        raise UserError("more_minutes: give the folder of a run, as in: minigpt plan runs/quickstart --more_minutes 5")
+    return Path(words[0])
 
 
 def _forecast(args: argparse.Namespace) -> "Forecast":
