@@ -232,7 +232,7 @@ def test_a_run_that_cannot_be_forecast_is_refused(change: Callable[[Path], None]
     [
         (["--more_minutes", "0"], "more_minutes=0.0 must be"),
         (["--more_minutes", "1", "--branch_minutes", "2"], "branch_minutes=2.0 must be from 0 to more_minutes=1"),
-        (["--more_minutes", "1", "--branch_minutes", "nan"], "branch_minutes=nan must be"),
+        (["--more_minutes", "1", "--branch_minutes", "-1"], "branch_minutes=-1.0 must be"),
         (["--branch_minutes", "2"], "give --more_minutes too"),
     ],
 )
