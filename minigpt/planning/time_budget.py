@@ -42,7 +42,7 @@ LAYERS = {
 }  # fmt: skip
 MEASURING_S, MAX_MEASURED = 1.5, 8  # seconds of measuring a combination, and how many are measured at most
 CLOSE = 1.005  # the search ends when no combination can be better by more
-ALMOST = 1.01  # a shorter run that reads a text again is preferred if its predicted loss is within this
+ALMOST = 1.005  # a shorter run that reads a text again is preferred if its predicted loss is within this
 CPU_MARGIN = 0.2  # share of the free memory that is left to others
 CONTEXT_TOKENS, BATCH_TOKENS = 3e6, 1.2e6  # a run of so many tokens has a context of 128, a batch of 2,048 tokens
 EVALUATIONS = 4
@@ -157,7 +157,7 @@ class TimedRun:
             reason = (
                 f"in more time the model would over-fit, to {after_all}"
                 if best.after_all_minutes > best.bits_per_byte
-                else f"more time would bring less than {ALMOST - 1:.0%}, {after_all}"
+                else f"more time would bring less than {ALMOST - 1:.1%}, {after_all}"
             )
             lines.append(f"time       {minutes} instead of {self.minutes:g}: {reason}")
         return [*lines, f"predicted  {self.bits_per_byte:.2f} bits per byte of validation text"]
