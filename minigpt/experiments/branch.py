@@ -29,7 +29,8 @@ def default_branch_minutes(more_minutes: float) -> float:
 def forecast_with_branch(run_dir: Path, more_minutes: float, branch_minutes: float) -> Forecast:
     """The forecast with a branch that is trained for it and deleted. Raises as `train_branch` does."""
     read_finished_run(run_dir)  # else there is no folder to train in
-    with tempfile.TemporaryDirectory(prefix=f".{run_dir.name}-branch-", dir=run_dir.parent) as folder:
+    place = run_dir.resolve()  # not "."
+    with tempfile.TemporaryDirectory(prefix=f".{place.name}-branch-", dir=place.parent) as folder:
         return forecast(run_dir, more_minutes, train_branch(run_dir, branch_minutes, Path(folder) / "branch"))
 
 

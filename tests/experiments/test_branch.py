@@ -56,12 +56,17 @@ def contents(folder: Path) -> dict[str, str]:
 
 
 def test_a_forecast_trains_a_branch_and_leaves_no_trace(
-    tiny_config: Path, tmp_path: Path, started: list[list[str]], capsys: pytest.CaptureFixture[str]
+    tiny_config: Path,
+    tmp_path: Path,
+    started: list[list[str]],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     run = PlannedRun([str(tiny_config)], tmp_path / "runs" / "tiny")
     run.train(parse_arguments([*run.words, "--output_dir", str(run.run_dir)], program="test"))
     before = contents(tmp_path / "runs")
-    main(["plan", str(run.run_dir), "--more_minutes", "0.08"])
+    monkeypatch.chdir(run.run_dir)
+    main(["plan", ".", "--more_minutes", "0.08"])
     assert len(started) == 2
     assert contents(tmp_path / "runs") == before
     printed = capsys.readouterr()
