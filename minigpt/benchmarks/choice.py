@@ -135,11 +135,12 @@ class Study:
         return self._train_preset(options, f"{text}-{minutes:g}-{shape_name(*shape)}")
 
     def _continued(self, run_dir: Path, more_minutes: float) -> Continuation:
-        branch_dir = run_dir.with_name(f"{run_dir.name}-branch")
-        branch = train_branch(run_dir, default_branch_minutes(more_minutes), branch_dir, self.environment)
+        minutes = default_branch_minutes(more_minutes)
+        branch_dir = run_dir.with_name(f"{run_dir.name}-branch-{minutes:g}")
+        branch = train_branch(run_dir, minutes, branch_dir, self.environment)
         outlook = forecast(run_dir, more_minutes, branch)
         options = [str(run_dir / ARGUMENTS_FILE), "--train_minutes", f"{outlook.elapsed_s / 60 + more_minutes}"]
-        run = PlannedRun(options, run_dir.with_name(f"{run_dir.name}-continued"))
+        run = PlannedRun(options, run_dir.with_name(f"{run_dir.name}-continued-{more_minutes:g}"))
         then = run.train_on(run_dir, environment=self.environment)
         self.report(f"{run.run_dir.name}: forecast {outlook.loss:.4f}, then {then.loss:.4f}")
         return Continuation(run_dir.name, outlook, then)

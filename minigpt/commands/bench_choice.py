@@ -2,8 +2,8 @@
 
     minigpt bench choice --text shakespeare=tinyshakespeare.txt --minutes 1 3 --parallel 2 --more_minutes 1
 
-Every text and time takes seven runs of that many minutes. With --more_minutes, all of them are continued twice: for a
-half of that time, from which the forecast is made, and for all of it. A study that was interrupted continues.
+Every text and time takes seven runs of that many minutes. With --more_minutes, all of them are continued twice: for
+half of that time, which the forecast is made from, and for all of it. A study that was interrupted continues.
 """
 
 import argparse

@@ -1,8 +1,8 @@
 """Estimate the memory and time of a run before it starts.
 
-PRESET and the options are those of `minigpt train`; see its --help. Nothing is kept. Text is read only if
-the vocabulary (of characters) or the number of steps (of prepared shards) depends on it, and for the last two lines
-below: the one trains tiny models on a sample of it, the other a copy of the run for a short time.
+PRESET and the options are those of `minigpt train`; see its --help. Nothing is kept. Text is read only if the
+vocabulary (of characters) or the number of steps (of prepared shards) depends on it. The last two lines below train
+something for a short time: tiny models on a sample of the text, and a copy of the run.
 
     minigpt plan quickstart --hidden_size 384
     minigpt plan --train_file my.txt --train_minutes 10        what `minigpt train` would choose for this time, and why

@@ -89,7 +89,6 @@ class FinishedRun:
     vocab_size: int
     text_bytes: float  # of training text
     bytes_read: float
-    steps: int
     elapsed_s: float
     loss: float  # nats per token
     bits_per_byte: float | None
@@ -167,7 +166,6 @@ def read_finished_run(run_dir: Path) -> FinishedRun:
         vocab_size=config.vocab_size,
         text_bytes=text["text_bytes"],
         bytes_read=state.samples_seen * args.block_size * text["text_bytes"] / text["tokens"],
-        steps=state.step,
         elapsed_s=state.elapsed_s,
         loss=last[-1]["val/loss"],
         bits_per_byte=last[-1].get("val/bits_per_byte"),

@@ -56,9 +56,10 @@ def test_the_tables_hold_what_the_runs_reached_in_their_time(
         assert run["val/bits_per_byte"] == bits
         assert run["elapsed_s"] == pytest.approx(60 * MINUTES, rel=0.5)
     assert {continued["run"].split("-", 2)[2] for continued in report["continuations"]} == {*row["grid"], "chosen"}
+    suffixes = ("", f"-branch-{MINUTES / 2}", f"-continued-{MINUTES}")
     for continued in report["continuations"]:
         run_dir = runs / continued["run"]
-        before, branch, after = (last(Path(f"{run_dir}{suffix}")) for suffix in ("", "-branch", "-continued"))
+        before, branch, after = (last(Path(f"{run_dir}{suffix}")) for suffix in suffixes)
         assert continued["loss_now"] == before["val/loss"]
         assert continued["loss_then"] == after["val/loss"]
         assert continued["error"] == pytest.approx(continued["loss"] - after["val/loss"])
