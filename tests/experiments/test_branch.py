@@ -64,23 +64,23 @@ def test_a_forecast_trains_a_branch_and_leaves_no_trace(
     run.train(parse_arguments([*run.words, "--output_dir", str(run.run_dir)], program="test"))
     before = contents(tmp_path / "runs")
     monkeypatch.chdir(run.run_dir)
-    main(["plan", ".", "--more_minutes", "0.08"])
+    main(["plan", ".", "--more_minutes", "0.04"])
     assert len(started) == 2
     assert contents(tmp_path / "runs") == before
     printed = capsys.readouterr()
-    assert "for 0:02" in printed.err
-    assert "with 0:05 more about" in printed.out
+    assert "for 0:01" in printed.err
+    assert "with 0:02 more about" in printed.out
 
-    main(["plan", str(run.run_dir), "--more_minutes", "0.08", "--branch_minutes", "0"])
+    main(["plan", str(run.run_dir), "--more_minutes", "0.04", "--branch_minutes", "0"])
     assert len(started) == 2
     assert capsys.readouterr().err == ""
 
-    kept = train_branch(run.run_dir, 0.04, tmp_path / "branch")
+    kept = train_branch(run.run_dir, 0.02, tmp_path / "branch")
     assert kept.elapsed_s == pytest.approx(kept.args.train_minutes * 60, abs=1)
     assert kept.bytes_read > read_finished_run(run.run_dir).bytes_read
-    assert forecast(run.run_dir, 0.08, kept).spread < forecast(run.run_dir, 0.08).spread
+    assert forecast(run.run_dir, 0.04, kept).spread < forecast(run.run_dir, 0.04).spread
     started_before = len(started)
-    assert train_branch(run.run_dir, 0.04, tmp_path / "branch") == kept
+    assert train_branch(run.run_dir, 0.02, tmp_path / "branch") == kept
     assert len(started) == started_before
     options = yaml.safe_load((tmp_path / "branch.yaml").read_text(encoding="utf-8"))
     assert options["train_minutes"] == pytest.approx(kept.args.train_minutes)
