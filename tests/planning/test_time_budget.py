@@ -94,7 +94,7 @@ def test_no_combination_is_predicted_to_be_better_than_the_chosen_one(minutes: f
     assert run.predictions[0].after_all_minutes == pytest.approx(after_all_minutes[chosen])
 
 
-@pytest.mark.parametrize(("minutes", "reason"), [(1000, "less than 0.5%"), (10000, "over-fit")])
+@pytest.mark.parametrize(("minutes", "reason"), [(700, "less than 0.5%"), (10000, "over-fit")])
 def test_a_shorter_run_says_whether_more_time_would_do_harm(minutes: float, reason: str) -> None:
     run = choice("--hidden_size", "256", minutes=minutes)
     best = run.predictions[0]
