@@ -12,8 +12,9 @@ are the bytes that are read, in which repeated ones count less. U, D and start a
 
     D = U · (1 + fading · (1 - exp(-R / fading)))
 
-The last term is over-fitting, which depends far more on the embeddings than on the layers. Sources: the sum of powers,
-Hoffmann et al. 2022 (https://arxiv.org/abs/2203.15556); D, Muennighoff et al. 2023 (https://arxiv.org/abs/2305.16264).
+The terms of N and E say what a model is too small for, however much it reads: few embeddings limit it too. The last
+one is over-fitting, which depends more on the embeddings than on the layers. Sources: the sum of powers, Hoffmann et
+al. 2022 (https://arxiv.org/abs/2203.15556); D, Muennighoff et al. 2023 (https://arxiv.org/abs/2305.16264).
 """
 
 from collections.abc import Sequence
