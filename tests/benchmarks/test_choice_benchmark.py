@@ -35,16 +35,8 @@ def test_the_tables_hold_what_the_runs_reached_in_their_time(
     (runs / f"tale-{MINUTES}-chosen.json").write_text(
         json.dumps({"options": options, "predicted_bits_per_byte": 2.5}), encoding="utf-8"
     )
-    words = [
-        "bench",
-        "choice",
-        "--text",
-        f"tale={text_file}",
-        "--minutes",
-        f"{MINUTES}",
-        "--more_minutes",
-        f"{MINUTES}",
-    ]
+    words = ["bench", "choice", "--text", f"tale={text_file}"]
+    words += ["--minutes", f"{MINUTES}", "--more_minutes", f"{MINUTES}"]
     words += ["--output_dir", str(runs), "--output", str(tmp_path / "report")]
     main(words)
 
