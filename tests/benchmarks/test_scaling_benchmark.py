@@ -9,8 +9,8 @@ import pytest
 from minigpt.benchmarks.scaling import StudyRun, best_rate, fitted_law, rate_tables, study_runs
 from minigpt.planning.scaling_law import STARTS, ModelSize, ScalingLaw
 
-# four constants are where the fit starts: no model has few embeddings, so the runs do not tell the offset, and those that
-# are not the longest hardly repeat their text, so they do not tell the last three
+# four constants are where the fit starts: no model has few embeddings, so the runs do not tell the offset, and those
+# that are not the longest hardly repeat their text, so they do not tell the last three
 LAW = ScalingLaw(0.07, 0.4, 0.04, 0.4, STARTS[4], 0.7, 0.2, 0.5, *STARTS[-3:])
 TEXTS = ["code", "bible", "docs"]
 
