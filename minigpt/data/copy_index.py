@@ -11,13 +11,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-import psutil
 from filelock import FileLock
 
 from minigpt.data.shards import Tokens, TokenShards
 from minigpt.utils.errors import UserError
 from minigpt.utils.files import fsync, publish_folder
 from minigpt.utils.formatting import format_bytes
+from minigpt.utils.resources import free_memory
 
 LONGEST = 1024  # tokens; a longer copy is found as one of this length
 
@@ -109,7 +109,7 @@ def _write(tokens: Tokens, end_of_text: int, folder: Path) -> None:
         from pydivsufsort import divsufsort
     except ImportError as error:
         raise UserError("the index needs pydivsufsort: pip install 'minigpt-lm[memorization]'") from error
-    needed, free = building_bytes(tokens), psutil.virtual_memory().available
+    needed, free = building_bytes(tokens), free_memory()
     if needed > free:
         raise UserError(
             f"the index of {len(tokens):,} tokens takes {format_bytes(needed)} of memory while it is built, but "

@@ -47,6 +47,7 @@ from minigpt.utils.errors import UserError
 from minigpt.utils.files import file_sha256, fsync, is_disk_full, new_parents, publish_folder
 from minigpt.utils.lock import locked
 from minigpt.utils.progress import Progress
+from minigpt.utils.resources import usable_cores
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -242,7 +243,7 @@ def _encoding(args: DataArguments, corpus: Corpus, tokenizer: "PreTrainedTokeniz
     loss_masking = LossMasking.from_tokenizer(tokenizer, completion_only) if corpus.row_format else None
     dtype = smallest_dtype(vocabulary_size(tokenizer))
     spec = EncoderSpec.from_tokenizer(tokenizer, dtype, large, loss_masking)
-    return spec, args.preprocessing_num_workers or (_cores() if large else 1)
+    return spec, args.preprocessing_num_workers or (usable_cores() if large else 1)
 
 
 def _remaining_batches(documents: Documents, spec: EncoderSpec, progress: SplitProgress) -> Iterator[DocumentBatch]:
@@ -417,10 +418,6 @@ def cache_folder(args: DataArguments) -> Path:
     if args.cache_dir:
         return Path(args.cache_dir).expanduser()
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "minigpt"
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _lock_file(folder: Path) -> Path:

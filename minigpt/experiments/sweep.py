@@ -18,6 +18,7 @@ from minigpt.experiments.runs import PlannedRun, Result
 from minigpt.utils.errors import UserError
 from minigpt.utils.files import write_atomically
 from minigpt.utils.formatting import format_duration, markdown_table
+from minigpt.utils.resources import usable_cores
 
 SWEEP_FILE, PICTURE_FILE = "sweep.json", "sweep.png"
 PROGRAM = "minigpt sweep"
@@ -220,8 +221,7 @@ def _share_of_machine(slot: int, parallel: int) -> dict[str, str]:
         visible = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(torch.cuda.device_count()))))
         devices = visible.split(",")
         return {"CUDA_VISIBLE_DEVICES": devices[slot % len(devices)]}
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return {"OMP_NUM_THREADS": str(max(1, cores // parallel))}
+    return {"OMP_NUM_THREADS": str(max(1, usable_cores() // parallel))}
 
 
 def draw(sweep: Sweep, file: Path) -> None:

@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-import psutil
 import torch
 import yaml
 
@@ -35,6 +34,7 @@ from minigpt.training.setup import build_config
 from minigpt.utils.errors import UserError
 from minigpt.utils.formatting import format_bytes
 from minigpt.utils.hardware import matrix_product_flops
+from minigpt.utils.resources import free_memory
 
 # width → layers; 768 and 12 are GPT-2's
 LAYERS = {
@@ -379,7 +379,7 @@ class _ThisDevice:
             "no" if self.device.type == "cpu" else "bf16"
         )  # the profiles' defaults
         self.processes = 1
-        self.memory_bytes = (1 - CPU_MARGIN) * psutil.virtual_memory().available
+        self.memory_bytes = (1 - CPU_MARGIN) * free_memory()
         if self.device.type != "cpu":
             self.processes = processes
             self.memory_bytes = (1 - GPU_MARGIN) * torch.cuda.get_device_properties(0).total_memory

@@ -3,7 +3,6 @@
 from pathlib import Path
 from typing import Any
 
-import psutil
 import torch
 from transformers import PreTrainedTokenizerFast
 
@@ -21,6 +20,7 @@ from minigpt.modeling.loss import in_place_cross_entropy
 from minigpt.utils.errors import UserError
 from minigpt.utils.formatting import format_bytes
 from minigpt.utils.hub_names import refuse_missing_folder
+from minigpt.utils.resources import total_memory
 from modeling_minigpt import MiniGPTForCausalLM
 
 DROPOUTS = ("embd_pdrop", "attn_pdrop", "resid_pdrop")
@@ -120,13 +120,14 @@ def _adapt(model: MiniGPTForCausalLM, args: Arguments, resume_from: Path | None)
 
 
 def _check_memory(config: MiniGPTConfig) -> None:
-    """Raises UserError if the float32 weights of a new model alone are larger than the memory of this machine."""
-    needed, memory = 4 * config.matrix_weights, psutil.virtual_memory().total
+    """Raises UserError if the float32 weights of a new model alone take more memory than this process may use."""
+    needed, memory = 4 * config.matrix_weights, total_memory()
     if needed > memory:
         raise UserError(
             f"hidden_size={config.hidden_size}, num_hidden_layers={config.num_hidden_layers}, "
             f"vocab_size={config.vocab_size}, block_size or max_position_embeddings={config.max_position_embeddings}: "
-            f"the weights take {format_bytes(needed)}, and this machine has {format_bytes(memory)}; give smaller sizes"
+            f"the weights take {format_bytes(needed)}, and {format_bytes(memory)} of memory can be used; "
+            "give smaller sizes"
         )
 
 

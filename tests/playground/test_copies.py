@@ -132,8 +132,7 @@ def test_an_index_that_does_not_fit_into_memory_is_one_line_and_the_next_visitor
 ) -> None:
     marker = CopyMarker(run_dir, load_tokenizer(run_dir))
     with monkeypatch.context() as patch:
-        free = SimpleNamespace(available=building_bytes(marker.train) - 1)
-        patch.setattr("psutil.virtual_memory", lambda: free)
+        patch.setattr("minigpt.data.copy_index.free_memory", lambda: building_bytes(marker.train) - 1)
         with pytest.raises(UserError, match=r"of memory while it is built, but .* are free"):
             list(marker.build())
     list(marker.build())

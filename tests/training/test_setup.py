@@ -43,6 +43,12 @@ def test_a_model_of_another_architecture_is_refused(tmp_path: Path) -> None:
         build(tmp_path)
 
 
+def test_a_new_model_that_no_memory_holds_is_refused_before_it_is_built() -> None:
+    words = ["--train_file", "text.txt", "--hidden_size", "262144", "--num_hidden_layers", "10"]
+    with pytest.raises(UserError, match=r"hidden_size=262144, .*: the weights take 33.0 TB, and .* can be used"):
+        build_model(parse_arguments([*words, "--num_attention_heads", "1024"]), TOKENIZER, None)
+
+
 def test_a_pretrained_model_is_trained_in_float32_with_the_given_dropout(tmp_path: Path) -> None:
     tiny_model().bfloat16().save_pretrained(tmp_path)
     model = build(tmp_path, "--dropout", "0.3")
