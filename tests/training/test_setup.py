@@ -45,7 +45,7 @@ def test_a_model_of_another_architecture_is_refused(tmp_path: Path) -> None:
 
 def test_a_new_model_that_no_memory_holds_is_refused_before_it_is_built() -> None:
     words = ["--train_file", "text.txt", "--hidden_size", "262144", "--num_hidden_layers", "10"]
-    with pytest.raises(UserError, match=r"hidden_size=262144, .*: the weights take 33.0 TB, and .* can be used"):
+    with pytest.raises(UserError, match=r"hidden_size=262144, .*: the weights take 32986.7 GB, and .* can be used"):
         build_model(parse_arguments([*words, "--num_attention_heads", "1024"]), TOKENIZER, None)
 
 
